@@ -1,0 +1,61 @@
+# serve and test set everything up by themselves on Debian with Python 3.11, venv, make and git.
+PYTHON ?= python3.11
+# Which torch build: extra pip arguments, e.g. TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cu130".
+# Left empty, a machine without nvidia-smi gets the CPU build and any other the registry's default.
+TORCH_PIP_ARGS ?=
+TORCH ?= torch>=2.11,<2.14
+TORCH_CPU ?= torch==2.13.0+cpu
+PORT ?= 8000
+GRPC_PORT ?= 8001
+SERVE_ARGS ?=
+BIN := .venv/bin
+
+.PHONY: serve test test-slow check test-gpu bench protos clean
+
+serve: .venv/.serve
+	PORT=$(PORT) GRPC_PORT=$(GRPC_PORT) $(BIN)/pdserve serve $(SERVE_ARGS)
+
+test: .venv/.dev check
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+
+test-gpu:
+	python3 -m pytest -m gpu tests/gpu
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/run.py
+
+protos: .venv/.dev
+	$(BIN)/python protos/generate.py
+
+# torch first and by itself: whatever build it is, the rest keeps it (docs/dependencies.md).
+.venv/.torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	if [ -n "$(TORCH_PIP_ARGS)" ] || command -v nvidia-smi >/dev/null; then \
+	  $(BIN)/python -m pip install --quiet $(TORCH_PIP_ARGS) "$(TORCH)"; \
+	else \
+	  $(BIN)/python -m pip install --quiet "$(TORCH_CPU)" 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --index-url https://download.pytorch.org/whl/cpu "$(TORCH_CPU)"; \
+	fi
+	touch $@
+
+.venv/.serve: .venv/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[nixl]"
+	touch $@
+
+.venv/.dev: .venv/.serve pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[nixl,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,1 @@
+"""The operator's input: one file, parsed once, validated loudly, passed on as narrow pieces."""

@@ -1,0 +1,32 @@
+"""Every duration that decides something, in one place. docs/kv-transfer.md shows this table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """All in seconds."""
+
+    transfer_deadline: float = 10.0
+    """One pull may take this long; then its destination is quarantined."""
+    heartbeat: float = 1.0
+    """Between two heartbeats of a session, in either direction."""
+    suspect: float = 3.0
+    """Silence after which an engine gets no new work and its waiting requests fail."""
+    fence: float = 4.0
+    """Silence after which the supervisor kills an engine; only then is its memory nobody's."""
+    lease: float = 10.0
+    """A ticket's life without renewal."""
+    lease_guard: float = 1.0
+    """No pull starts when less than this is left of the lease."""
+    release_answer: float = 2.0
+    """How long a decode engine waits for the answer to Release before it discards the KV."""
+    restart_backoff: float = 0.5
+    """First delay before a dead engine is started again; doubles with every death in a row."""
+    restart_backoff_max: float = 30.0
+    restart_forgiven: float = 60.0
+    """An engine that lived this long starts over with the first delay."""
+    start_timeout: float = 300.0
+    """From process start to READY, model loading included."""
+    drain_timeout: float = 30.0
+    """Ctrl-C to forced end."""

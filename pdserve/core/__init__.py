@@ -1,0 +1,1 @@
+"""Plain values and protocols every other layer speaks in. No third-party imports besides blake3."""

@@ -1,0 +1,92 @@
+"""One engine step's work, as it crosses from the scheduler to the workers, and what comes back.
+
+Everything here is a plain value that can be serialised: the worker may live in another process.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class TokenSource(IntEnum):
+    """Where a row's input token comes from."""
+
+    KNOWN = 0
+    PREVIOUS_STEP = 1
+    """The worker takes it from its own output of the step before; the host has not seen it yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerInit:
+    """State a worker needs to sample for a sequence; sent with the sequence's first sampled row.
+
+    seen_token_ids: prompt and already emitted tokens, the history of the repetition penalty. The
+    worker extends it by itself with every token it samples afterwards.
+    banned_token_ids may not be chosen while fewer than min_tokens tokens have been emitted.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    sample_index: int
+    logprobs: bool
+    min_tokens: int
+    banned_token_ids: tuple[int, ...]
+    prompt_len: int
+    seen_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One sequence's share of a step: tokens at positions [start, start + num_tokens).
+
+    token_ids has num_tokens entries when token_source is KNOWN and is empty for PREVIOUS_STEP (then
+    num_tokens is 1). block_ids is the block table: block_ids[i] holds positions
+    [i * block_size, (i + 1) * block_size) and covers start + num_tokens positions.
+    The token sampled (when sample is set) belongs to position start + num_tokens.
+    """
+
+    sequence_id: int
+    start: int
+    num_tokens: int
+    token_ids: tuple[int, ...]
+    block_ids: tuple[int, ...]
+    token_source: TokenSource = TokenSource.KNOWN
+    sample: bool = False
+    sampler: SamplerInit | None = None
+    adapter_id: int = 0
+    draft_token_ids: tuple[int, ...] = ()
+    draft_parents: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One step. Steps are numbered from 0 without gaps; released names sequences whose worker-side
+    state (sampler history) is to be dropped before the step."""
+
+    step: int
+    rows: tuple[Row, ...]
+    released: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowOutput:
+    """Tokens a step produced for one sampled row (one token; more with speculation)."""
+
+    sequence_id: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """Result of a step: one entry per row with sample set, in row order."""
+
+    step: int
+    rows: tuple[RowOutput, ...]

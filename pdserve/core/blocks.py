@@ -1,0 +1,67 @@
+"""Block identity: chained keyed hashes of token blocks, and the events the KV index is built from."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from enum import StrEnum
+from struct import pack
+
+from blake3 import blake3
+
+BlockHash = bytes
+"""16 bytes naming a block's tokens, all tokens before it, and the namespace they were hashed in."""
+
+HASH_BYTES = 16
+_CONTEXT = "pdserve 2026 block hash namespace v1"
+
+
+def hash_namespace(salt: bytes, model_revision: str, extra_keys: tuple[str, ...] = ()) -> bytes:
+    """32-byte key under which a tenant's blocks of one model (and adapter, media, …) are hashed.
+
+    Fields are length-prefixed, so no two different triples give the same input.
+    """
+    fields = [salt, model_revision.encode(), *(key.encode() for key in extra_keys)]
+    material = b"".join(pack("<Q", len(f)) + f for f in fields)
+    return blake3(material, derive_key_context=_CONTEXT).digest()
+
+
+def next_block_hash(namespace: bytes, parent: BlockHash | None, token_ids: Seq[int]) -> BlockHash:
+    """Hash of one full block given the hash of the block before it (None for the first)."""
+    tokens = pack(f"<{len(token_ids)}I", *token_ids)
+    return blake3((parent or bytes(HASH_BYTES)) + tokens, key=namespace).digest(HASH_BYTES)
+
+
+def block_hashes(token_ids: Seq[int], block_size: int, namespace: bytes) -> list[BlockHash]:
+    """Hashes of all full blocks of a prompt, in order; a partial last block has none."""
+    hashes: list[BlockHash] = []
+    parent: BlockHash | None = None
+    for end in range(block_size, len(token_ids) + 1, block_size):
+        parent = next_block_hash(namespace, parent, token_ids[end - block_size : end])
+        hashes.append(parent)
+    return hashes
+
+
+class KVEventKind(StrEnum):
+    STORED = "stored"
+    REMOVED = "removed"
+    CLEARED = "cleared"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVEvent:
+    """A change of one engine's prefix cache. number counts up by one per engine and epoch."""
+
+    number: int
+    kind: KVEventKind
+    hashes: tuple[BlockHash, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCounts:
+    """Blocks of one device pool by state. A block has one state: quarantined > leased > used > free;
+    unreferenced cached blocks are free. free + used + leased + quarantined = total, always."""
+
+    total: int
+    free: int
+    used: int
+    leased: int
+    quarantined: int

@@ -1,0 +1,79 @@
+"""Engines as the rest of the cluster sees them."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from secrets import randbits
+
+from pdserve.core.blocks import BlockCounts
+
+
+class Role(StrEnum):
+    """What a pool is for. An engine's behaviour follows from EngineLimits, never from this name."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    UNIFIED = "unified"
+
+
+class EngineState(StrEnum):
+    """STARTING → READY → DRAINING → DEAD; READY ↔ SUSPECT while heartbeats are late."""
+
+    STARTING = "starting"
+    READY = "ready"
+    SUSPECT = "suspect"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+def new_epoch() -> int:
+    """64 random bits naming one incarnation of an engine; compared only for equality, never 0."""
+    return randbits(64) or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A routable engine."""
+
+    engine_id: str
+    role: Role
+    epoch: int
+    address: str
+    """host:port of its gRPC server."""
+    pid: int
+    state: EngineState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSnapshot:
+    """Load of one engine, sent once per heartbeat and never from another epoch than it names.
+
+    number counts up by one per engine and epoch. waiting includes sequences that fetch KV.
+    backlog_tokens are prompt tokens still to compute.
+    """
+
+    engine_id: str
+    epoch: int
+    number: int
+    running: int
+    waiting: int
+    backlog_tokens: int
+    blocks: BlockCounts
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """What makes an engine a prefill, decode or unified one.
+
+    max_tokens_per_step bounds the tokens of a step, prefill chunks included; max_rows the sequences
+    in a step; chunk_size the prompt tokens one sequence may take of one step. accepts_handoff lets
+    it take tickets. depth is the number of steps in flight (1 or 2).
+    """
+
+    max_tokens_per_step: int = 512
+    max_rows: int = 32
+    chunk_size: int = 256
+    max_model_len: int = 2048
+    accepts_handoff: bool = True
+    prefix_caching: bool = True
+    depth: int = 2

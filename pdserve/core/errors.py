@@ -1,0 +1,119 @@
+"""Every error pdserve raises on purpose.
+
+PdserveError
+├── InvalidRequest            the client's input; names the parameter
+│   └── Unsupported           understood, but this version does not do it
+├── ModelNotFound
+├── ConfigError               the operator's input
+├── CheckpointError           a model directory that cannot be served
+├── Overloaded                try again later
+├── Unavailable               no engine can serve this now
+│   └── EngineDied            the engine holding the work is gone
+├── DeadlineExceeded
+├── Cancelled
+└── TransferError             a KV handoff that did not complete
+    ├── TransferTimeout       our deadline passed; the destination is quarantined
+    ├── TransferFailed        the backend reported an error; the transfer is over
+    ├── DigestMismatch        bytes arrived, but not the bytes that were sent
+    ├── LayoutMismatch        the two engines cannot exchange KV
+    ├── StaleEpoch            the peer is another incarnation than the ticket names
+    └── LeaseExpired          the source no longer vouches for its blocks
+
+`code` is the stable machine-readable name used on every wire.
+"""
+
+
+class PdserveError(Exception):
+    """Base of all deliberate errors; `str(error)` is safe to show to a client."""
+
+    code = "internal_error"
+
+
+class InvalidRequest(PdserveError):
+    code = "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Unsupported(InvalidRequest):
+    code = "unsupported"
+
+
+class ModelNotFound(PdserveError):
+    code = "model_not_found"
+
+
+class ConfigError(PdserveError):
+    code = "config_error"
+
+
+class CheckpointError(PdserveError):
+    code = "checkpoint_error"
+
+
+class Overloaded(PdserveError):
+    """`retry_after` is in seconds."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unavailable(PdserveError):
+    code = "unavailable"
+
+
+class EngineDied(Unavailable):
+    code = "engine_died"
+
+
+class DeadlineExceeded(PdserveError):
+    code = "deadline_exceeded"
+
+
+class Cancelled(PdserveError):
+    code = "cancelled"
+
+
+class TransferError(PdserveError):
+    code = "transfer_error"
+
+
+class TransferTimeout(TransferError):
+    code = "transfer_timeout"
+
+
+class TransferFailed(TransferError):
+    code = "transfer_failed"
+
+
+class DigestMismatch(TransferError):
+    code = "digest_mismatch"
+
+
+class LayoutMismatch(TransferError):
+    code = "layout_mismatch"
+
+
+class StaleEpoch(TransferError):
+    code = "stale_epoch"
+
+
+class LeaseExpired(TransferError):
+    code = "lease_expired"
+
+
+def _all_errors(base: type[PdserveError]) -> dict[str, type[PdserveError]]:
+    found = {base.code: base}
+    for subclass in base.__subclasses__():
+        found |= _all_errors(subclass)
+    return found
+
+
+def from_wire(code: str, message: str) -> PdserveError:
+    """Rebuild an error received as (code, message); an unknown code becomes the base class."""
+    return _all_errors(PdserveError).get(code, PdserveError)(message)

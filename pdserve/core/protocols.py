@@ -1,0 +1,139 @@
+"""The seams between layers. Implementations are held to one contract suite each (tests/contract/)."""
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pdserve.core.batch import Batch, StepOutput
+from pdserve.core.endpoint import LoadSnapshot
+from pdserve.core.layout import KVLayout
+from pdserve.core.request import Request, TokenDelta
+from pdserve.core.ticket import TransferTicket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What the torch-free part of an engine must know of its model."""
+
+    name: str
+    revision: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+
+
+class StepHandle(Protocol):
+    """A step in flight; opaque to the engine."""
+
+    @property
+    def step(self) -> int: ...
+
+
+class Executor(Protocol):
+    """Runs batches in submission order, at most two in flight.
+
+    forward enqueues a step and returns at once; sample enqueues the choice of tokens for it (masks is
+    the seam for grammars: one optional allowed-token bitmask per sampled row); collect waits for the
+    tokens. A row with token source PREVIOUS_STEP reads what the step before sampled for it.
+    collect raises EngineDied when the worker is gone.
+    """
+
+    def forward(self, batch: Batch) -> StepHandle: ...
+
+    def sample(self, handle: StepHandle, masks: Sequence[bytes | None] | None = None) -> None: ...
+
+    def collect(self, handle: StepHandle) -> Awaitable[StepOutput]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAddress:
+    """What a worker must know of another to read its KV: per backend name, opaque metadata."""
+
+    engine_id: str
+    epoch: int
+    layout_hash: bytes
+    backends: tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullSpec:
+    """One verified read of whole blocks from a peer; the two block lists pair up in order.
+
+    deadline is in seconds from the call. seed binds the digest to its ticket and place.
+    """
+
+    peer: str
+    epoch: int
+    source_blocks: tuple[int, ...]
+    target_blocks: tuple[int, ...]
+    digest: bytes
+    seed: int
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullReceipt:
+    """A pull that completed and verified. Times are in seconds."""
+
+    backend: str
+    num_bytes: int
+    wire_seconds: float
+    verify_seconds: float
+
+
+class Pull(Protocol):
+    """A pull under way.
+
+    wait returns the receipt, or raises a TransferError: TransferTimeout at the deadline, TransferFailed,
+    DigestMismatch, or TransferFailed after cancel(). Whatever wait did, the target blocks may still be
+    written until settled() returns; settled never raises and may take as long as the peer lives.
+    """
+
+    def wait(self) -> Awaitable[PullReceipt]: ...
+
+    def settled(self) -> Awaitable[None]: ...
+
+    def cancel(self) -> None: ...
+
+
+class TransferService(Protocol):
+    """The component of a worker that owns its KV memory and moves blocks. One per worker rank."""
+
+    @property
+    def layout(self) -> KVLayout: ...
+
+    @property
+    def address(self) -> PeerAddress: ...
+
+    def connect(self, peer: PeerAddress) -> Awaitable[str]:
+        """Make a peer readable; returns the chosen backend's name.
+
+        A second call with another epoch replaces the first. Raises LayoutMismatch or TransferFailed."""
+        ...
+
+    def disconnect(self, engine_id: str) -> Awaitable[None]: ...
+
+    def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> Awaitable[bytes]:
+        """Zero the unused slots of the last block, then digest the blocks' bytes in order.
+
+        num_tokens is the number of tokens the blocks hold together. Runs after all steps
+        submitted to the executor so far."""
+        ...
+
+    def pull(self, spec: PullSpec) -> Pull: ...
+
+
+class EngineClient(Protocol):
+    """An engine as dispatch sees it. Implementations: gRPC session, in-process, simulated."""
+
+    def submit(
+        self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None
+    ) -> AsyncIterator[TokenDelta | TransferTicket]:
+        """Run a request and stream its deltas; the last one has a finish_reason.
+
+        handoff: prefill only; the first item is the TransferTicket, then one delta with the first
+        token. ticket: continue from another engine's prefill; deltas start at index 1.
+        Closing the iterator cancels. Raises EngineDied when the engine is gone."""
+        ...
+
+    def snapshot(self) -> LoadSnapshot | None: ...

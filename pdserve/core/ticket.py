@@ -1,0 +1,69 @@
+"""The claim a prefill engine hands out for a prompt's KV, and the messages that make it good."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSource:
+    """What one worker rank of the source holds: half-open layer and head ranges."""
+
+    rank: int
+    layers: tuple[int, int]
+    heads: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferTicket:
+    """A leased claim on the KV of one prompt, valid for one epoch of one engine.
+
+    lease is in seconds from issue and renewed by heartbeats. address is the source's gRPC address.
+    """
+
+    id: str
+    request_id: str
+    engine_id: str
+    epoch: int
+    address: str
+    layout_hash: bytes
+    num_tokens: int
+    block_size: int
+    lease: float
+    ranks: tuple[RankSource, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionReady:
+    """Blocks of a ticket whose KV is final on the source.
+
+    first_block is the logical index (in the prompt) of source_blocks[0]. digest is over the bytes
+    of exactly these blocks in logical order, seeded with `region_seed(ticket_id, first_block)`.
+    """
+
+    ticket_id: str
+    first_block: int
+    source_blocks: tuple[int, ...]
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillDone:
+    """The source has computed the whole prompt and sampled the first token.
+
+    finished means the request ended there (EOS, stop id, max_tokens 1, cancel): nothing to decode.
+    """
+
+    ticket_id: str
+    first_token: int
+    finished: bool
+
+
+def region_seed(ticket_id: str, epoch: int, first_block: int) -> int:
+    """64-bit digest seed that binds a region's bytes to its ticket, source incarnation and place, so
+    that a replayed, swapped or stale region cannot verify."""
+    text = f"{ticket_id}|{epoch}|{first_block}".encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
