@@ -1,0 +1,1 @@
+"""gRPC plumbing: generated code, conversion between messages and core types, channel settings."""

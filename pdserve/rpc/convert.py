@@ -1,0 +1,261 @@
+"""Messages of protos/pdserve/v1/engine.proto ↔ core types. The only module that knows both."""
+
+from pdserve.core.blocks import BlockCounts
+from pdserve.core.endpoint import Endpoint, EngineState, LoadSnapshot, Role
+from pdserve.core.protocols import PeerAddress
+from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.core.ticket import PrefillDone, RankSource, RegionReady, TransferTicket
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+
+
+def request_to_proto(request: Request) -> pb.Request:
+    """Stop strings stay behind: only the gateway's detokenizer decides them."""
+    s = request.sampling
+    if s.seed is None:
+        raise ValueError("a request leaves the gateway with its seed fixed")
+    return pb.Request(
+        id=request.id,
+        prompt_token_ids=request.prompt_token_ids,
+        sampling=pb.SamplingParams(
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            min_p=s.min_p,
+            repetition_penalty=s.repetition_penalty,
+            seed=s.seed,
+            max_tokens=s.max_tokens,
+            min_tokens=s.min_tokens,
+            stop_token_ids=s.stop_token_ids,
+            ignore_eos=s.ignore_eos,
+            logprobs=s.logprobs,
+        ),
+        salt=request.salt,
+        timeout=request.timeout,
+        sample_index=request.sample_index,
+    )
+
+
+def request_from_proto(message: pb.Request) -> Request:
+    s = message.sampling
+    return Request(
+        id=message.id,
+        prompt_token_ids=tuple(message.prompt_token_ids),
+        sampling=SamplingParams(
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            min_p=s.min_p,
+            repetition_penalty=s.repetition_penalty,
+            seed=s.seed,
+            max_tokens=s.max_tokens,
+            min_tokens=s.min_tokens,
+            stop_token_ids=tuple(s.stop_token_ids),
+            ignore_eos=s.ignore_eos,
+            logprobs=s.logprobs,
+        ),
+        salt=message.salt,
+        timeout=message.timeout,
+        sample_index=message.sample_index,
+    )
+
+
+def delta_to_proto(delta: TokenDelta) -> pb.TokenDelta:
+    code, text = delta.error or ("", "")
+    return pb.TokenDelta(
+        request_id=delta.request_id,
+        index=delta.index,
+        token_ids=delta.token_ids,
+        logprobs=delta.logprobs or (),
+        finish_reason=delta.finish_reason.value if delta.finish_reason else "",
+        error_code=code,
+        error_message=text,
+        trace=trace_to_proto(delta.trace) if delta.trace else None,
+    )
+
+
+def delta_from_proto(message: pb.TokenDelta) -> TokenDelta:
+    return TokenDelta(
+        request_id=message.request_id,
+        index=message.index,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(message.logprobs) or None,
+        finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
+        error=(message.error_code, message.error_message) if message.error_code else None,
+        trace=trace_from_proto(message.trace) if message.HasField("trace") else None,
+    )
+
+
+def trace_to_proto(trace: EngineTrace) -> pb.EngineTrace:
+    return pb.EngineTrace(
+        engine_id=trace.engine_id,
+        epoch=trace.epoch,
+        cached_tokens=trace.cached_tokens,
+        stamps=[pb.Stamp(name=name, unix_seconds=unix) for name, unix in trace.stamps],
+        transfer_backend=trace.transfer_backend,
+        transfer_bytes=trace.transfer_bytes,
+        transfer_pulls=trace.transfer_pulls,
+    )
+
+
+def trace_from_proto(message: pb.EngineTrace) -> EngineTrace:
+    return EngineTrace(
+        engine_id=message.engine_id,
+        epoch=message.epoch,
+        cached_tokens=message.cached_tokens,
+        stamps=tuple((stamp.name, stamp.unix_seconds) for stamp in message.stamps),
+        transfer_backend=message.transfer_backend,
+        transfer_bytes=message.transfer_bytes,
+        transfer_pulls=message.transfer_pulls,
+    )
+
+
+def ticket_to_proto(ticket: TransferTicket) -> pb.TransferTicket:
+    return pb.TransferTicket(
+        id=ticket.id,
+        request_id=ticket.request_id,
+        engine_id=ticket.engine_id,
+        epoch=ticket.epoch,
+        address=ticket.address,
+        layout_hash=ticket.layout_hash,
+        num_tokens=ticket.num_tokens,
+        block_size=ticket.block_size,
+        lease=ticket.lease,
+        ranks=[
+            pb.RankSource(
+                rank=rank.rank,
+                first_layer=rank.layers[0],
+                end_layer=rank.layers[1],
+                first_head=rank.heads[0],
+                end_head=rank.heads[1],
+            )
+            for rank in ticket.ranks
+        ],
+    )
+
+
+def ticket_from_proto(message: pb.TransferTicket) -> TransferTicket:
+    return TransferTicket(
+        id=message.id,
+        request_id=message.request_id,
+        engine_id=message.engine_id,
+        epoch=message.epoch,
+        address=message.address,
+        layout_hash=message.layout_hash,
+        num_tokens=message.num_tokens,
+        block_size=message.block_size,
+        lease=message.lease,
+        ranks=tuple(
+            RankSource(
+                rank=rank.rank,
+                layers=(rank.first_layer, rank.end_layer),
+                heads=(rank.first_head, rank.end_head),
+            )
+            for rank in message.ranks
+        ),
+    )
+
+
+def region_to_proto(region: RegionReady) -> pb.RegionReady:
+    return pb.RegionReady(
+        ticket_id=region.ticket_id,
+        first_block=region.first_block,
+        source_blocks=region.source_blocks,
+        digest=region.digest,
+    )
+
+
+def region_from_proto(message: pb.RegionReady) -> RegionReady:
+    return RegionReady(
+        ticket_id=message.ticket_id,
+        first_block=message.first_block,
+        source_blocks=tuple(message.source_blocks),
+        digest=message.digest,
+    )
+
+
+def done_to_proto(done: PrefillDone) -> pb.PrefillDone:
+    return pb.PrefillDone(ticket_id=done.ticket_id, first_token=done.first_token, finished=done.finished)
+
+
+def done_from_proto(message: pb.PrefillDone) -> PrefillDone:
+    return PrefillDone(ticket_id=message.ticket_id, first_token=message.first_token, finished=message.finished)
+
+
+def load_to_proto(load: LoadSnapshot) -> pb.LoadSnapshot:
+    blocks = load.blocks
+    return pb.LoadSnapshot(
+        engine_id=load.engine_id,
+        epoch=load.epoch,
+        number=load.number,
+        running=load.running,
+        waiting=load.waiting,
+        backlog_tokens=load.backlog_tokens,
+        blocks=pb.BlockCounts(
+            total=blocks.total,
+            free=blocks.free,
+            used=blocks.used,
+            leased=blocks.leased,
+            quarantined=blocks.quarantined,
+        ),
+        draining=load.draining,
+    )
+
+
+def load_from_proto(message: pb.LoadSnapshot) -> LoadSnapshot:
+    blocks = message.blocks
+    return LoadSnapshot(
+        engine_id=message.engine_id,
+        epoch=message.epoch,
+        number=message.number,
+        running=message.running,
+        waiting=message.waiting,
+        backlog_tokens=message.backlog_tokens,
+        blocks=BlockCounts(
+            total=blocks.total,
+            free=blocks.free,
+            used=blocks.used,
+            leased=blocks.leased,
+            quarantined=blocks.quarantined,
+        ),
+        draining=message.draining,
+    )
+
+
+def peer_to_proto(peer: PeerAddress) -> pb.PeerHello:
+    return pb.PeerHello(
+        engine_id=peer.engine_id,
+        epoch=peer.epoch,
+        layout_hash=peer.layout_hash,
+        backends=[pb.BackendMetadata(name=name, metadata=metadata) for name, metadata in peer.backends],
+    )
+
+
+def peer_from_proto(message: pb.PeerHello) -> PeerAddress:
+    return PeerAddress(
+        engine_id=message.engine_id,
+        epoch=message.epoch,
+        layout_hash=message.layout_hash,
+        backends=tuple((backend.name, backend.metadata) for backend in message.backends),
+    )
+
+
+def endpoint_to_proto(endpoint: Endpoint) -> pb.Endpoint:
+    return pb.Endpoint(
+        engine_id=endpoint.engine_id,
+        role=endpoint.role.value,
+        epoch=endpoint.epoch,
+        address=endpoint.address,
+        pid=endpoint.pid,
+        state=endpoint.state.value,
+    )
+
+
+def endpoint_from_proto(message: pb.Endpoint) -> Endpoint:
+    return Endpoint(
+        engine_id=message.engine_id,
+        role=Role(message.role),
+        epoch=message.epoch,
+        address=message.address,
+        pid=message.pid,
+        state=EngineState(message.state),
+    )

@@ -1,0 +1,1 @@
+"""What happened: metrics, logs and the record of each request."""
