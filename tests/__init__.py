@@ -1,0 +1,1 @@
+"""Tests of pdserve and its tools."""
