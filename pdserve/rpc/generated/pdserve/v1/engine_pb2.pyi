@@ -1,0 +1,379 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SessionCommand(_message.Message):
+    __slots__ = ("submit", "cancel_request_id")
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    submit: Submit
+    cancel_request_id: str
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel_request_id: _Optional[str] = ...) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("request", "handoff", "ticket")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    HANDOFF_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    request: Request
+    handoff: bool
+    ticket: TransferTicket
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., handoff: bool = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("id", "prompt_token_ids", "sampling", "salt", "timeout", "sample_index")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    sampling: SamplingParams
+    salt: bytes
+    timeout: float
+    sample_index: int
+    def __init__(self, id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., salt: _Optional[bytes] = ..., timeout: _Optional[float] = ..., sample_index: _Optional[int] = ...) -> None: ...
+
+class SamplingParams(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "logprobs")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    max_tokens: int
+    min_tokens: int
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    ignore_eos: bool
+    logprobs: bool
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: bool = ...) -> None: ...
+
+class SessionEvent(_message.Message):
+    __slots__ = ("description", "step", "load", "ticket")
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    description: EngineDescription
+    step: StepEvent
+    load: LoadSnapshot
+    ticket: TransferTicket
+    def __init__(self, description: _Optional[_Union[EngineDescription, _Mapping]] = ..., step: _Optional[_Union[StepEvent, _Mapping]] = ..., load: _Optional[_Union[LoadSnapshot, _Mapping]] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ...) -> None: ...
+
+class EngineDescription(_message.Message):
+    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid")
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    engine_id: str
+    role: str
+    epoch: int
+    model_name: str
+    model_revision: str
+    max_model_len: int
+    pid: int
+    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class StepEvent(_message.Message):
+    __slots__ = ("epoch", "deltas")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    deltas: _containers.RepeatedCompositeFieldContainer[TokenDelta]
+    def __init__(self, epoch: _Optional[int] = ..., deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ...) -> None: ...
+
+class TokenDelta(_message.Message):
+    __slots__ = ("request_id", "index", "token_ids", "logprobs", "finish_reason", "error_code", "error_message", "trace")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    index: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    finish_reason: str
+    error_code: str
+    error_message: str
+    trace: EngineTrace
+    def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[str] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., trace: _Optional[_Union[EngineTrace, _Mapping]] = ...) -> None: ...
+
+class EngineTrace(_message.Message):
+    __slots__ = ("engine_id", "epoch", "cached_tokens", "stamps", "transfer_backend", "transfer_bytes", "transfer_pulls")
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STAMPS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_BACKEND_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_PULLS_FIELD_NUMBER: _ClassVar[int]
+    engine_id: str
+    epoch: int
+    cached_tokens: int
+    stamps: _containers.RepeatedCompositeFieldContainer[Stamp]
+    transfer_backend: str
+    transfer_bytes: int
+    transfer_pulls: int
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ..., transfer_backend: _Optional[str] = ..., transfer_bytes: _Optional[int] = ..., transfer_pulls: _Optional[int] = ...) -> None: ...
+
+class Stamp(_message.Message):
+    __slots__ = ("name", "unix_seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    unix_seconds: float
+    def __init__(self, name: _Optional[str] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
+
+class LoadSnapshot(_message.Message):
+    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining")
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    BACKLOG_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    engine_id: str
+    epoch: int
+    number: int
+    running: int
+    waiting: int
+    backlog_tokens: int
+    blocks: BlockCounts
+    draining: bool
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ...) -> None: ...
+
+class BlockCounts(_message.Message):
+    __slots__ = ("total", "free", "used", "leased", "quarantined")
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    total: int
+    free: int
+    used: int
+    leased: int
+    quarantined: int
+    def __init__(self, total: _Optional[int] = ..., free: _Optional[int] = ..., used: _Optional[int] = ..., leased: _Optional[int] = ..., quarantined: _Optional[int] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("timeout",)
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    timeout: float
+    def __init__(self, timeout: _Optional[float] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("drained",)
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    drained: bool
+    def __init__(self, drained: bool = ...) -> None: ...
+
+class PeerHello(_message.Message):
+    __slots__ = ("engine_id", "epoch", "layout_hash", "backends", "kv_kind")
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_HASH_FIELD_NUMBER: _ClassVar[int]
+    BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    KV_KIND_FIELD_NUMBER: _ClassVar[int]
+    engine_id: str
+    epoch: int
+    layout_hash: bytes
+    backends: _containers.RepeatedCompositeFieldContainer[BackendMetadata]
+    kv_kind: str
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., layout_hash: _Optional[bytes] = ..., backends: _Optional[_Iterable[_Union[BackendMetadata, _Mapping]]] = ..., kv_kind: _Optional[str] = ...) -> None: ...
+
+class BackendMetadata(_message.Message):
+    __slots__ = ("name", "metadata")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    metadata: bytes
+    def __init__(self, name: _Optional[str] = ..., metadata: _Optional[bytes] = ...) -> None: ...
+
+class HandoffCommand(_message.Message):
+    __slots__ = ("source_epoch", "attach", "release", "heartbeat")
+    SOURCE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    source_epoch: int
+    attach: Attach
+    release: Release
+    heartbeat: Heartbeat
+    def __init__(self, source_epoch: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class Attach(_message.Message):
+    __slots__ = ("ticket_id",)
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    def __init__(self, ticket_id: _Optional[str] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("ticket_id",)
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    def __init__(self, ticket_id: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("number", "ticket_ids")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TICKET_IDS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    ticket_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, number: _Optional[int] = ..., ticket_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HandoffEvent(_message.Message):
+    __slots__ = ("source_epoch", "region", "done", "released", "ack", "gone")
+    SOURCE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    source_epoch: int
+    region: RegionReady
+    done: PrefillDone
+    released: Released
+    ack: HeartbeatAck
+    gone: TicketGone
+    def __init__(self, source_epoch: _Optional[int] = ..., region: _Optional[_Union[RegionReady, _Mapping]] = ..., done: _Optional[_Union[PrefillDone, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., gone: _Optional[_Union[TicketGone, _Mapping]] = ...) -> None: ...
+
+class RegionReady(_message.Message):
+    __slots__ = ("ticket_id", "first_block", "source_blocks", "digest")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    first_block: int
+    source_blocks: _containers.RepeatedScalarFieldContainer[int]
+    digest: bytes
+    def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ..., source_blocks: _Optional[_Iterable[int]] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class PrefillDone(_message.Message):
+    __slots__ = ("ticket_id", "first_token", "finished")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    first_token: int
+    finished: bool
+    def __init__(self, ticket_id: _Optional[str] = ..., first_token: _Optional[int] = ..., finished: bool = ...) -> None: ...
+
+class Released(_message.Message):
+    __slots__ = ("ticket_id", "expired")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    expired: bool
+    def __init__(self, ticket_id: _Optional[str] = ..., expired: bool = ...) -> None: ...
+
+class HeartbeatAck(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class TicketGone(_message.Message):
+    __slots__ = ("ticket_id", "code", "message")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    code: str
+    message: str
+    def __init__(self, ticket_id: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class TransferTicket(_message.Message):
+    __slots__ = ("id", "request_id", "engine_id", "epoch", "address", "layout_hash", "num_tokens", "block_size", "lease", "ranks")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_HASH_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    request_id: str
+    engine_id: str
+    epoch: int
+    address: str
+    layout_hash: bytes
+    num_tokens: int
+    block_size: int
+    lease: float
+    ranks: _containers.RepeatedCompositeFieldContainer[RankSource]
+    def __init__(self, id: _Optional[str] = ..., request_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., layout_hash: _Optional[bytes] = ..., num_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., lease: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[RankSource, _Mapping]]] = ...) -> None: ...
+
+class RankSource(_message.Message):
+    __slots__ = ("rank", "first_layer", "end_layer", "first_head", "end_head")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_HEAD_FIELD_NUMBER: _ClassVar[int]
+    END_HEAD_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    first_layer: int
+    end_layer: int
+    first_head: int
+    end_head: int
+    def __init__(self, rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., first_head: _Optional[int] = ..., end_head: _Optional[int] = ...) -> None: ...
+
+class WatchEndpointsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class EndpointSet(_message.Message):
+    __slots__ = ("number", "endpoints")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    endpoints: _containers.RepeatedCompositeFieldContainer[Endpoint]
+    def __init__(self, number: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ...) -> None: ...
+
+class Endpoint(_message.Message):
+    __slots__ = ("engine_id", "role", "epoch", "address", "pid", "state")
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    engine_id: str
+    role: str
+    epoch: int
+    address: str
+    pid: int
+    state: str
+    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
