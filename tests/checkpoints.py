@@ -39,7 +39,7 @@ _CLASSES = {
     "mistral": (MistralConfig, MistralForCausalLM),
 }
 _STD = 0.15
-_PAIRS = "theineranreonatenndtiesorteofedisitalarsttontngsehaasouiolevecomedehiriroicneea"
+_PAIRS = "thheineranreonatenndtiesorteofedisitalarsttontngsehaasouiolevecomedehiriroicneea"
 _MERGES = tuple(_PAIRS[i : i + 2] for i in range(0, len(_PAIRS), 2))
 _SPECIAL = ("<|bos|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 VOCAB_SIZE = 256 + len(_MERGES) + len(_SPECIAL)
