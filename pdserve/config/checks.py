@@ -1,0 +1,80 @@
+"""Rules that span several settings. Pure: a configuration in, complaints out."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from ipaddress import ip_address
+
+from pdserve.config.schema import Config
+from pdserve.config.times import Times
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to host; an unknown name counts as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def complaints(config: Config) -> list[str]:
+    """One line per broken rule, each naming the setting and what to do; empty when all is well."""
+    return [*_exposure(config), *_ports(config), *_pools(config), *_memory(config), *_times(config.times)]
+
+
+def _exposure(config: Config) -> Iterator[str]:
+    if not is_loopback(config.host) and not config.api_keys:
+        yield (
+            f"host: {config.host} can be reached from other machines, and no api_keys are set; "
+            "set api_keys or api_keys_file, or bind 127.0.0.1"
+        )
+
+
+def _ports(config: Config) -> Iterator[str]:
+    if config.port == config.grpc_port != 0:
+        yield f"grpc_port: {config.grpc_port} is also the HTTP port; choose two different ports"
+
+
+def _pools(config: Config) -> Iterator[str]:
+    pools = config.pools
+    if pools.decode.engines + pools.unified.engines == 0:
+        yield "pools: no engine writes tokens; set pools.decode.engines or pools.unified.engines to at least 1"
+    if pools.prefill.engines and not pools.decode.engines:
+        yield "pools.decode.engines: prefill engines need a decode engine to hand over to; set it to at least 1"
+    for role, pool in pools.by_role().items():
+        if pool.max_rows > pool.max_tokens_per_step:
+            yield (
+                f"pools.{role}.max_rows: {pool.max_rows} rows cannot each have a token in a step of "
+                f"max_tokens_per_step {pool.max_tokens_per_step}; lower max_rows or raise max_tokens_per_step"
+            )
+    if pools.decode.engines and pools.prefill.engines and not pools.decode.accepts_handoff:
+        yield "pools.decode.accepts_handoff: must be true while there are prefill engines"
+
+
+def _memory(config: Config) -> Iterator[str]:
+    kv = config.kv
+    if not kv.backends:
+        yield "kv.backends: name at least one of nixl, shared_memory"
+    if kv.num_blocks is not None and kv.memory is not None:
+        yield "kv.memory: give either kv.num_blocks or kv.memory, not both"
+    if kv.num_blocks is not None and kv.num_blocks * kv.block_size < config.max_model_len:
+        yield (
+            f"kv.num_blocks: {kv.num_blocks} blocks of {kv.block_size} tokens do not hold one request of "
+            f"max_model_len {config.max_model_len}; raise kv.num_blocks or lower max_model_len"
+        )
+
+
+def _times(times: Times) -> Iterator[str]:
+    for field in fields(times):
+        if getattr(times, field.name) <= 0:
+            yield f"times.{field.name}: must be greater than 0"
+    for early, late, why in (
+        ("heartbeat", "suspect", "one late heartbeat is no suspicion"),
+        ("suspect", "fence", "an engine is suspected before it is killed"),
+        ("lease_guard", "lease", "a lease must leave time for a pull"),
+        ("heartbeat", "lease", "heartbeats renew leases"),
+        ("restart_backoff", "restart_backoff_max", "the delay grows up to its maximum"),
+    ):
+        if getattr(times, early) >= getattr(times, late):
+            yield f"times.{early}: must be less than times.{late} ({getattr(times, late):g}): {why}"

@@ -1,0 +1,192 @@
+"""The configuration of one pdserve deployment: every setting, its default and its range.
+
+Names are the keys of the YAML file. Rules that span several settings are in `checks`; reading files,
+environment and flags is in `load`.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, SerializationInfo, field_serializer
+
+import pdserve
+from pdserve.config.times import Times
+from pdserve.core.endpoint import EngineLimits, Role
+from pdserve.core.layout import KVOrder
+
+DEMO_MODEL = "demo"
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(ge=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class Launcher(StrEnum):
+    """What starts engines. PROCESS: one plain process each, on this machine."""
+
+    PROCESS = "process"
+
+
+class Device(StrEnum):
+    """AUTO is cuda where torch finds one, otherwise cpu; it is decided in the engine's process."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class WorkerMode(StrEnum):
+    """Where an engine's torch part runs. AUTO: in the engine's process on cpu, in its own on cuda."""
+
+    AUTO = "auto"
+    INPROC = "inproc"
+    PROCESS = "process"
+
+
+class Section(BaseModel):
+    """Frozen; refuses unknown keys, silent conversions and infinite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class PoolConfig(Section):
+    """How many engines of a role there are, and how much each takes on. Fields as in EngineLimits."""
+
+    engines: Annotated[int, Field(ge=0, le=512)]
+    max_tokens_per_step: Positive
+    max_rows: Positive
+    chunk_size: Positive
+    accepts_handoff: bool
+    prefix_caching: bool = True
+    depth: Literal[1, 2] = 2
+
+    def limits(self, max_model_len: int) -> EngineLimits:
+        """max_model_len in tokens, prompt and answer together."""
+        return EngineLimits(max_model_len=max_model_len, **self.model_dump(exclude={"engines"}))
+
+
+class PrefillPool(PoolConfig):
+    """Reads prompts: large steps, few sequences."""
+
+    engines: Annotated[int, Field(ge=0, le=512)] = 1
+    max_tokens_per_step: Positive = 1024
+    max_rows: Positive = 16
+    chunk_size: Positive = 256
+    accepts_handoff: bool = False
+
+
+class DecodePool(PoolConfig):
+    """Writes tokens: many sequences, and small chunks for the short prompts it reads by itself."""
+
+    engines: Annotated[int, Field(ge=0, le=512)] = 1
+    max_tokens_per_step: Positive = 256
+    max_rows: Positive = 64
+    chunk_size: Positive = 128
+    accepts_handoff: bool = True
+
+
+class UnifiedPool(PoolConfig):
+    """Does both, without handoffs: the baseline disaggregation is compared with."""
+
+    engines: Annotated[int, Field(ge=0, le=512)] = 0
+    max_tokens_per_step: Positive = 512
+    max_rows: Positive = 32
+    chunk_size: Positive = 256
+    accepts_handoff: bool = True
+
+
+class PoolsConfig(Section):
+    prefill: PrefillPool = PrefillPool()
+    decode: DecodePool = DecodePool()
+    unified: UnifiedPool = UnifiedPool()
+
+    def by_role(self) -> dict[Role, PoolConfig]:
+        return {Role.PREFILL: self.prefill, Role.DECODE: self.decode, Role.UNIFIED: self.unified}
+
+
+class KVConfig(Section):
+    """KV memory of each engine."""
+
+    block_size: Annotated[int, Field(ge=1, le=256)] = 16
+    """Tokens per block; all engines share it, because blocks are what they exchange."""
+    num_blocks: Annotated[int, Field(ge=2)] | None = None
+    """Size of the pool in blocks; give this or memory."""
+    memory: ByteSize | None = None
+    """Size of the pool in bytes or as "256MiB". With neither: 256 MiB on cpu, 8 GiB on cuda."""
+    order: KVOrder = KVOrder.BLOCK_MAJOR
+    backends: tuple[Literal["nixl", "shared_memory"], ...] = ("nixl", "shared_memory")
+    """What moves KV, in order of preference; two engines use the first they have in common."""
+
+
+class RoutingConfig(Section):
+    decode_local_below: Annotated[int, Field(ge=0)] = 32
+    """Prompts with fewer tokens than this left to compute are read by the decode engine itself."""
+
+
+class LimitsConfig(Section):
+    """What one client may ask for."""
+
+    max_body_bytes: Annotated[ByteSize, Field(ge=1024)] = ByteSize(8 * 1024 * 1024)
+    max_tokens: Positive = 8192
+    """Longest answer, in tokens."""
+
+
+class LogConfig(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+class Config(Section):
+    """Everything `pdserve serve` can be told. model is a checkpoint directory, or "demo"."""
+
+    model: NonEmpty = DEMO_MODEL
+    served_model_name: NonEmpty | None = None
+    """What clients call the model; by default the directory's name."""
+    host: NonEmpty = "127.0.0.1"
+    port: Port = 8000
+    grpc_port: Port = 8001
+    launcher: Launcher = Launcher.PROCESS
+    device: Device = Device.AUTO
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_model_len: Positive = 2048
+    """Prompt and answer together, in tokens; a model made for less lowers it."""
+    deterministic: Literal["auto", True, False] = "auto"
+    """Same tokens whatever else is in the batch. auto: on cpu."""
+    worker: WorkerMode = WorkerMode.AUTO
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Compute threads of each worker on cpu."""
+    pools: PoolsConfig = PoolsConfig()
+    kv: KVConfig = KVConfig()
+    routing: RoutingConfig = RoutingConfig()
+    limits: LimitsConfig = LimitsConfig()
+    times: Times = Times()
+    log: LogConfig = LogConfig()
+    api_keys: tuple[Annotated[SecretStr, Field(min_length=8)], ...] = ()
+    api_keys_file: NonEmpty | None = None
+    """A file with one key per line; empty lines and lines beginning with # are skipped."""
+
+    @field_serializer("api_keys")
+    def _hide_keys(self, keys: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
+        reveal = bool(info.context and info.context.get("reveal"))
+        return [key.get_secret_value() if reveal else str(key) for key in keys]
+
+    @property
+    def model_path(self) -> Path:
+        if self.model == DEMO_MODEL:
+            return Path(pdserve.__file__).parent / "assets" / "demo"
+        return Path(self.model)
+
+    @property
+    def model_name(self) -> str:
+        if self.served_model_name is not None:
+            return self.served_model_name
+        return "pdserve-demo" if self.model == DEMO_MODEL else self.model_path.resolve().name
+
+
+def to_wire(config: Config) -> str:
+    """JSON for a child process, keys in clear: for pipes only, never for logs or files."""
+    return config.model_dump_json(context={"reveal": True})
+
+
+def from_wire(text: str) -> Config:
+    return Config.model_validate_json(text)
