@@ -38,7 +38,7 @@ class ClusterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way a request could have gone, with its predicted cost in seconds."""
+    """One way a request could have gone; cost is in the routing policy's unit, lower is better."""
 
     prefill: str | None
     decode: str | None

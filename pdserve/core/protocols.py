@@ -116,24 +116,35 @@ class TransferService(Protocol):
     def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> Awaitable[bytes]:
         """Zero the unused slots of the last block, then digest the blocks' bytes in order.
 
-        num_tokens is the number of tokens the blocks hold together. Runs after all steps
-        submitted to the executor so far."""
+        num_tokens is the number of tokens the blocks hold together. The caller has collected every
+        step that wrote them."""
         ...
 
     def pull(self, spec: PullSpec) -> Pull: ...
 
 
+class DeltaStream(Protocol):
+    """What an engine produces for one request, in order; the last delta has a finish_reason.
+
+    Iterating raises EngineDied when the engine is gone. aclose cancels whatever has not ended."""
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta | TransferTicket]: ...
+
+    def __anext__(self) -> Awaitable[TokenDelta | TransferTicket]: ...
+
+    def aclose(self) -> Awaitable[None]: ...
+
+
 class EngineClient(Protocol):
     """An engine as dispatch sees it. Implementations: gRPC session, in-process, simulated."""
 
-    def submit(
-        self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None
-    ) -> AsyncIterator[TokenDelta | TransferTicket]:
-        """Run a request and stream its deltas; the last one has a finish_reason.
+    def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> DeltaStream:
+        """Send the request now and stream its deltas.
 
         handoff: prefill only; the first item is the TransferTicket, then one delta with the first
-        token. ticket: continue from another engine's prefill; deltas start at index 1.
-        Closing the iterator cancels. Raises EngineDied when the engine is gone."""
+        token, its finish_reason HANDOFF unless the request ended there. ticket: continue from another
+        engine's prefill; deltas start at index 1. A refused request streams one delta with
+        finish_reason ERROR."""
         ...
 
     def snapshot(self) -> LoadSnapshot | None: ...

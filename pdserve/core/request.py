@@ -12,10 +12,15 @@ MAX_SEED = 2**63 - 1
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended. STOP covers EOS, stop ids and stop strings, as in the OpenAI API."""
+    """Why a sequence ended. STOP covers EOS, stop ids and stop strings, as in the OpenAI API.
+
+    HANDOFF ends a prefill engine's share of a request that a decode engine continues; clients never
+    see it.
+    """
 
     STOP = "stop"
     LENGTH = "length"
+    HANDOFF = "handoff"
     CANCELLED = "cancelled"
     ERROR = "error"
 

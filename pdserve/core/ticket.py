@@ -62,6 +62,18 @@ class PrefillDone:
     finished: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicketGone:
+    """The source does not (or no longer) vouch for the ticket; code is that of a core error."""
+
+    ticket_id: str
+    code: str
+    message: str
+
+
+HandoffNews = RegionReady | PrefillDone | TicketGone
+
+
 def region_seed(ticket_id: str, epoch: int, first_block: int) -> int:
     """64-bit digest seed that binds a region's bytes to its ticket, source incarnation and place, so
     that a replayed, swapped or stale region cannot verify."""

@@ -4,7 +4,7 @@ from pdserve.core.blocks import BlockCounts
 from pdserve.core.endpoint import Endpoint, EngineState, LoadSnapshot, Role
 from pdserve.core.protocols import PeerAddress
 from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
-from pdserve.core.ticket import PrefillDone, RankSource, RegionReady, TransferTicket
+from pdserve.core.ticket import PrefillDone, RankSource, RegionReady, TicketGone, TransferTicket
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 
 
@@ -179,6 +179,14 @@ def done_to_proto(done: PrefillDone) -> pb.PrefillDone:
 
 def done_from_proto(message: pb.PrefillDone) -> PrefillDone:
     return PrefillDone(ticket_id=message.ticket_id, first_token=message.first_token, finished=message.finished)
+
+
+def gone_to_proto(gone: TicketGone) -> pb.TicketGone:
+    return pb.TicketGone(ticket_id=gone.ticket_id, code=gone.code, message=gone.message)
+
+
+def gone_from_proto(message: pb.TicketGone) -> TicketGone:
+    return TicketGone(ticket_id=message.ticket_id, code=message.code, message=message.message)
 
 
 def load_to_proto(load: LoadSnapshot) -> pb.LoadSnapshot:

@@ -231,10 +231,12 @@ class HandoffCommand(_message.Message):
     def __init__(self, source_epoch: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("ticket_id",)
+    __slots__ = ("ticket_id", "first_block")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     ticket_id: str
-    def __init__(self, ticket_id: _Optional[str] = ...) -> None: ...
+    first_block: int
+    def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("ticket_id",)

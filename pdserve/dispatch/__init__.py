@@ -1,0 +1,1 @@
+"""The life of a request across engines, from route to last token."""

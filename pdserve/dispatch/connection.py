@@ -1,0 +1,159 @@
+"""One engine incarnation over one gRPC session: submits requests and hands each its own deltas."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import grpc
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.endpoint import Endpoint, LoadSnapshot
+from pdserve.core.errors import EngineDied, PdserveError
+from pdserve.core.request import Request, TokenDelta
+from pdserve.core.ticket import TransferTicket
+from pdserve.rpc import convert
+from pdserve.rpc.channel import open_channel
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import EngineServiceStub
+
+
+class RequestStream:
+    """core.protocols.DeltaStream over a session. Holds at most what the request may produce."""
+
+    def __init__(self, connection: "EngineConnection", request_id: str) -> None:
+        self._connection = connection
+        self._request_id = request_id
+        self._items: asyncio.Queue[TokenDelta | TransferTicket | PdserveError] = asyncio.Queue()
+        self._ended = False
+
+    def push(self, item: TokenDelta | TransferTicket | PdserveError) -> None:
+        self._items.put_nowait(item)
+
+    def __aiter__(self) -> AsyncIterator[TokenDelta | TransferTicket]:
+        return self
+
+    async def __anext__(self) -> TokenDelta | TransferTicket:
+        if self._ended:
+            raise StopAsyncIteration
+        item = await self._items.get()
+        if isinstance(item, PdserveError):
+            self._finish()
+            raise item
+        if isinstance(item, TokenDelta) and item.finish_reason:
+            self._finish()
+        return item
+
+    async def aclose(self) -> None:
+        if not self._ended:
+            self._finish()
+            self._connection.cancel(self._request_id)
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._connection.forget(self._request_id)
+
+
+class EngineConnection:
+    """core.protocols.EngineClient for one (engine, epoch). `close` fails whatever still streams."""
+
+    def __init__(self, endpoint: Endpoint, times: Times, clock: Clock) -> None:
+        self.endpoint = endpoint
+        self._times = times
+        self._clock = clock
+        self._outbox: asyncio.Queue[pb.SessionCommand] = asyncio.Queue()
+        self._streams: dict[str, RequestStream] = {}
+        self._load: LoadSnapshot | None = None
+        self._last_heard = clock.monotonic()
+        self._error: PdserveError | None = None
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def usable(self) -> bool:
+        """Whether the engine has been heard from recently enough to get new work."""
+        return self._error is None and self._load is not None
+
+    def snapshot(self) -> LoadSnapshot | None:
+        return self._load
+
+    def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> RequestStream:
+        stream = RequestStream(self, request.id)
+        if self._error:
+            stream.push(self._error)
+            return stream
+        self._streams[request.id] = stream
+        submit = pb.Submit(
+            request=convert.request_to_proto(request),
+            handoff=handoff,
+            ticket=convert.ticket_to_proto(ticket) if ticket else None,
+        )
+        self._outbox.put_nowait(pb.SessionCommand(submit=submit))
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        self._outbox.put_nowait(pb.SessionCommand(cancel_request_id=request_id))
+
+    def forget(self, request_id: str) -> None:
+        self._streams.pop(request_id, None)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        self._fail(EngineDied(f"{self.endpoint.engine_id} has left the cluster"))
+
+    async def _run(self) -> None:
+        engine_id = self.endpoint.engine_id
+        channel = open_channel(self.endpoint.address)
+        try:
+            session = EngineServiceStub(channel).Session(self._commands())
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(session))
+                group.create_task(self._watch())
+        except* grpc.aio.AioRpcError:
+            self._fail(EngineDied(f"{engine_id} died"))
+        except* EngineDied as dead:
+            self._fail(EngineDied(str(dead.exceptions[0])))
+        finally:
+            await channel.close()
+
+    async def _commands(self) -> AsyncIterator[pb.SessionCommand]:
+        while True:
+            yield await self._outbox.get()
+
+    async def _read(self, session: grpc.aio.StreamStreamCall[pb.SessionCommand, pb.SessionEvent]) -> None:
+        async for event in session:
+            self._last_heard = self._clock.monotonic()
+            match event.WhichOneof("event"):
+                case "description":
+                    self._check_epoch(event.description.epoch)
+                case "step":
+                    self._check_epoch(event.step.epoch)
+                    for message in event.step.deltas:
+                        self._push(message.request_id, convert.delta_from_proto(message))
+                case "load":
+                    self._load = convert.load_from_proto(event.load)
+                case "ticket":
+                    self._push(event.ticket.request_id, convert.ticket_from_proto(event.ticket))
+        raise EngineDied(f"{self.endpoint.engine_id} ended its session")
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch != self.endpoint.epoch:
+            raise EngineDied(f"{self.endpoint.engine_id} has restarted")
+
+    def _push(self, request_id: str, item: TokenDelta | TransferTicket) -> None:
+        if stream := self._streams.get(request_id):
+            stream.push(item)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._clock.sleep(self._times.heartbeat / 2)
+            silence = self._clock.monotonic() - self._last_heard
+            if silence > self._times.suspect:
+                raise EngineDied(f"{self.endpoint.engine_id} has been silent for {silence:.1f} s")
+
+    def _fail(self, error: PdserveError) -> None:
+        self._error = self._error or error
+        for stream in list(self._streams.values()):
+            stream.push(self._error)
+        self._streams.clear()

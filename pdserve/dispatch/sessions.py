@@ -1,0 +1,88 @@
+"""All engines a gateway talks to, and the load it has booked on them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.cluster import ClusterState, EngineView, Reservation, Route
+from pdserve.core.endpoint import Endpoint, EngineState
+from pdserve.core.errors import EngineDied
+from pdserve.core.protocols import EngineClient
+from pdserve.core.request import Request
+from pdserve.dispatch.connection import EngineConnection
+
+
+class SessionPool:
+    """One connection per live engine incarnation, following the registry's endpoint set."""
+
+    def __init__(self, times: Times, clock: Clock) -> None:
+        self._times = times
+        self._clock = clock
+        self._endpoints: tuple[Endpoint, ...] = ()
+        self._connections: dict[tuple[str, int], EngineConnection] = {}
+        self._reservations: dict[str, Reservation] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def update(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Connect to new incarnations, drop those that are gone; their requests fail with EngineDied."""
+        self._endpoints = endpoints
+        live = {(e.engine_id, e.epoch): e for e in endpoints if e.state not in (EngineState.STARTING, EngineState.DEAD)}
+        for key in self._connections.keys() - live.keys():
+            task = asyncio.get_running_loop().create_task(self._connections.pop(key).close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        for key in live.keys() - self._connections.keys():
+            self._connections[key] = EngineConnection(live[key], self._times, self._clock)
+
+    def state(self) -> ClusterState:
+        """What routing decides on: registry, heartbeats and own bookings together."""
+        requests: Counter[str] = Counter()
+        tokens: Counter[str] = Counter()
+        for reservation in self._reservations.values():
+            requests[reservation.decode] += 1
+            tokens[reservation.prefill] += reservation.prompt_tokens
+        return ClusterState(
+            now=self._clock.monotonic(),
+            engines=tuple(self._view(endpoint, requests, tokens) for endpoint in self._endpoints),
+        )
+
+    def client(self, endpoint: Endpoint) -> EngineClient:
+        """Raises EngineDied if this incarnation has left meanwhile."""
+        connection = self._connections.get((endpoint.engine_id, endpoint.epoch))
+        if connection is None:
+            raise EngineDied(f"{endpoint.engine_id} has left the cluster")
+        return connection
+
+    @contextmanager
+    def book(self, request: Request, route: Route) -> Iterator[None]:
+        """Count the request's load on its engines until it ends."""
+        self._reservations[request.id] = Reservation(
+            request_id=request.id,
+            prefill=route.prefill.engine_id,
+            decode=route.decode.engine_id,
+            prompt_tokens=len(request.prompt_token_ids),
+            horizon_tokens=request.sampling.max_tokens,
+        )
+        try:
+            yield
+        finally:
+            del self._reservations[request.id]
+
+    async def close(self) -> None:
+        self.update(())
+        await asyncio.gather(*self._closing)
+
+    def _view(self, endpoint: Endpoint, requests: Counter[str], tokens: Counter[str]) -> EngineView:
+        connection = self._connections.get((endpoint.engine_id, endpoint.epoch))
+        if endpoint.state is EngineState.READY and not (connection and connection.usable):
+            endpoint = replace(endpoint, state=EngineState.SUSPECT)
+        return EngineView(
+            endpoint=endpoint,
+            load=connection.snapshot() if connection else None,
+            booked_requests=requests[endpoint.engine_id],
+            booked_tokens=tokens[endpoint.engine_id],
+        )

@@ -1,0 +1,1 @@
+"""One engine: the scheduler, its sequences, the KV handoff to and from other engines, its gRPC server."""

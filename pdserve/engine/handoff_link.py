@@ -1,0 +1,223 @@
+"""A decode engine's line to one incarnation of a prefill engine: handshake, news, heartbeats, releases.
+
+One link per (engine, epoch). It fails as a whole: when the stream breaks or the peer stays silent for
+times.suspect, every ticket on it fails with the same error and the link is not used again.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import grpc
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.errors import (
+    EngineDied,
+    LayoutMismatch,
+    LeaseExpired,
+    PdserveError,
+    StaleEpoch,
+    TransferFailed,
+)
+from pdserve.core.protocols import TransferService
+from pdserve.core.ticket import TransferTicket
+from pdserve.engine.handoff_source import Deliver
+from pdserve.rpc import convert
+from pdserve.rpc.channel import open_channel
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import HandoffServiceStub
+
+
+class HandoffLink:
+    """Opened by `start`, which never raises; whoever needs the link awaits `ready`."""
+
+    def __init__(
+        self,
+        *,
+        engine_id: str,
+        epoch: int,
+        address: str,
+        transfer: TransferService,
+        times: Times,
+        clock: Clock,
+        on_failure: Callable[[PdserveError], None],
+    ) -> None:
+        self.engine_id = engine_id
+        self.epoch = epoch
+        self.error: PdserveError | None = None
+        self.backend = ""
+        self._address = address
+        self._transfer = transfer
+        self._times = times
+        self._clock = clock
+        self._on_failure = on_failure
+        self._opened = asyncio.Event()
+        self._outbox: asyncio.Queue[pb.HandoffCommand] = asyncio.Queue()
+        self._subscribers: dict[str, Deliver] = {}
+        self._held: dict[str, float] = {}
+        """Ticket → monotonic time until which its lease surely holds."""
+        self._releases: dict[str, asyncio.Future[bool]] = {}
+        self._last_heard = clock.monotonic()
+        self._heartbeats_sent: dict[int, tuple[float, tuple[str, ...]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def ready(self) -> None:
+        """Wait until pulls may start. Raises what made the link fail."""
+        await self._opened.wait()
+        if self.error:
+            raise self.error
+
+    def hold(self, ticket: TransferTicket) -> None:
+        """Renew the ticket's lease with every heartbeat until released."""
+        self._held[ticket.id] = self._clock.monotonic() + ticket.lease
+
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
+        self._subscribers[ticket_id] = deliver
+        self._send(attach=pb.Attach(ticket_id=ticket_id, first_block=first_block))
+
+    def lease_holds(self, ticket_id: str) -> bool:
+        """Whether a pull may still start."""
+        return self._clock.monotonic() < self._held.get(ticket_id, 0.0) - self._times.lease_guard
+
+    async def release(self, ticket_id: str) -> None:
+        """Tell the source we are done. Raises LeaseExpired if what was read must be discarded."""
+        self.forget(ticket_id)
+        if self.error:
+            raise self.error
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._releases[ticket_id] = answer
+        self._send(release=pb.Release(ticket_id=ticket_id))
+        try:
+            async with asyncio.timeout(self._times.release_answer):
+                expired = await answer
+        except TimeoutError:
+            raise LeaseExpired(f"{self.engine_id} did not confirm that its lease still held") from None
+        finally:
+            self._releases.pop(ticket_id, None)
+        if expired:
+            raise LeaseExpired(f"{self.engine_id} had already ended the lease")
+
+    def give_up(self, ticket_id: str) -> None:
+        """Release without waiting for the answer; for KV nobody wants any more."""
+        self.forget(ticket_id)
+        self._send(release=pb.Release(ticket_id=ticket_id))
+
+    def forget(self, ticket_id: str) -> None:
+        self._subscribers.pop(ticket_id, None)
+        self._held.pop(ticket_id, None)
+
+    async def close(self) -> None:
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def _send(self, **command: pb.Attach | pb.Release | pb.Heartbeat) -> None:
+        self._outbox.put_nowait(pb.HandoffCommand(source_epoch=self.epoch, **command))
+
+    async def _run(self) -> None:
+        channel = open_channel(self._address)
+        try:
+            stub = HandoffServiceStub(channel)
+            await self._shake_hands(stub)
+            self._last_heard = self._clock.monotonic()
+            self._opened.set()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(stub.Handoff(self._commands())))
+                group.create_task(self._beat())
+        except* grpc.aio.AioRpcError as group_error:
+            self._fail(_translate(self.engine_id, group_error.exceptions[0]))
+        except* PdserveError as group_error:
+            self._fail(_first_error(group_error))
+        finally:
+            await channel.close()
+
+    async def _shake_hands(self, stub: HandoffServiceStub) -> None:
+        hello = convert.peer_to_proto(self._transfer.address)
+        hello.kv_kind = self._transfer.layout.group.kind.value
+        answer = await stub.Connect(hello, timeout=self._times.suspect)
+        if answer.epoch != self.epoch:
+            raise StaleEpoch(f"{self.engine_id} has restarted since it issued the ticket")
+        if answer.kv_kind != hello.kv_kind:
+            raise LayoutMismatch(f"{self.engine_id} holds {answer.kv_kind!r} KV, this engine {hello.kv_kind!r}")
+        self.backend = await self._transfer.connect(convert.peer_from_proto(answer))
+
+    async def _commands(self) -> AsyncIterator[pb.HandoffCommand]:
+        while True:
+            yield await self._outbox.get()
+
+    async def _read(self, stream: grpc.aio.StreamStreamCall[pb.HandoffCommand, pb.HandoffEvent]) -> None:
+        async for event in stream:
+            self._last_heard = self._clock.monotonic()
+            if event.source_epoch != self.epoch:
+                raise StaleEpoch(f"{self.engine_id} answers under another epoch")
+            self._on_event(event)
+        raise EngineDied(f"{self.engine_id} ended the handoff stream")
+
+    def _on_event(self, event: pb.HandoffEvent) -> None:
+        match event.WhichOneof("event"):
+            case "region":
+                self._deliver(event.region.ticket_id, event)
+            case "done":
+                self._deliver(event.done.ticket_id, event)
+            case "gone":
+                self._deliver(event.gone.ticket_id, event)
+            case "released":
+                if answer := self._releases.get(event.released.ticket_id):
+                    answer.set_result(event.released.expired)
+            case "ack":
+                self._on_ack(event.ack.number)
+
+    def _deliver(self, ticket_id: str, event: pb.HandoffEvent) -> None:
+        if deliver := self._subscribers.get(ticket_id):
+            match event.WhichOneof("event"):
+                case "region":
+                    deliver(convert.region_from_proto(event.region))
+                case "done":
+                    deliver(convert.done_from_proto(event.done))
+                case "gone":
+                    deliver(convert.gone_from_proto(event.gone))
+
+    def _on_ack(self, number: int) -> None:
+        sent_at, ticket_ids = self._heartbeats_sent.pop(number, (0.0, ()))
+        for ticket_id in ticket_ids:
+            if ticket_id in self._held:
+                self._held[ticket_id] = sent_at + self._times.lease
+
+    async def _beat(self) -> None:
+        number = 0
+        while True:
+            await self._clock.sleep(self._times.heartbeat)
+            now = self._clock.monotonic()
+            silence = now - self._last_heard
+            if silence > self._times.suspect:
+                raise EngineDied(f"{self.engine_id} has been silent for {silence:.1f} s")
+            number += 1
+            ticket_ids = tuple(self._held)
+            self._heartbeats_sent[number] = (now, ticket_ids)
+            self._send(heartbeat=pb.Heartbeat(number=number, ticket_ids=ticket_ids))
+
+    def _fail(self, error: PdserveError) -> None:
+        self.error = error
+        self._opened.set()
+        for answer in self._releases.values():
+            if not answer.done():
+                answer.set_exception(error)
+        self._on_failure(error)
+
+
+def _translate(engine_id: str, error: BaseException) -> PdserveError:
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+        return LayoutMismatch(error.details() or f"{engine_id} refused the handshake")
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
+        return EngineDied(f"{engine_id} is gone")
+    return TransferFailed(f"the link to {engine_id} failed")
+
+
+def _first_error(group: BaseExceptionGroup[PdserveError]) -> PdserveError:
+    error = group.exceptions[0]
+    return _first_error(error) if isinstance(error, BaseExceptionGroup) else error

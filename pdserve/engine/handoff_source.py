@@ -1,0 +1,217 @@
+"""The prefill side of a handoff: tickets, their leases, and the regions that became readable.
+
+A ticket's life on the source:
+
+    issued ──attach──▶ attached ──release──▶ released      the target has read (or given up) everything
+      │                   │
+      ├──────expire───────┴──▶ expired                     the lease ran out; a later Release is told so
+      └──cancel before attach──▶ withdrawn                 a later Attach is told so
+
+Blocks stay leased until the ticket leaves issued/attached. Leaving is final and happens once. While a
+target is attached only its Release or the lease's end frees blocks: it may be reading them right now.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from secrets import token_hex
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.errors import Cancelled, LeaseExpired, PdserveError
+from pdserve.core.protocols import TransferService
+from pdserve.core.ticket import (
+    HandoffNews,
+    PrefillDone,
+    RankSource,
+    RegionReady,
+    TicketGone,
+    TransferTicket,
+    region_seed,
+)
+
+Deliver = Callable[[HandoffNews], None]
+
+MAX_REGION_BLOCKS = 64
+_REMEMBERED_TICKETS = 4096
+
+
+@dataclass(slots=True)
+class _Offer:
+    ticket: TransferTicket
+    sequence_id: int
+    source_blocks: tuple[int, ...]
+    expires_at: float
+    final_blocks: int = 0
+    published_blocks: int = 0
+    done: PrefillDone | None = None
+    deliver: Deliver | None = None
+
+
+class HandoffSource:
+    """Tickets of one engine. on_end(ticket_id, sequence_id) is called once when blocks may be freed."""
+
+    def __init__(
+        self,
+        *,
+        engine_id: str,
+        epoch: int,
+        address: str,
+        transfer: TransferService,
+        times: Times,
+        clock: Clock,
+        on_end: Callable[[str, int], None],
+    ) -> None:
+        self._engine_id = engine_id
+        self._epoch = epoch
+        self._address = address
+        self._transfer = transfer
+        self._times = times
+        self._clock = clock
+        self._on_end = on_end
+        self._offers: dict[str, _Offer] = {}
+        self._by_sequence: dict[int, _Offer] = {}
+        self._ended: dict[str, TicketGone | None] = {}
+        self._publishing: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_open(self) -> int:
+        return len(self._offers)
+
+    def issue(
+        self, ticket_id: str, sequence_id: int, request_id: str, num_tokens: int, source_blocks: tuple[int, ...]
+    ) -> TransferTicket:
+        """Offer a prompt's blocks, which the caller has leased under ticket_id."""
+        group = self._transfer.layout.group
+        ticket = TransferTicket(
+            id=ticket_id,
+            request_id=request_id,
+            engine_id=self._engine_id,
+            epoch=self._epoch,
+            address=self._address,
+            layout_hash=self._transfer.layout.wire_hash,
+            num_tokens=num_tokens,
+            block_size=self._transfer.layout.block_size,
+            lease=self._times.lease,
+            ranks=(RankSource(rank=0, layers=(0, group.num_layers), heads=(0, group.num_kv_heads)),),
+        )
+        offer = _Offer(ticket, sequence_id, source_blocks, self._clock.monotonic() + self._times.lease)
+        self._offers[ticket_id] = offer
+        self._by_sequence[sequence_id] = offer
+        return ticket
+
+    def computed(self, sequence_id: int, num_tokens: int) -> None:
+        """The KV of positions below num_tokens is final."""
+        offer = self._by_sequence.get(sequence_id)
+        if offer is None:
+            return
+        complete = num_tokens >= offer.ticket.num_tokens
+        offer.final_blocks = offer.ticket.num_blocks if complete else num_tokens // offer.ticket.block_size
+        self._publish(offer)
+
+    def prefilled(self, sequence_id: int, first_token: int, *, finished: bool) -> None:
+        """The first token is sampled; finished if the request ended with it."""
+        offer = self._by_sequence.get(sequence_id)
+        if offer is None:
+            return
+        offer.done = PrefillDone(ticket_id=offer.ticket.id, first_token=first_token, finished=finished)
+        if offer.deliver:
+            offer.deliver(offer.done)
+
+    def cancel(self, sequence_id: int) -> None:
+        """The request was cancelled or failed here before its first token."""
+        offer = self._by_sequence.get(sequence_id)
+        if offer is None:
+            return
+        gone = TicketGone(ticket_id=offer.ticket.id, code=Cancelled.code, message="the prefill was cancelled")
+        if offer.deliver:
+            offer.deliver(gone)
+        else:
+            self._end(offer, gone)
+
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
+        """A target has blocks for everything from first_block on: deliver regions as they become final."""
+        offer = self._offers.get(ticket_id)
+        if offer is None:
+            deliver(self._ended.get(ticket_id) or _unknown(ticket_id))
+            return
+        offer.deliver = deliver
+        offer.published_blocks = first_block
+        if offer.done:
+            deliver(offer.done)
+        self._publish(offer)
+
+    def detach(self, deliver: Deliver) -> None:
+        """The link to a target broke. It may still be reading, so its leases run on."""
+        for offer in self._offers.values():
+            if offer.deliver is deliver:
+                offer.deliver = None
+
+    def renew(self, ticket_ids: tuple[str, ...]) -> None:
+        for ticket_id in ticket_ids:
+            if offer := self._offers.get(ticket_id):
+                offer.expires_at = self._clock.monotonic() + self._times.lease
+
+    def release(self, ticket_id: str) -> bool:
+        """The target is done reading. True if the lease had already ended: it must discard the KV."""
+        offer = self._offers.get(ticket_id)
+        if offer is None:
+            return True
+        self._end(offer, None)
+        return False
+
+    def expire(self) -> None:
+        """End every lease that ran out."""
+        now = self._clock.monotonic()
+        for offer in [o for o in self._offers.values() if o.expires_at <= now]:
+            gone = TicketGone(
+                ticket_id=offer.ticket.id,
+                code=LeaseExpired.code,
+                message=f"the lease of {self._times.lease:g} s ended without renewal",
+            )
+            if offer.deliver:
+                offer.deliver(gone)
+            self._end(offer, gone)
+
+    async def close(self) -> None:
+        for task in self._publishing:
+            task.cancel()
+        await asyncio.gather(*self._publishing, return_exceptions=True)
+
+    def _publish(self, offer: _Offer) -> None:
+        while offer.deliver and offer.published_blocks < offer.final_blocks:
+            first = offer.published_blocks
+            end = min(first + MAX_REGION_BLOCKS, offer.final_blocks)
+            offer.published_blocks = end
+            task = asyncio.get_running_loop().create_task(self._digest_and_deliver(offer, first, end))
+            self._publishing.add(task)
+            task.add_done_callback(self._publishing.discard)
+
+    async def _digest_and_deliver(self, offer: _Offer, first: int, end: int) -> None:
+        ticket = offer.ticket
+        blocks = offer.source_blocks[first:end]
+        num_tokens = min(ticket.num_tokens, end * ticket.block_size) - first * ticket.block_size
+        news: HandoffNews
+        try:
+            digest = await self._transfer.digest(blocks, num_tokens, region_seed(ticket.id, ticket.epoch, first))
+            news = RegionReady(ticket_id=ticket.id, first_block=first, source_blocks=blocks, digest=digest)
+        except PdserveError as error:
+            news = TicketGone(ticket_id=ticket.id, code=error.code, message=str(error))
+        if offer.deliver and ticket.id in self._offers:
+            offer.deliver(news)
+
+    def _end(self, offer: _Offer, gone: TicketGone | None) -> None:
+        del self._offers[offer.ticket.id]
+        del self._by_sequence[offer.sequence_id]
+        self._ended[offer.ticket.id] = gone
+        if len(self._ended) > _REMEMBERED_TICKETS:
+            del self._ended[next(iter(self._ended))]
+        self._on_end(offer.ticket.id, offer.sequence_id)
+
+
+def new_ticket_id() -> str:
+    return token_hex(16)
+
+
+def _unknown(ticket_id: str) -> TicketGone:
+    return TicketGone(ticket_id=ticket_id, code=LeaseExpired.code, message="no such ticket, or its lease has ended")

@@ -1,0 +1,278 @@
+"""The decode side of a handoff: fetches a prompt's KV block by block, verified, while prefill still runs.
+
+One fetch:
+
+    HELD ──blocks allocated──▶ ATTACHED ──regions ready──▶ PULLING ──all verified, first token known──▶
+    RELEASING ──lease held──▶ COMPLETE
+
+    from every state: ──error or cancel──▶ ABANDONED ──all pulls settled──▶ SETTLED
+
+The caller learns of COMPLETE or ABANDONED at once. Blocks of an abandoned fetch that a pull may still
+write to are named in the outcome and stay quarantined until `settled`. The source's lease is given back
+only when nothing reads from it any more.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.errors import (
+    Cancelled,
+    LayoutMismatch,
+    LeaseExpired,
+    PdserveError,
+    TransferFailed,
+    from_wire,
+)
+from pdserve.core.protocols import Pull, PullReceipt, PullSpec, TransferService
+from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket, region_seed
+from pdserve.engine.handoff_link import HandoffLink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchOutcome:
+    """How a fetch ended. error None and finished False: the sequence may run.
+
+    finished: the request ended on the prefill engine with its first token. unsettled: target blocks
+    that may still be written. stamps as in core.request.EngineTrace.
+    """
+
+    first_token: int
+    finished: bool
+    error: PdserveError | None
+    unsettled: tuple[int, ...]
+    stamps: tuple[tuple[str, float], ...]
+    backend: str
+    num_bytes: int
+    num_pulls: int
+
+
+@dataclass(slots=True)
+class _Fetch:
+    ticket: TransferTicket
+    link: HandoffLink
+    task: asyncio.Task[None] | None = None
+    targets: dict[int, int] = field(default_factory=dict)
+    """Logical block index → target block."""
+    news: asyncio.Queue[HandoffNews | PdserveError | None] = field(default_factory=asyncio.Queue)
+    """What the source said, an error that ends the fetch, or None when a pull completed."""
+    pulls: list[tuple[Pull, tuple[int, ...]]] = field(default_factory=list)
+    stamps: list[tuple[str, float]] = field(default_factory=list)
+    num_bytes: int = 0
+    num_pulls: int = 0
+    missing: int = 0
+    done: PrefillDone | None = None
+
+
+class HandoffTarget:
+    """Fetches of one engine, by sequence id.
+
+    on_outcome(sequence_id, outcome) is called exactly once per started fetch; on_settled(blocks) follows
+    an outcome with unsettled blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        transfer: TransferService,
+        times: Times,
+        clock: Clock,
+        on_outcome: Callable[[int, FetchOutcome], None],
+        on_settled: Callable[[tuple[int, ...]], None],
+    ) -> None:
+        self._transfer = transfer
+        self._times = times
+        self._clock = clock
+        self._on_outcome = on_outcome
+        self._on_settled = on_settled
+        self._links: dict[str, HandoffLink] = {}
+        self._fetches: dict[int, _Fetch] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+
+    def hold(self, sequence_id: int, ticket: TransferTicket) -> None:
+        """Take over the ticket: keep its lease alive while the sequence waits for blocks.
+
+        Raises LayoutMismatch if its KV cannot be used here."""
+        if ticket.layout_hash != self._transfer.layout.wire_hash:
+            raise LayoutMismatch(
+                f"KV of {ticket.engine_id} does not fit here: model, KV dtype and block size must be equal"
+            )
+        link = self._link(ticket)
+        link.hold(ticket)
+        self._fetches[sequence_id] = _Fetch(ticket, link)
+
+    def fetch(self, sequence_id: int, targets: dict[int, int]) -> None:
+        """Pull the given logical blocks (index → target block); the rest is already here."""
+        fetch = self._fetches[sequence_id]
+        fetch.targets = targets
+        fetch.missing = len(targets)
+        fetch.task = asyncio.get_running_loop().create_task(self._run(sequence_id, fetch))
+
+    def cancel(self, sequence_id: int) -> None:
+        """Stop. A started fetch still reports its outcome (with error Cancelled)."""
+        fetch = self._fetches.get(sequence_id)
+        if fetch is None:
+            return
+        if fetch.task:
+            fetch.news.put_nowait(Cancelled("the request was cancelled"))
+        else:
+            del self._fetches[sequence_id]
+            fetch.link.give_up(fetch.ticket.id)
+
+    async def close(self) -> None:
+        tasks = [*(f.task for f in self._fetches.values() if f.task), *self._settling]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for link in self._links.values():
+            await link.close()
+
+    def _link(self, ticket: TransferTicket) -> HandoffLink:
+        link = self._links.get(ticket.engine_id)
+        if link and link.epoch == ticket.epoch and link.error is None:
+            return link
+        if link:
+            self._retire(link)
+        link = HandoffLink(
+            engine_id=ticket.engine_id,
+            epoch=ticket.epoch,
+            address=ticket.address,
+            transfer=self._transfer,
+            times=self._times,
+            clock=self._clock,
+            on_failure=lambda error: self._on_link_failure(ticket.engine_id, ticket.epoch, error),
+        )
+        self._links[ticket.engine_id] = link
+        link.start()
+        return link
+
+    def _retire(self, link: HandoffLink) -> None:
+        self._keep(asyncio.get_running_loop().create_task(link.close()))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    def _on_link_failure(self, engine_id: str, epoch: int, error: PdserveError) -> None:
+        for sequence_id, fetch in list(self._fetches.items()):
+            if (fetch.link.engine_id, fetch.link.epoch) != (engine_id, epoch):
+                continue
+            if fetch.task:
+                fetch.news.put_nowait(error)
+            else:
+                del self._fetches[sequence_id]
+                self._on_outcome(sequence_id, self._outcome(fetch, error))
+
+    async def _run(self, sequence_id: int, fetch: _Fetch) -> None:
+        error: PdserveError | None = None
+        try:
+            await self._complete(fetch)
+        except PdserveError as failure:
+            error = failure
+        finally:
+            self._fetches.pop(sequence_id, None)
+        outcome = self._outcome(fetch, error)
+        if error or outcome.finished:
+            self._abandon(fetch, outcome)
+        self._on_outcome(sequence_id, outcome)
+
+    async def _complete(self, fetch: _Fetch) -> None:
+        ticket = fetch.ticket
+        await fetch.link.ready()
+        fetch.link.attach(ticket.id, min(fetch.targets, default=ticket.num_blocks), fetch.news.put_nowait)
+        self._stamp(fetch, "attached")
+        watchers: list[asyncio.Task[None]] = []
+        try:
+            while not self._satisfied(fetch):
+                news = await self._next_news(fetch)
+                if isinstance(news, RegionReady):
+                    watchers.append(self._start_pull(fetch, news))
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+        if fetch.done and not fetch.done.finished:
+            self._stamp(fetch, "last_pull")
+            await fetch.link.release(ticket.id)
+            self._stamp(fetch, "released")
+
+    def _satisfied(self, fetch: _Fetch) -> bool:
+        return fetch.done is not None and (fetch.done.finished or fetch.missing == 0)
+
+    async def _next_news(self, fetch: _Fetch) -> RegionReady | None:
+        """Next region to pull, or None if something else changed. Raises what ends the fetch."""
+        news = await fetch.news.get()
+        match news:
+            case RegionReady():
+                return news
+            case PrefillDone():
+                fetch.done = news
+            case TicketGone():
+                raise from_wire(news.code, f"{fetch.ticket.engine_id}: {news.message}")
+            case PdserveError():
+                raise news
+        return None
+
+    def _start_pull(self, fetch: _Fetch, region: RegionReady) -> asyncio.Task[None]:
+        ticket = fetch.ticket
+        if not fetch.link.lease_holds(ticket.id):
+            raise LeaseExpired(f"the lease of {ticket.engine_id} was not renewed in time to read")
+        logical = range(region.first_block, region.first_block + len(region.source_blocks))
+        if any(index not in fetch.targets for index in logical):
+            raise TransferFailed(f"{ticket.engine_id} offered blocks that were not asked for")
+        targets = tuple(fetch.targets[index] for index in logical)
+        pull = self._transfer.pull(
+            PullSpec(
+                peer=ticket.engine_id,
+                epoch=ticket.epoch,
+                source_blocks=region.source_blocks,
+                target_blocks=targets,
+                digest=region.digest,
+                seed=region_seed(ticket.id, ticket.epoch, region.first_block),
+                deadline=self._times.transfer_deadline,
+            )
+        )
+        fetch.pulls.append((pull, targets))
+        return asyncio.get_running_loop().create_task(self._watch(fetch, pull, len(targets)))
+
+    async def _watch(self, fetch: _Fetch, pull: Pull, num_blocks: int) -> None:
+        try:
+            receipt: PullReceipt = await pull.wait()
+        except PdserveError as error:
+            fetch.news.put_nowait(error)
+            return
+        if fetch.num_pulls == 0:
+            self._stamp(fetch, "first_pull")
+        fetch.num_bytes += receipt.num_bytes
+        fetch.num_pulls += 1
+        fetch.missing -= num_blocks
+        fetch.pulls = [entry for entry in fetch.pulls if entry[0] is not pull]
+        fetch.news.put_nowait(None)
+
+    def _abandon(self, fetch: _Fetch, outcome: FetchOutcome) -> None:
+        for pull, _ in fetch.pulls:
+            pull.cancel()
+        self._keep(asyncio.get_running_loop().create_task(self._settle(fetch, outcome.unsettled)))
+
+    async def _settle(self, fetch: _Fetch, unsettled: tuple[int, ...]) -> None:
+        for pull, _ in fetch.pulls:
+            await pull.settled()
+        fetch.link.give_up(fetch.ticket.id)
+        if unsettled:
+            self._on_settled(unsettled)
+
+    def _outcome(self, fetch: _Fetch, error: PdserveError | None) -> FetchOutcome:
+        return FetchOutcome(
+            first_token=fetch.done.first_token if fetch.done else 0,
+            finished=bool(fetch.done and fetch.done.finished),
+            error=error,
+            unsettled=tuple(block for _, targets in fetch.pulls for block in targets),
+            stamps=tuple(fetch.stamps),
+            backend=fetch.link.backend,
+            num_bytes=fetch.num_bytes,
+            num_pulls=fetch.num_pulls,
+        )
+
+    def _stamp(self, fetch: _Fetch, name: str) -> None:
+        fetch.stamps.append((name, self._clock.unix()))

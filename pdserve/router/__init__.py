@@ -1,0 +1,1 @@
+"""Which engines serve a request: pure decisions over core.cluster.ClusterState."""
