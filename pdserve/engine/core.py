@@ -1,0 +1,359 @@
+"""The engine's synchronous brain: requests in, batches out, step results in, events out.
+
+It neither waits nor does I/O. Its caller pumps it:
+
+    batch = core.schedule()          until None: nothing can run now, or depth steps are in flight
+    core.take_events()               after every schedule: handoffs and fetches that may begin
+    core.complete(await collect())   steps in the order of their numbers
+
+and calls schedule again after everything that can make work: add, complete, abort, fetched,
+fetch_failed, unquarantine, release_lease. Every returned list starts with events not taken yet, so that
+events are always seen in the order in which they happened.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
+from pdserve.core.blocks import BlockCounts, KVEvent, hash_namespace
+from pdserve.core.clock import Clock
+from pdserve.core.endpoint import EngineLimits
+from pdserve.core.errors import DeadlineExceeded, PdserveError
+from pdserve.core.layout import KVLayout
+from pdserve.core.protocols import ModelInfo
+from pdserve.core.request import FinishReason, Request
+from pdserve.core.ticket import TransferTicket
+from pdserve.engine.admission import AdmissionRules
+from pdserve.engine.core_events import (
+    Computed,
+    CoreEvent,
+    Emitted,
+    FetchAborted,
+    FetchReady,
+    Finished,
+    HandoffScheduled,
+)
+from pdserve.engine.scheduler import Scheduler, StepPlan
+from pdserve.engine.sequence import Sequence, SequenceState
+from pdserve.engine.stopping import stop_rule
+from pdserve.kvcache.manager import KVCacheManager
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreLoad:
+    """waiting includes fetching; backlog_tokens are known tokens still to compute."""
+
+    running: int
+    waiting: int
+    backlog_tokens: int
+    blocks: BlockCounts
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A submitted row and the life of its sequence it belongs to."""
+
+    row: Row
+    admission: int
+
+
+class EngineCore:
+    """Scheduler and KV bookkeeping of one engine. Not thread-safe: one event loop owns it."""
+
+    def __init__(
+        self,
+        *,
+        info: ModelInfo,
+        limits: EngineLimits,
+        layout: KVLayout,
+        clock: Clock,
+        new_ticket_id: Callable[[], str],
+    ) -> None:
+        self.limits = limits
+        self.kv = KVCacheManager(
+            num_blocks=layout.num_blocks, block_size=layout.block_size, prefix_caching=limits.prefix_caching
+        )
+        self._info = info
+        self._clock = clock
+        self._new_ticket_id = new_ticket_id
+        self._rules = AdmissionRules(
+            info=info, limits=limits, num_blocks=layout.num_blocks, block_size=layout.block_size
+        )
+        self._scheduler = Scheduler(limits, self.kv)
+        self._sequences: dict[int, Sequence] = {}
+        self._next_id = 0
+        self._next_step = 0
+        self._steps: deque[tuple[int, list[_InFlight]]] = deque()
+        self._released: list[int] = []
+        self._deadlines: list[tuple[float, int]] = []
+        self._events: list[CoreEvent] = []
+
+    @property
+    def max_len(self) -> int:
+        """Most tokens, prompt and output together, a sequence can have here."""
+        return self._rules.max_len
+
+    @property
+    def in_flight(self) -> int:
+        """Steps scheduled and not completed yet."""
+        return len(self._steps)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence lives here or any step is in flight. Leases are not work."""
+        return bool(self._sequences or self._steps)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """Monotonic time at which expire has something to do."""
+        while self._deadlines and self._deadlines[0][1] not in self._sequences:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def load(self) -> CoreLoad:
+        waiting, running = self._scheduler.waiting, self._scheduler.running
+        backlog = [s for s in (*waiting, *running) if s.ticket is None]
+        return CoreLoad(
+            running=len(running),
+            waiting=len(waiting) + len(self._scheduler.fetching),
+            backlog_tokens=sum(max(0, len(s.token_ids) - s.num_scheduled_tokens) for s in backlog),
+            blocks=self.kv.counts(),
+        )
+
+    def add(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> int:
+        """Queue a request; returns its sequence id, which is never used again.
+
+        handoff: compute the prompt, lease its blocks, end after the first token. ticket: fetch the
+        prompt's KV from the ticket's source, then go on from its first token.
+        Raises InvalidRequest, Unsupported, or LayoutMismatch if it can never run here."""
+        self._rules.check(request, handoff=handoff, ticket=ticket)
+        sequence = Sequence(
+            sequence_id=self._next_id,
+            request=request,
+            rule=stop_rule(
+                request.sampling,
+                prompt_len=len(request.prompt_token_ids),
+                eos_token_ids=self._info.eos_token_ids,
+                max_len=self.max_len,
+            ),
+            namespace=hash_namespace(request.salt, self._info.revision),
+            deadline=self._clock.monotonic() + request.timeout,
+            handoff=handoff,
+            ticket=ticket,
+        )
+        self._next_id += 1
+        self._sequences[sequence.sequence_id] = sequence
+        heappush(self._deadlines, (sequence.deadline, sequence.sequence_id))
+        self._scheduler.add(sequence)
+        self._stamp(sequence, "queued")
+        return sequence.sequence_id
+
+    def schedule(self) -> Batch | None:
+        """The next step, or None when nothing can run now or depth steps are in flight."""
+        if len(self._steps) >= self.limits.depth:
+            return None
+        plan = self._scheduler.schedule(self._next_step - 1)
+        self._announce(plan)
+        self._released += plan.released
+        if not plan.rows:
+            return None
+        batch = Batch(step=self._next_step, rows=tuple(plan.rows), released=tuple(self._released))
+        self._released.clear()
+        rows = [_InFlight(row, s.admission) for row, s in zip(plan.rows, plan.scheduled, strict=True)]
+        self._steps.append((batch.step, rows))
+        self._next_step += 1
+        return batch
+
+    def take_events(self) -> list[CoreEvent]:
+        """Events not returned yet."""
+        events, self._events = self._events, []
+        return events
+
+    def complete(self, output: StepOutput) -> list[CoreEvent]:
+        """Take in the oldest step in flight."""
+        if not self._steps or self._steps[0][0] != output.step:
+            raise ValueError(f"step {output.step} completed, but the oldest in flight is another")
+        step, rows = self._steps.popleft()
+        self.kv.completed(step)
+        sampled = iter(output.rows)
+        for entry in rows:
+            result = next(sampled, None) if entry.row.sample else None
+            if entry.row.sample and (result is None or result.sequence_id != entry.row.sequence_id):
+                raise ValueError(f"step {step} has no output for sequence {entry.row.sequence_id}")
+            sequence = self._sequences.get(entry.row.sequence_id)
+            # Otherwise it ended after this row was submitted: a token too many is discarded here.
+            if sequence is not None:
+                self._collect(sequence, entry, result)
+        return self.take_events()
+
+    def abort(self, sequence_id: int, error: PdserveError | None = None) -> list[CoreEvent]:
+        """End a sequence now: CANCELLED, or ERROR with the error. An unknown id is fine: it ended before."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            if sequence.state is SequenceState.FETCHING:
+                self._quarantine(sequence, self._scheduler.fetch_blocks(sequence).values())
+            self._end(sequence, error)
+        return self.take_events()
+
+    def expire(self, now: float) -> list[CoreEvent]:
+        """Abort every request whose deadline (monotonic) has passed."""
+        while (deadline := self.next_deadline) is not None and deadline <= now:
+            _, sequence_id = heappop(self._deadlines)
+            timeout = self._sequences[sequence_id].request.timeout
+            error = DeadlineExceeded(f"the request did not finish within its {timeout:g} s")
+            self._events = self.abort(sequence_id, error)
+        return self.take_events()
+
+    def fetched(self, sequence_id: int, first_token: int) -> list[CoreEvent]:
+        """All fetch_blocks arrived and are verified; first_token was emitted by the source.
+
+        A sequence that ended meanwhile is ignored."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            self._scheduler.fetched(sequence, first_token)
+            self._stamp(sequence, "fetched")
+            if reason := sequence.rule.reason(first_token, 1):
+                self._emit(sequence, index=1, finish_reason=reason)
+                self._finish(sequence)
+        return self.take_events()
+
+    def fetch_failed(
+        self, sequence_id: int, quarantined: Iterable[int] = (), error: PdserveError | None = None
+    ) -> list[CoreEvent]:
+        """A fetch, started or still queued, ended without KV. The quarantined target blocks may still be
+        written and come back by unquarantine; the others are free at once. error None: nobody waits for
+        the answer, as when the request ended on the source. An ended sequence is ignored."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            self.kv.quarantine(quarantined)
+            self._end(sequence, error)
+        return self.take_events()
+
+    def unquarantine(self, block_ids: Iterable[int]) -> None:
+        """Nothing writes into these blocks any more."""
+        self.kv.unquarantine(block_ids)
+
+    def release_lease(self, ticket_id: str) -> bool:
+        """The ticket is over: its blocks serve others again. False when it has no lease."""
+        return self.kv.release(ticket_id)
+
+    def drain_kv_events(self) -> list[KVEvent]:
+        return self.kv.drain_events()
+
+    def stamp(self, sequence_id: int, name: str) -> None:
+        """Note an event of the caller's in the sequence's trace; ignored when it has ended."""
+        if sequence := self._sequences.get(sequence_id):
+            self._stamp(sequence, name)
+
+    def _announce(self, plan: StepPlan) -> None:
+        for sequence in plan.preempted:
+            self._stamp(sequence, "preempted")
+        for sequence in plan.fetching:
+            self._stamp(sequence, "fetching")
+            self._events.append(self._fetch_ready(sequence))
+        for sequence in plan.admitted:
+            self._stamp(sequence, "scheduled" if sequence.admission == 1 else "resumed")
+            if sequence.handoff:
+                self._events.append(self._lease(sequence))
+
+    def _fetch_ready(self, sequence: Sequence) -> FetchReady:
+        assert sequence.ticket is not None
+        return FetchReady(
+            sequence_id=sequence.sequence_id,
+            request_id=sequence.request.id,
+            ticket=sequence.ticket,
+            fetch_blocks=self._scheduler.fetch_blocks(sequence),
+        )
+
+    def _lease(self, sequence: Sequence) -> HandoffScheduled:
+        ticket_id = self._new_ticket_id()
+        return HandoffScheduled(
+            sequence_id=sequence.sequence_id,
+            request_id=sequence.request.id,
+            ticket_id=ticket_id,
+            num_tokens=sequence.prompt_len,
+            source_blocks=self.kv.lease(sequence, ticket_id, sequence.prompt_len),
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+        )
+
+    def _collect(self, sequence: Sequence, entry: _InFlight, result: RowOutput | None) -> None:
+        row = entry.row
+        if entry.admission == sequence.admission and sequence.state is SequenceState.RUNNING:
+            self._computed(sequence, row.start + row.num_tokens)
+        if result is not None:
+            self._receive(sequence, result)
+
+    def _computed(self, sequence: Sequence, num_tokens: int) -> None:
+        before, sequence.num_computed_tokens = sequence.num_computed_tokens, num_tokens
+        self.kv.commit(sequence, num_tokens)
+        if before < sequence.prompt_len <= num_tokens and sequence.num_output_tokens == 0:
+            self._stamp(sequence, "prompt_computed")
+        if sequence.handoff:
+            self._events.append(Computed(sequence_id=sequence.sequence_id, num_tokens=num_tokens))
+
+    def _receive(self, sequence: Sequence, result: RowOutput) -> None:
+        """A sampled token: also of a sequence preempted since, for its KV was right when it was drawn."""
+        if len(result.token_ids) != 1:
+            raise ValueError(f"a row without drafts yields one token, not {len(result.token_ids)}")
+        index = sequence.num_output_tokens
+        sequence.receive(result.token_ids[0])
+        if index == 0:
+            self._stamp(sequence, "first_token")
+        reason = sequence.rule.reason(result.token_ids[0], index + 1)
+        self._emit(sequence, index, result.token_ids, result.logprobs, reason)
+        if reason or sequence.num_output_tokens >= sequence.max_output_tokens:
+            self._finish(sequence)
+
+    def _emit(
+        self,
+        sequence: Sequence,
+        index: int,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[float, ...] | None = None,
+        finish_reason: FinishReason | None = None,
+    ) -> None:
+        emitted = Emitted(
+            sequence_id=sequence.sequence_id,
+            request_id=sequence.request.id,
+            index=index,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            finish_reason=finish_reason,
+        )
+        self._events.append(emitted)
+
+    def _quarantine(self, sequence: Sequence, block_ids: Iterable[int]) -> None:
+        blocks = tuple(block_ids)
+        self.kv.quarantine(blocks)
+        self._events.append(FetchAborted(sequence_id=sequence.sequence_id, block_ids=blocks))
+
+    def _end(self, sequence: Sequence, error: PdserveError | None) -> None:
+        self._events.append(
+            Emitted(
+                sequence_id=sequence.sequence_id,
+                request_id=sequence.request.id,
+                index=sequence.num_output_tokens,
+                finish_reason=FinishReason.ERROR if error else FinishReason.CANCELLED,
+                error=(error.code, str(error)) if error else None,
+            )
+        )
+        self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        self._scheduler.remove(sequence, self._next_step - 1)
+        if sequence.sampler_sent:
+            self._released.append(sequence.sequence_id)
+        del self._sequences[sequence.sequence_id]
+        self._stamp(sequence, "finished")
+        self._events.append(
+            Finished(
+                sequence_id=sequence.sequence_id,
+                cached_tokens=sequence.num_cached_tokens or 0,
+                stamps=tuple(sequence.stamps),
+            )
+        )
+
+    def _stamp(self, sequence: Sequence, name: str) -> None:
+        sequence.stamp(name, self._clock.unix())

@@ -1,0 +1,83 @@
+"""What the engine core tells its caller: plain values, in the order in which things happened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pdserve.core.request import FinishReason
+from pdserve.core.ticket import TransferTicket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emitted:
+    """Tokens for the client. index is the place of token_ids[0] among the request's output tokens.
+
+    finish_reason None with a Finished right behind it: the request goes on at another engine. error is
+    (code, message) when finish_reason is ERROR.
+    """
+
+    sequence_id: int
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    finish_reason: FinishReason | None = None
+    error: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoffScheduled:
+    """A handoff sequence got all blocks of its prompt; they are leased under ticket_id.
+
+    source_blocks hold the prompt in logical order. KV of the first num_cached_tokens tokens (whole
+    blocks) is final already; Computed tells of the rest.
+    """
+
+    sequence_id: int
+    request_id: str
+    ticket_id: str
+    num_tokens: int
+    source_blocks: tuple[int, ...]
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computed:
+    """KV of a handoff sequence's positions below num_tokens is final: the steps that wrote it were collected."""
+
+    sequence_id: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchReady:
+    """The blocks for a ticket's KV are allocated: the pull may start.
+
+    fetch_blocks maps logical block index → target block for every prompt block not found in the local
+    prefix cache: a suffix of the prompt, empty when all of it was found.
+    """
+
+    sequence_id: int
+    request_id: str
+    ticket: TransferTicket
+    fetch_blocks: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchAborted:
+    """A fetching sequence ended early. These target blocks are quarantined until the caller, knowing
+    that nothing writes into them any more, gives them to unquarantine (in one or several parts)."""
+
+    sequence_id: int
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The sequence is gone from this engine. cached_tokens and stamps are for the EngineTrace."""
+
+    sequence_id: int
+    cached_tokens: int
+    stamps: tuple[tuple[str, float], ...]
+
+
+CoreEvent = Emitted | HandoffScheduled | Computed | FetchReady | FetchAborted | Finished

@@ -1,0 +1,203 @@
+"""Which tokens the next step computes. One policy for every role: num_computed_tokens chases num_tokens.
+
+A step takes, within max_tokens_per_step tokens and max_rows rows, oldest arrival first:
+1. running sequences with one token to go (decodes, and prompts about to end);
+2. further chunks, of at most chunk_size tokens, of prompts already begun;
+3. newly admitted sequences.
+
+Admission is first come, first served and takes all blocks of the known tokens at once, so only decodes
+ever grow. A sequence that does not fit yet stops admission for those behind it: nobody is overtaken, so a
+large prompt cannot starve, and since everything that holds blocks ends by itself (running sequences by
+their length, leases, fetches and requests by their deadlines), nobody waits forever. Sequences with a
+ticket queue alike, take blocks for prompt and first token, and no tokens of the step.
+
+When a decode finds no block, the youngest arrival behind it that is running and has no ticket issued
+gives up its blocks and goes back to its place in the queue. Blocks cooling down behind a step in flight
+are waited for first; nothing is admitted in a step that had to preempt or to wait for blocks. So the
+oldest sequence always gets on, and a preempted one comes back only when it fits.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pdserve.core.batch import Row
+from pdserve.core.endpoint import EngineLimits
+from pdserve.engine.sequence import Sequence, SequenceState
+from pdserve.kvcache.manager import KVCacheManager
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one call of schedule decided. Sequences appear in each list in scheduling order."""
+
+    rows: list[Row] = field(default_factory=list)
+    scheduled: list[Sequence] = field(default_factory=list)
+    """The sequence of each row."""
+    admitted: list[Sequence] = field(default_factory=list)
+    fetching: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+    """Preempted sequences whose sampler state the worker must drop."""
+    stalled: bool = False
+    """A running sequence waits for blocks."""
+    tokens_left: int = 0
+    rows_left: int = 0
+
+
+class ArrivalQueue:
+    """Sequences ordered by arrival, which is the order of their ids."""
+
+    def __init__(self) -> None:
+        self._sequences: list[Sequence] = []
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """Over a copy, so that members may leave meanwhile."""
+        return iter(tuple(self._sequences))
+
+    def __reversed__(self) -> Iterator[Sequence]:
+        return iter(tuple(reversed(self._sequences)))
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self._sequences, sequence, key=_arrival)
+
+    def discard(self, sequence: Sequence) -> None:
+        if sequence in self._sequences:
+            self._sequences.remove(sequence)
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.sequence_id
+
+
+class Scheduler:
+    """Moves sequences between WAITING, FETCHING and RUNNING and composes steps. Synchronous, effect-free
+    beyond its own state and the block bookkeeping."""
+
+    def __init__(self, limits: EngineLimits, kv: KVCacheManager) -> None:
+        self._limits = limits
+        self._kv = kv
+        self.waiting = ArrivalQueue()
+        self.fetching = ArrivalQueue()
+        self.running = ArrivalQueue()
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.add(sequence)
+
+    def schedule(self, last_step: int) -> StepPlan:
+        """Compose the next step; last_step is the last one submitted. The plan may have no rows."""
+        plan = StepPlan(tokens_left=self._limits.max_tokens_per_step, rows_left=self._limits.max_rows)
+        self._continue_decodes(plan, last_step)
+        self._continue_prompts(plan)
+        self._admit(plan)
+        return plan
+
+    def fetched(self, sequence: Sequence, first_token: int) -> None:
+        """The KV of the sequence's prompt has arrived and is verified."""
+        self.fetching.discard(sequence)
+        sequence.fetched(first_token)
+        self._kv.commit(sequence, sequence.num_computed_tokens)
+        self.running.add(sequence)
+
+    def fetch_blocks(self, sequence: Sequence) -> dict[int, int]:
+        """Logical index → block, for every prompt block of a fetching sequence that was not hit."""
+        blocks = self._kv.block_ids(sequence, sequence.prompt_len)
+        first = self._kv.blocks_for(sequence.num_computed_tokens)
+        return dict(enumerate(blocks[first:], first))
+
+    def remove(self, sequence: Sequence, last_step: int) -> None:
+        """End a sequence in any state; its blocks are reusable once last_step has completed."""
+        for queue in (self.waiting, self.fetching, self.running):
+            queue.discard(sequence)
+        self._kv.free(sequence, last_step)
+        sequence.finish()
+
+    def _continue_decodes(self, plan: StepPlan, last_step: int) -> None:
+        for sequence in self.running:
+            # A member of the copy iterated over may have been preempted for an older one.
+            if sequence.state is not SequenceState.RUNNING or sequence.num_pending_tokens != 1:
+                continue
+            if not plan.tokens_left or not plan.rows_left:
+                return
+            if self._grow(sequence, plan, last_step):
+                self._take(sequence, 1, plan)
+            else:
+                plan.stalled = True
+
+    def _continue_prompts(self, plan: StepPlan) -> None:
+        for sequence in self.running:
+            if not plan.tokens_left or not plan.rows_left:
+                return
+            if sequence.num_pending_tokens > 1:
+                self._take(sequence, sequence.num_pending_tokens, plan)
+
+    def _admit(self, plan: StepPlan) -> None:
+        for sequence in self.waiting:
+            if plan.stalled or plan.preempted or len(self.running) + len(self.fetching) >= self._limits.max_rows:
+                return
+            if sequence.num_placeholders:
+                # Preempted with a token in flight: it arrives with the step in flight.
+                return
+            if sequence.ticket is None and not (plan.tokens_left and plan.rows_left):
+                return
+            if not self._place(sequence):
+                return
+            self.waiting.discard(sequence)
+            if sequence.state is SequenceState.FETCHING:
+                self.fetching.add(sequence)
+                plan.fetching.append(sequence)
+            else:
+                self.running.add(sequence)
+                plan.admitted.append(sequence)
+                self._take(sequence, sequence.num_pending_tokens, plan)
+
+    def _place(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence its blocks: all, or none and False."""
+        fetches = sequence.ticket is not None
+        known = sequence.num_tokens
+        hit = self._kv.match(sequence, known if fetches else known - 1)
+        if not self._kv.allocate(sequence, known + fetches, hit):
+            return False
+        num_hit_tokens = len(hit) * self._kv.block_size
+        if fetches:
+            sequence.start_fetch(num_hit_tokens)
+        else:
+            sequence.admit(num_hit_tokens)
+        return True
+
+    def _take(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> None:
+        num_tokens = min(num_tokens, self._limits.chunk_size, plan.tokens_left)
+        blocks = self._kv.block_ids(sequence, sequence.num_scheduled_tokens + num_tokens)
+        plan.rows.append(sequence.schedule(num_tokens, blocks))
+        plan.scheduled.append(sequence)
+        plan.tokens_left -= num_tokens
+        plan.rows_left -= 1
+
+    def _grow(self, sequence: Sequence, plan: StepPlan, last_step: int) -> bool:
+        """Make room for one more token, if need be at the expense of younger sequences."""
+        while not self._kv.allocate(sequence, sequence.num_scheduled_tokens + 1):
+            victim = None if self._kv.num_cooling else self._youngest_behind(sequence)
+            if victim is None:
+                return False
+            self._preempt(victim, plan, last_step)
+        return True
+
+    def _youngest_behind(self, sequence: Sequence) -> Sequence | None:
+        # Decodes are scheduled oldest first, so nobody behind this one has a row in this step yet.
+        for candidate in reversed(self.running):
+            if candidate is sequence:
+                return None
+            if not candidate.handoff:
+                return candidate
+        return None
+
+    def _preempt(self, victim: Sequence, plan: StepPlan, last_step: int) -> None:
+        self.running.discard(victim)
+        self._kv.free(victim, last_step)
+        if victim.preempt():
+            plan.released.append(victim.sequence_id)
+        self.waiting.add(victim)
+        plan.preempted.append(victim)
