@@ -1,0 +1,1 @@
+"""Moving KV blocks between workers: registered memory, backends, and the service that pulls and verifies."""

@@ -1,0 +1,102 @@
+"""The contract of a transfer backend, and the life of a pull.
+
+Reads are one-sided: the owner of the destination posts them, nobody writes into another worker's memory.
+
+A pull, as the service drives it::
+
+    POSTED ──DONE──► ARRIVED ──digest equal──► VERIFIED ─────────────┐
+      │  ▲              │                                            │
+      │  └─ one re-read ┴─ digest differs ──► (again) MISMATCHED ────┤
+      ├──ERROR──────────────────────────────► FAILED ────────────────┼──► SETTLED
+      └──deadline, cancel, peer gone──► QUARANTINED ──DONE or ERROR──┘
+
+wait() answers on entering VERIFIED, MISMATCHED, FAILED or QUARANTINED; settled() on SETTLED. While a pull is
+POSTED or QUARANTINED its target blocks may be overwritten at any moment: backends cannot cancel a read
+in flight, and neither releasing its handle nor dropping the peer stops the bytes.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdserve.transfer.memory import KVMemory
+
+Offsets = NDArray[np.uint64]
+
+
+class TransferState(Enum):
+    """What poll found. DONE and ERROR are final: nothing is written any more."""
+
+    IN_PROGRESS = "in_progress"
+    DONE = "done"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadPlan:
+    """Byte spans to read: lengths[i] bytes from remote[i] to local[i].
+
+    The three arrays have shape [n] and count bytes from the start of the registered memories.
+    """
+
+    local: Offsets
+    remote: Offsets
+    lengths: Offsets
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.lengths.sum())
+
+
+class Transfer(Protocol):
+    """A posted read. Used, like its backend, from one thread."""
+
+    @property
+    def error(self) -> str:
+        """Why poll said ERROR, in words; empty before."""
+        ...
+
+    def poll(self) -> TransferState:
+        """Look once. Never raises. Not called again after DONE or ERROR."""
+        ...
+
+
+class TransferBackend(Protocol):
+    """Moves bytes from peers' registered memory into ours.
+
+    All calls come from one thread (see pump.py) and may block it for as long as a copy takes. A peer_id
+    names one incarnation of a peer.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def register(self, memory: KVMemory) -> None:
+        """Start, and make memory readable to peers. Called once, before all else.
+
+        Raises ConfigError when this backend cannot run here, and Unsupported for this kind of memory."""
+        ...
+
+    def metadata(self) -> bytes:
+        """What a peer's connect needs to read our memory."""
+        ...
+
+    def connect(self, peer_id: str, metadata: bytes) -> None:
+        """Make a peer readable; replaces what was connected under this peer_id. Raises TransferFailed."""
+        ...
+
+    def post(self, peer_id: str, plan: ReadPlan) -> Transfer:
+        """Start reading; may return with the transfer already over. Raises TransferFailed when nothing
+        was started (peer not connected, span out of range)."""
+        ...
+
+    def disconnect(self, peer_id: str) -> None:
+        """Forget a peer that has no transfer in progress; an unknown one is ignored."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. No transfer is in progress."""
+        ...

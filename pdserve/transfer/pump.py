@@ -1,0 +1,166 @@
+"""The one thread in which a backend lives: it posts reads, polls them to their end, and never forgets one.
+
+Copies may block inside a backend's calls, so none of them runs on an event loop. While reads are in
+flight the thread polls with a growing pause, otherwise it sleeps until there is something to do.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from pdserve.core.errors import PdserveError, TransferFailed
+from pdserve.transfer.base import ReadPlan, Transfer, TransferBackend, TransferState
+
+FIRST_PAUSE = 50e-6
+"""Seconds between two polls after something happened; doubles up to LONGEST_PAUSE while nothing does."""
+
+LONGEST_PAUSE = 2e-3
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class Flight:
+    """A read from its submission to its end. on_end(error) is called once, in the pump's thread, when
+    nothing is or will be written any more; the error is empty when all bytes arrived."""
+
+    def __init__(self, peer_id: str, plan: ReadPlan, on_end: Callable[[str], None]) -> None:
+        self.peer_id = peer_id
+        self.plan = plan
+        self.on_end = on_end
+        self.started = False
+        self.abandoned = False
+
+    def abandon(self) -> None:
+        """Do not start, if it has not started yet. A read under way goes on to its end."""
+        self.abandoned = True
+
+
+class TransferPump:
+    """Owns a backend and its thread. All methods may be called from any thread."""
+
+    def __init__(self, backend: TransferBackend) -> None:
+        self.name = backend.name
+        self._backend = backend
+        self._wake = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []
+        self._flights: list[tuple[Flight, Transfer]] = []
+        self._leaving: set[str] = set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=f"kv-{backend.name}", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[TransferBackend], _T]) -> "Future[_T]":
+        """Run something on the backend in its thread."""
+        future: Future[_T] = Future()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function(self._backend))
+            except Exception as error:
+                future.set_exception(error)
+
+        if not self._submit(job):
+            future.set_exception(RuntimeError(f"the {self.name} backend is closed"))
+        return future
+
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
+        """Make a peer readable. Fails with TransferFailed, also while reads of an earlier connection under
+        this peer_id have not ended."""
+
+        def job(backend: TransferBackend) -> None:
+            if peer_id in self._leaving and peer_id in self._busy():
+                raise TransferFailed(f"earlier reads from {peer_id} have not ended; connect again when they have")
+            self._leaving.discard(peer_id)
+            backend.connect(peer_id, metadata)
+
+        return self.call(job)
+
+    def post(self, flight: Flight) -> None:
+        """Start a read as soon as the thread is free."""
+        if not self._submit(lambda: self._start(flight)):
+            flight.on_end(f"the {self.name} backend is closed")
+
+    def disconnect(self, peer_id: str) -> None:
+        """Forget a peer once its last read has ended."""
+        self._submit(lambda: self._leaving.add(peer_id))
+
+    def close(self) -> None:
+        """Take no more work; the thread closes the backend and ends after the last read has ended."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+
+    def join(self, timeout: float) -> bool:
+        """Whether the thread ended within timeout seconds of real time."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _submit(self, job: Callable[[], None]) -> bool:
+        with self._wake:
+            if self._closing:
+                return False
+            self._inbox.append(job)
+            self._wake.notify()
+        return True
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while (jobs := self._next_jobs(pause)) is not None:
+            for job in jobs:
+                job()
+            ended = self._poll()
+            self._drop_leaving()
+            pause = FIRST_PAUSE if jobs or ended else min(2 * pause, LONGEST_PAUSE)
+        self._backend.close()
+
+    def _next_jobs(self, pause: float) -> list[Callable[[], None]] | None:
+        """What was submitted, waiting for it at most `pause` while reads are in flight; None at the end."""
+        with self._wake:
+            if not self._inbox and not (self._closing and not self._flights):
+                self._wake.wait(pause if self._flights else None)
+            if not self._inbox and not self._flights and self._closing:
+                return None
+            jobs, self._inbox = self._inbox, []
+            return jobs
+
+    def _start(self, flight: Flight) -> None:
+        if flight.abandoned:
+            flight.on_end("cancelled before it started")
+            return
+        flight.started = True
+        try:
+            transfer = self._backend.post(flight.peer_id, flight.plan)
+        except Exception as error:
+            if not isinstance(error, PdserveError):
+                _log.exception("the %s backend failed to post a read", self.name)
+            flight.on_end(str(error) or type(error).__name__)
+            return
+        self._flights.append((flight, transfer))
+
+    def _poll(self) -> bool:
+        """Look at every read in flight once; whether one ended."""
+        going = [entry for entry in self._flights if not _ended(*entry)]
+        ended = len(going) < len(self._flights)
+        self._flights = going
+        return ended
+
+    def _drop_leaving(self) -> None:
+        for peer_id in self._leaving - self._busy():
+            self._backend.disconnect(peer_id)
+            self._leaving.discard(peer_id)
+
+    def _busy(self) -> set[str]:
+        return {flight.peer_id for flight, _ in self._flights}
+
+
+def _ended(flight: Flight, transfer: Transfer) -> bool:
+    state = transfer.poll()
+    if state is TransferState.IN_PROGRESS:
+        return False
+    flight.on_end(transfer.error or "the backend gave no reason" if state is TransferState.ERROR else "")
+    return True

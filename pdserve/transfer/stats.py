@@ -1,0 +1,52 @@
+"""What a transfer service has done so far."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from pdserve.core.protocols import PullReceipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferStats:
+    """Totals since the service opened; unsettled is the number of pulls now in flight or quarantined.
+
+    bytes_by_backend counts verified bytes. errors_by_code counts pulls whose wait() raised, by
+    PdserveError.code. rereads counts second reads after a digest that differed.
+    """
+
+    pulls: int
+    bytes_by_backend: tuple[tuple[str, int], ...]
+    errors_by_code: tuple[tuple[str, int], ...]
+    rereads: int
+    wire_seconds: float
+    verify_seconds: float
+    unsettled: int
+
+
+class StatsCounter:
+    """Counts on the event loop's thread."""
+
+    def __init__(self) -> None:
+        self.pulls = self.rereads = self.unsettled = 0
+        self._wire = self._verify = 0.0
+        self._bytes: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+
+    def verified(self, receipt: PullReceipt) -> None:
+        self._bytes[receipt.backend] += receipt.num_bytes
+        self._wire += receipt.wire_seconds
+        self._verify += receipt.verify_seconds
+
+    def failed(self, code: str) -> None:
+        self._errors[code] += 1
+
+    def snapshot(self) -> TransferStats:
+        return TransferStats(
+            pulls=self.pulls,
+            bytes_by_backend=tuple(sorted(self._bytes.items())),
+            errors_by_code=tuple(sorted(self._errors.items())),
+            rereads=self.rereads,
+            wire_seconds=self._wire,
+            verify_seconds=self._verify,
+            unsettled=self.unsettled,
+        )
