@@ -43,7 +43,7 @@ from pdserve.kvcache.manager import KVCacheManager
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreLoad:
-    """waiting includes fetching; backlog_tokens are known tokens still to compute."""
+    """waiting includes fetching; backlog_tokens are tokens of prompts, and of preempted sequences, to compute."""
 
     running: int
     waiting: int
@@ -114,11 +114,12 @@ class EngineCore:
 
     def load(self) -> CoreLoad:
         waiting, running = self._scheduler.waiting, self._scheduler.running
-        backlog = [s for s in (*waiting, *running) if s.ticket is None]
+        queued = sum(len(s.token_ids) for s in waiting if s.ticket is None)
+        begun = sum(s.num_pending_tokens for s in running if s.num_pending_tokens > 1)
         return CoreLoad(
             running=len(running),
             waiting=len(waiting) + len(self._scheduler.fetching),
-            backlog_tokens=sum(max(0, len(s.token_ids) - s.num_scheduled_tokens) for s in backlog),
+            backlog_tokens=queued + begun,
             blocks=self.kv.counts(),
         )
 
@@ -190,20 +191,17 @@ class EngineCore:
 
     def abort(self, sequence_id: int, error: PdserveError | None = None) -> list[CoreEvent]:
         """End a sequence now: CANCELLED, or ERROR with the error. An unknown id is fine: it ended before."""
-        sequence = self._sequences.get(sequence_id)
-        if sequence is not None:
-            if sequence.state is SequenceState.FETCHING:
-                self._quarantine(sequence, self._scheduler.fetch_blocks(sequence).values())
-            self._end(sequence, error)
+        if sequence := self._sequences.get(sequence_id):
+            self._abort(sequence, error)
         return self.take_events()
 
     def expire(self, now: float) -> list[CoreEvent]:
         """Abort every request whose deadline (monotonic) has passed."""
         while (deadline := self.next_deadline) is not None and deadline <= now:
             _, sequence_id = heappop(self._deadlines)
-            timeout = self._sequences[sequence_id].request.timeout
-            error = DeadlineExceeded(f"the request did not finish within its {timeout:g} s")
-            self._events = self.abort(sequence_id, error)
+            sequence = self._sequences[sequence_id]
+            timeout = sequence.request.timeout
+            self._abort(sequence, DeadlineExceeded(f"the request did not finish within its {timeout:g} s"))
         return self.take_events()
 
     def fetched(self, sequence_id: int, first_token: int) -> list[CoreEvent]:
@@ -324,10 +322,12 @@ class EngineCore:
         )
         self._events.append(emitted)
 
-    def _quarantine(self, sequence: Sequence, block_ids: Iterable[int]) -> None:
-        blocks = tuple(block_ids)
-        self.kv.quarantine(blocks)
-        self._events.append(FetchAborted(sequence_id=sequence.sequence_id, block_ids=blocks))
+    def _abort(self, sequence: Sequence, error: PdserveError | None) -> None:
+        if sequence.state is SequenceState.FETCHING:
+            blocks = tuple(self._scheduler.fetch_blocks(sequence).values())
+            self.kv.quarantine(blocks)
+            self._events.append(FetchAborted(sequence_id=sequence.sequence_id, block_ids=blocks))
+        self._end(sequence, error)
 
     def _end(self, sequence: Sequence, error: PdserveError | None) -> None:
         self._events.append(
