@@ -116,8 +116,16 @@ class HandoffLink:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def _send(self, **command: pb.Attach | pb.Release | pb.Heartbeat) -> None:
-        self._outbox.put_nowait(pb.HandoffCommand(source_epoch=self.epoch, **command))
+    def _send(
+        self,
+        *,
+        attach: pb.Attach | None = None,
+        release: pb.Release | None = None,
+        heartbeat: pb.Heartbeat | None = None,
+    ) -> None:
+        self._outbox.put_nowait(
+            pb.HandoffCommand(source_epoch=self.epoch, attach=attach, release=release, heartbeat=heartbeat)
+        )
 
     async def _run(self) -> None:
         channel = open_channel(self._address)

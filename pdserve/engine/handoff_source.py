@@ -14,10 +14,10 @@ target is attached only its Release or the lease's end frees blocks: it may be r
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from secrets import token_hex
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
+from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import Cancelled, LeaseExpired, PdserveError
 from pdserve.core.protocols import TransferService
 from pdserve.core.ticket import (
@@ -54,17 +54,13 @@ class HandoffSource:
     def __init__(
         self,
         *,
-        engine_id: str,
-        epoch: int,
-        address: str,
+        endpoint: Endpoint,
         transfer: TransferService,
         times: Times,
         clock: Clock,
         on_end: Callable[[str, int], None],
     ) -> None:
-        self._engine_id = engine_id
-        self._epoch = epoch
-        self._address = address
+        self._endpoint = endpoint
         self._transfer = transfer
         self._times = times
         self._clock = clock
@@ -86,9 +82,9 @@ class HandoffSource:
         ticket = TransferTicket(
             id=ticket_id,
             request_id=request_id,
-            engine_id=self._engine_id,
-            epoch=self._epoch,
-            address=self._address,
+            engine_id=self._endpoint.engine_id,
+            epoch=self._endpoint.epoch,
+            address=self._endpoint.address,
             layout_hash=self._transfer.layout.wire_hash,
             num_tokens=num_tokens,
             block_size=self._transfer.layout.block_size,
@@ -119,9 +115,9 @@ class HandoffSource:
             offer.deliver(offer.done)
 
     def cancel(self, sequence_id: int) -> None:
-        """The request was cancelled or failed here before its first token."""
+        """The request ended here; without a first token, nobody can go on from its KV."""
         offer = self._by_sequence.get(sequence_id)
-        if offer is None:
+        if offer is None or offer.done:
             return
         gone = TicketGone(ticket_id=offer.ticket.id, code=Cancelled.code, message="the prefill was cancelled")
         if offer.deliver:
@@ -207,10 +203,6 @@ class HandoffSource:
         if len(self._ended) > _REMEMBERED_TICKETS:
             del self._ended[next(iter(self._ended))]
         self._on_end(offer.ticket.id, offer.sequence_id)
-
-
-def new_ticket_id() -> str:
-    return token_hex(16)
 
 
 def _unknown(ticket_id: str) -> TicketGone:

@@ -1,0 +1,286 @@
+"""The asynchronous shell around EngineCore: pumps steps, streams deltas, connects handoffs to the scheduler.
+
+All decisions are EngineCore's. This class moves its events to where they have effects, and effects'
+results back, on one event loop.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from secrets import token_hex
+from typing import Self
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot
+from pdserve.core.errors import EngineDied, InvalidRequest, LeaseExpired, PdserveError, Unavailable
+from pdserve.core.protocols import Executor, ModelInfo, TransferService
+from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
+from pdserve.core.ticket import TransferTicket
+from pdserve.engine.core import EngineCore
+from pdserve.engine.core_events import (
+    Computed,
+    CoreEvent,
+    Emitted,
+    FetchAborted,
+    FetchReady,
+    Finished,
+    HandoffScheduled,
+)
+from pdserve.engine.handoff_source import HandoffSource
+from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
+from pdserve.engine.pump import StepPump
+
+EngineItem = TokenDelta | TransferTicket
+Sink = Callable[[list[EngineItem]], None]
+"""Takes what a step produced for one client; must not block."""
+
+_HOUSEKEEPING = 0.25
+"""Seconds between looks for expired deadlines and leases."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request from start until its last delta has gone to its sink."""
+
+    request_id: str
+    sink: Sink
+    handoff: bool
+    last: TokenDelta | None = None
+    """Held back until the core's Finished brings the trace that travels with it."""
+    outcome: FetchOutcome | None = None
+
+
+class Engine:
+    """One engine. Use as `async with Engine(…)`; leaving ends whatever still runs."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        info: ModelInfo,
+        limits: EngineLimits,
+        executor: Executor,
+        transfer: TransferService,
+        times: Times,
+        clock: Clock,
+    ) -> None:
+        self.endpoint = endpoint
+        self.info = info
+        self.transfer = transfer
+        self._clock = clock
+        self._core = EngineCore(
+            info=info,
+            limits=limits,
+            layout=transfer.layout,
+            clock=clock,
+            new_ticket_id=lambda: token_hex(16),
+        )
+        self._pump = StepPump(self._core, executor, self._apply)
+        self.source = HandoffSource(
+            endpoint=endpoint, transfer=transfer, times=times, clock=clock, on_end=self._on_lease_end
+        )
+        self._target = HandoffTarget(
+            transfer=transfer, times=times, clock=clock, on_outcome=self._on_outcome, on_settled=self._on_settled
+        )
+        self._live: dict[int, _Live] = {}
+        self._by_request: dict[str, int] = {}
+        self._aborted_fetches: dict[int, tuple[int, ...]] = {}
+        """Target blocks the core quarantined, until the fetch's outcome says which may still be written."""
+        self._died: EngineDied | None = None
+        self._draining = False
+        self._snapshots = 0
+        self._ended = asyncio.Event()
+        self._dead = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._guard(work)) for work in (self._pump.run(), self._keep_house())]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._abort_all(Unavailable(f"{self.endpoint.engine_id} has shut down"))
+        await self._target.close()
+        await self.source.close()
+
+    async def death(self) -> EngineDied:
+        """Returns when the engine can serve nothing any more; its process should end then."""
+        await self._dead.wait()
+        assert self._died is not None
+        return self._died
+
+    def start(
+        self, request: Request, sink: Sink, *, handoff: bool = False, ticket: TransferTicket | None = None
+    ) -> None:
+        """Begin a request; everything it produces goes to sink. Raises PdserveError to refuse it."""
+        if self._died:
+            raise self._died
+        if self._draining:
+            raise Unavailable(f"{self.endpoint.engine_id} is draining")
+        if request.id in self._by_request:
+            raise InvalidRequest(f"request id {request.id!r} is already running here", "id")
+        sequence_id = self._core.add(request, handoff=handoff, ticket=ticket)
+        self._live[sequence_id] = _Live(request.id, sink, handoff)
+        self._by_request[request.id] = sequence_id
+        if ticket:
+            try:
+                self._target.hold(sequence_id, ticket)
+            except PdserveError as error:
+                self._apply(self._core.abort(sequence_id, error))
+        self._pump.wake()
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request and free what it holds; unknown ids are ignored (it has just ended)."""
+        sequence_id = self._by_request.get(request_id)
+        if sequence_id is not None:
+            self._abort(sequence_id, None)
+
+    def snapshot(self) -> LoadSnapshot:
+        self._snapshots += 1
+        load = self._core.load()
+        return LoadSnapshot(
+            engine_id=self.endpoint.engine_id,
+            epoch=self.endpoint.epoch,
+            number=self._snapshots,
+            running=load.running,
+            waiting=load.waiting,
+            backlog_tokens=load.backlog_tokens,
+            blocks=load.blocks,
+            draining=self._draining,
+        )
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuse new requests; True once nothing runs and no lease is open, False after timeout seconds."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout):
+                while self._live or self.source.num_open:
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _guard(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except EngineDied as error:
+            self._die(error)
+        except Exception as bug:
+            self._die(EngineDied(f"{self.endpoint.engine_id} failed internally"))
+            raise bug
+
+    def _die(self, error: EngineDied) -> None:
+        self._died = self._died or error
+        self._dead.set()
+        self._abort_all(error)
+
+    async def _keep_house(self) -> None:
+        while True:
+            await self._clock.sleep(_HOUSEKEEPING)
+            self.source.expire()
+            self._apply(self._core.expire(self._clock.monotonic()))
+            self._pump.wake()
+
+    def _abort(self, sequence_id: int, error: PdserveError | None) -> None:
+        self._apply(self._core.abort(sequence_id, error))
+        self._pump.wake()
+
+    def _abort_all(self, error: PdserveError) -> None:
+        for sequence_id in list(self._live):
+            self._abort(sequence_id, error)
+
+    def _apply(self, events: list[CoreEvent]) -> None:
+        """Give the core's events their effects; each sink is called once."""
+        out: dict[Sink, list[EngineItem]] = defaultdict(list)
+        for event in events:
+            match event:
+                case Emitted():
+                    self._on_emitted(event, out)
+                case HandoffScheduled():
+                    self._on_handoff_scheduled(event, out)
+                case Computed():
+                    self.source.computed(event.sequence_id, event.num_tokens)
+                case FetchReady():
+                    self._target.fetch(event.sequence_id, dict(event.fetch_blocks))
+                case FetchAborted():
+                    self._aborted_fetches[event.sequence_id] = event.block_ids
+                case Finished():
+                    self._on_finished(event, out)
+        for sink, items in out.items():
+            sink(items)
+
+    def _on_emitted(self, event: Emitted, out: dict[Sink, list[EngineItem]]) -> None:
+        live = self._live[event.sequence_id]
+        reason = event.finish_reason
+        if live.handoff and event.token_ids:
+            self.source.prefilled(event.sequence_id, event.token_ids[0], finished=reason is not None)
+            reason = reason or FinishReason.HANDOFF
+        delta = TokenDelta(
+            request_id=event.request_id,
+            index=event.index,
+            token_ids=event.token_ids,
+            logprobs=event.logprobs,
+            finish_reason=reason,
+            error=event.error,
+        )
+        if reason:
+            live.last = delta
+        else:
+            out[live.sink].append(delta)
+
+    def _on_handoff_scheduled(self, event: HandoffScheduled, out: dict[Sink, list[EngineItem]]) -> None:
+        ticket = self.source.issue(
+            event.ticket_id, event.sequence_id, event.request_id, event.num_tokens, event.source_blocks
+        )
+        self.source.computed(event.sequence_id, event.num_cached_tokens)
+        out[self._live[event.sequence_id].sink].append(ticket)
+
+    def _on_finished(self, event: Finished, out: dict[Sink, list[EngineItem]]) -> None:
+        live = self._live.pop(event.sequence_id)
+        self.source.cancel(event.sequence_id)
+        self._target.cancel(event.sequence_id)
+        del self._by_request[live.request_id]
+        if live.last:
+            out[live.sink].append(replace(live.last, trace=self._trace(event, live.outcome)))
+        self._ended.set()
+
+    def _trace(self, event: Finished, outcome: FetchOutcome | None) -> EngineTrace:
+        stamps = event.stamps + (outcome.stamps if outcome else ())
+        return EngineTrace(
+            engine_id=self.endpoint.engine_id,
+            epoch=self.endpoint.epoch,
+            cached_tokens=event.cached_tokens,
+            stamps=tuple(sorted(stamps, key=lambda stamp: stamp[1])),
+            transfer_backend=outcome.backend if outcome else "",
+            transfer_bytes=outcome.num_bytes if outcome else 0,
+            transfer_pulls=outcome.num_pulls if outcome else 0,
+        )
+
+    def _on_outcome(self, sequence_id: int, outcome: FetchOutcome) -> None:
+        aborted = self._aborted_fetches.pop(sequence_id, None)
+        if aborted is not None:
+            self._core.unquarantine(set(aborted) - set(outcome.unsettled))
+        elif live := self._live.get(sequence_id):
+            live.outcome = outcome
+            if outcome.error or outcome.finished:
+                self._apply(self._core.fetch_failed(sequence_id, outcome.unsettled, outcome.error))
+            else:
+                self._apply(self._core.fetched(sequence_id, outcome.first_token))
+        self._pump.wake()
+
+    def _on_settled(self, blocks: tuple[int, ...]) -> None:
+        self._core.unquarantine(blocks)
+        self._pump.wake()
+
+    def _on_lease_end(self, ticket_id: str, sequence_id: int) -> None:
+        self._core.release_lease(ticket_id)
+        # Still computing a prompt that nobody will fetch any more.
+        self._apply(self._core.abort(sequence_id, LeaseExpired("nobody took over the prefilled prompt in time")))
+        self._ended.set()
+        self._pump.wake()

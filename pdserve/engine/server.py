@@ -1,0 +1,135 @@
+"""The gRPC face of an engine: sessions for gateways and the supervisor, handoffs for decode engines."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing, suppress
+
+import grpc
+
+from pdserve.config.times import Times
+from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone
+from pdserve.engine.engine import Engine
+from pdserve.engine.handoff_source import Deliver
+from pdserve.engine.session import EngineSession
+from pdserve.rpc import convert
+from pdserve.rpc.channel import new_server
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
+
+_SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommand], AsyncIterator[pb.SessionEvent]]
+_DrainContext = grpc.aio.ServicerContext[pb.DrainRequest, Awaitable[pb.DrainResponse]]
+_ConnectContext = grpc.aio.ServicerContext[pb.PeerHello, Awaitable[pb.PeerHello]]
+_HandoffContext = grpc.aio.ServicerContext[AsyncIterator[pb.HandoffCommand], AsyncIterator[pb.HandoffEvent]]
+
+
+class EngineServer:
+    """A listening server; the address is known before the engine exists, for its tickets to name."""
+
+    def __init__(self, host: str, port: int = 0) -> None:
+        self._server = new_server()
+        self.port = self._server.add_insecure_port(f"{host}:{port}")
+        self.address = f"{host}:{self.port}"
+
+    async def start(self, engine: Engine, times: Times) -> None:
+        pb_grpc.add_EngineServiceServicer_to_server(_EngineService(engine, times), self._server)
+        pb_grpc.add_HandoffServiceServicer_to_server(_HandoffService(engine), self._server)
+        await self._server.start()
+
+    async def stop(self, grace: float) -> None:
+        """End all streams, waiting at most grace seconds for running calls."""
+        await self._server.stop(grace)
+
+
+class _EngineService(pb_grpc.EngineServiceServicer):
+    def __init__(self, engine: Engine, times: Times) -> None:
+        self._engine = engine
+        self._times = times
+
+    async def Session(
+        self, commands: AsyncIterator[pb.SessionCommand], context: _SessionContext
+    ) -> AsyncIterator[pb.SessionEvent]:
+        session = EngineSession(self._engine, self._times)
+        reader = asyncio.create_task(_obey_all(commands, session))
+        try:
+            async with aclosing(session.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            session.close()
+            reader.cancel()
+            with suppress(asyncio.CancelledError):
+                await reader
+
+    async def Drain(self, request: pb.DrainRequest, context: _DrainContext) -> pb.DrainResponse:
+        return pb.DrainResponse(drained=await self._engine.drain(request.timeout))
+
+
+async def _obey_all(commands: AsyncIterator[pb.SessionCommand], session: EngineSession) -> None:
+    async for command in commands:
+        session.obey(command)
+
+
+class _HandoffService(pb_grpc.HandoffServiceServicer):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Connect(self, hello: pb.PeerHello, context: _ConnectContext) -> pb.PeerHello:
+        ours = convert.peer_to_proto(self._engine.transfer.address)
+        ours.kv_kind = self._engine.transfer.layout.group.kind.value
+        if (hello.layout_hash, hello.kv_kind) != (ours.layout_hash, ours.kv_kind):
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{self._engine.endpoint.engine_id} and {hello.engine_id} hold KV of different layouts: "
+                "model, KV dtype and block size must be equal",
+            )
+        return ours
+
+    async def Handoff(
+        self, commands: AsyncIterator[pb.HandoffCommand], context: _HandoffContext
+    ) -> AsyncIterator[pb.HandoffEvent]:
+        outbox: asyncio.Queue[pb.HandoffEvent | None] = asyncio.Queue()
+        epoch = self._engine.endpoint.epoch
+
+        def deliver(news: HandoffNews) -> None:
+            outbox.put_nowait(_to_event(epoch, news))
+
+        async def read() -> None:
+            async for command in commands:
+                if command.source_epoch != epoch:
+                    break
+                if answer := self._obey(command, deliver):
+                    outbox.put_nowait(answer)
+            outbox.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (event := await outbox.get()) is not None:
+                yield event
+        finally:
+            reader.cancel()
+            self._engine.source.detach(deliver)
+
+    def _obey(self, command: pb.HandoffCommand, deliver: Deliver) -> pb.HandoffEvent | None:
+        source = self._engine.source
+        epoch = self._engine.endpoint.epoch
+        match command.WhichOneof("command"):
+            case "attach":
+                source.attach(command.attach.ticket_id, command.attach.first_block, deliver)
+            case "release":
+                ticket_id = command.release.ticket_id
+                released = pb.Released(ticket_id=ticket_id, expired=source.release(ticket_id))
+                return pb.HandoffEvent(source_epoch=epoch, released=released)
+            case "heartbeat":
+                source.renew(tuple(command.heartbeat.ticket_ids))
+                return pb.HandoffEvent(source_epoch=epoch, ack=pb.HeartbeatAck(number=command.heartbeat.number))
+        return None
+
+
+def _to_event(epoch: int, news: HandoffNews) -> pb.HandoffEvent:
+    match news:
+        case RegionReady():
+            return pb.HandoffEvent(source_epoch=epoch, region=convert.region_to_proto(news))
+        case PrefillDone():
+            return pb.HandoffEvent(source_epoch=epoch, done=convert.done_to_proto(news))
+        case TicketGone():
+            return pb.HandoffEvent(source_epoch=epoch, gone=convert.gone_to_proto(news))

@@ -1,0 +1,108 @@
+"""One client session of an engine: what the engine produces for it, gathered into one message per step."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from pdserve.config.times import Times
+from pdserve.core.errors import PdserveError
+from pdserve.core.request import FinishReason, TokenDelta
+from pdserve.core.ticket import TransferTicket
+from pdserve.engine.engine import Engine
+from pdserve.rpc import convert
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+
+
+class EngineSession:
+    """Takes deliveries without ever blocking the engine; `events` drains them as fast as the client reads.
+
+    A slow client merges steps into fewer, larger messages. What waits is bounded by the max_tokens of
+    the session's own requests.
+    """
+
+    def __init__(self, engine: Engine, times: Times) -> None:
+        self._engine = engine
+        self._times = times
+        self._deltas: list[TokenDelta] = []
+        self._tickets: list[TransferTicket] = []
+        self._fresh = asyncio.Event()
+        self._active: set[str] = set()
+
+    def deliver(self, items: list[TokenDelta | TransferTicket]) -> None:
+        for item in items:
+            if isinstance(item, TransferTicket):
+                self._tickets.append(item)
+            else:
+                self._deltas.append(item)
+                if item.finish_reason:
+                    self._active.discard(item.request_id)
+        self._fresh.set()
+
+    def obey(self, command: pb.SessionCommand) -> None:
+        match command.WhichOneof("command"):
+            case "submit":
+                self._submit(command.submit)
+            case "cancel_request_id":
+                self._engine.cancel(command.cancel_request_id)
+
+    async def events(self) -> AsyncGenerator[pb.SessionEvent, None]:
+        """Description first, then steps as they come and a LoadSnapshot per heartbeat."""
+        yield pb.SessionEvent(description=self._describe())
+        loop = asyncio.get_running_loop()
+        next_heartbeat = loop.time()
+        while True:
+            if loop.time() >= next_heartbeat:
+                next_heartbeat = loop.time() + self._times.heartbeat
+                yield pb.SessionEvent(load=convert.load_to_proto(self._engine.snapshot()))
+            for event in self._drain():
+                yield event
+            try:
+                async with asyncio.timeout_at(next_heartbeat):
+                    await self._fresh.wait()
+            except TimeoutError:
+                continue
+
+    def close(self) -> None:
+        """The client is gone: nobody reads what its requests would produce."""
+        for request_id in list(self._active):
+            self._engine.cancel(request_id)
+
+    def _submit(self, submit: pb.Submit) -> None:
+        request_id = submit.request.id
+        try:
+            request = convert.request_from_proto(submit.request)
+            ticket = convert.ticket_from_proto(submit.ticket) if submit.HasField("ticket") else None
+            self._active.add(request_id)
+            self._engine.start(request, self.deliver, handoff=submit.handoff, ticket=ticket)
+        except PdserveError as error:
+            refusal = TokenDelta(
+                request_id=request_id,
+                index=0,
+                token_ids=(),
+                finish_reason=FinishReason.ERROR,
+                error=(error.code, str(error)),
+            )
+            self.deliver([refusal])
+
+    def _drain(self) -> list[pb.SessionEvent]:
+        self._fresh.clear()
+        tickets, self._tickets = self._tickets, []
+        deltas, self._deltas = self._deltas, []
+        events = [pb.SessionEvent(ticket=convert.ticket_to_proto(ticket)) for ticket in tickets]
+        if deltas:
+            step = pb.StepEvent(
+                epoch=self._engine.endpoint.epoch, deltas=[convert.delta_to_proto(delta) for delta in deltas]
+            )
+            events.append(pb.SessionEvent(step=step))
+        return events
+
+    def _describe(self) -> pb.EngineDescription:
+        engine = self._engine
+        return pb.EngineDescription(
+            engine_id=engine.endpoint.engine_id,
+            role=engine.endpoint.role.value,
+            epoch=engine.endpoint.epoch,
+            model_name=engine.info.name,
+            model_revision=engine.info.revision,
+            max_model_len=engine.info.max_model_len,
+            pid=engine.endpoint.pid,
+        )
