@@ -1,0 +1,132 @@
+"""What HTTP and gRPC have in common: checks against the model, and the start of an answer."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random, SystemRandom
+from uuid import UUID
+
+from pdserve.core.clock import Clock, SystemClock
+from pdserve.core.errors import InvalidRequest, ModelNotFound
+from pdserve.core.protocols import ModelInfo
+from pdserve.core.request import MAX_SEED, Request, SamplingParams
+from pdserve.gateway.answer import Answer, AnswerContext
+from pdserve.gateway.auth import Authenticator, Identity
+from pdserve.gateway.detokenizer import Detokenizer
+from pdserve.gateway.intake import Intake
+from pdserve.gateway.ports import Generator
+from pdserve.gateway.settings import GatewaySettings
+from pdserve.gateway.tokenizer import Tokenizer
+from pdserve.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A tokenized request as an endpoint hands it on.
+
+    prompt_param is the prompt's name in errors, client_id what the client calls the request.
+    """
+
+    id: str
+    endpoint: str
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingParams
+    identity: Identity
+    prompt_param: str = "prompt"
+    client_id: str = ""
+    timeout: float | None = None
+    """Seconds the client gives us; the setting's limit when None or longer."""
+
+
+class Gateway:
+    """One served model behind the public endpoints. Created on the event loop it runs on."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        model: ModelInfo,
+        settings: GatewaySettings | None = None,
+        *,
+        clock: Clock | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.generator = generator
+        self.tokenizer = tokenizer
+        self.model = model
+        self.settings = settings or GatewaySettings()
+        self.clock = clock or SystemClock()
+        self.started = self.clock.unix()
+        self.metrics = Metrics()
+        self.metrics.watch_engines(generator.engines)
+        self.intake = Intake()
+        self.authenticator = Authenticator(self.settings.api_keys)
+        self._random = random or SystemRandom()
+        self._context = AnswerContext(generator=generator, intake=self.intake, metrics=self.metrics, clock=self.clock)
+
+    @property
+    def ready(self) -> bool:
+        return self.generator.ready and not self.intake.draining
+
+    def new_id(self) -> str:
+        """32 hexadecimal digits naming one request."""
+        return UUID(int=self._random.getrandbits(128), version=4).hex
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFound unless name is the served model's, or left out."""
+        if name and name != self.model.name:
+            raise ModelNotFound(f"this server serves {self.model.name!r}, not {name[:200]!r}")
+
+    async def encode(self, text: str) -> list[int]:
+        """Tokens of a raw prompt; the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.tokenizer.encode, text)
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens of a conversation; the event loop goes on meanwhile."""
+        return await asyncio.to_thread(self.tokenizer.encode_chat, messages)
+
+    def room(self, num_prompt_tokens: int, param: str) -> int:
+        """Tokens the context has left after a prompt. Raises InvalidRequest naming param when there is none."""
+        room = self.model.max_model_len - num_prompt_tokens
+        if room < 1:
+            raise InvalidRequest(
+                f"the prompt has {num_prompt_tokens} tokens; with at least one token of answer "
+                f"the context holds {self.model.max_model_len}",
+                param,
+            )
+        return room
+
+    def begin(self, ask: Ask) -> Answer:
+        """Accept a request; it runs once the answer's deltas are iterated.
+
+        Raises InvalidRequest when it does not fit the model, Unavailable while draining."""
+        self.intake.check()
+        limit = self.settings.request_timeout
+        request = Request(
+            id=ask.id,
+            prompt_token_ids=tuple(ask.prompt_token_ids),
+            sampling=self._fit(ask),
+            salt=ask.identity.salt,
+            timeout=limit if ask.timeout is None else min(limit, ask.timeout),
+        )
+        detokenizer = Detokenizer(self.tokenizer.vocabulary, request.sampling, self.model.eos_token_ids)
+        return Answer(self._context, request, detokenizer, ask.endpoint, ask.client_id)
+
+    def _fit(self, ask: Ask) -> SamplingParams:
+        sampling, vocab_size = ask.sampling, self.model.vocab_size
+        room = self.room(len(ask.prompt_token_ids), ask.prompt_param)
+        _check_token_ids(ask.prompt_token_ids, vocab_size, ask.prompt_param)
+        _check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")
+        if sampling.max_tokens > room:
+            raise InvalidRequest(
+                f"max_tokens is {sampling.max_tokens}, but the prompt's {len(ask.prompt_token_ids)} tokens leave room "
+                f"for {room} in a context of {self.model.max_model_len}",
+                "max_tokens",
+            )
+        seed = self._random.randint(0, MAX_SEED) if sampling.seed is None else sampling.seed
+        return replace(sampling, seed=seed, top_k=0 if sampling.top_k >= vocab_size else sampling.top_k)
+
+
+def _check_token_ids(token_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        raise InvalidRequest(f"{param} has a token id outside 0 to {vocab_size - 1}", param)

@@ -1,0 +1,67 @@
+"""Request bodies: bounded in size and time, strict JSON."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pdserve.core.errors import InvalidRequest
+from pdserve.gateway.settings import GatewaySettings
+
+
+class BodyRequest(Request):
+    """Reads at most max_body_bytes within receive_timeout, and parses with orjson.
+
+    orjson refuses NaN, infinities, lone surrogates, invalid UTF-8 and nesting deeper than 1024."""
+
+    settings = GatewaySettings()
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            try:
+                async with asyncio.timeout(self.settings.receive_timeout):
+                    self._body = await self._read()
+            except TimeoutError:
+                raise HTTPException(408, "the body did not arrive in time") from None
+        return self._body
+
+    async def json(self) -> Any:
+        return orjson.loads(await self.body())
+
+    async def _read(self) -> bytes:
+        limit = self.settings.max_body_bytes
+        too_large = HTTPException(413, f"the body is longer than {limit} bytes")
+        length = self.headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > limit:
+            raise too_large
+        chunks, size = [], 0
+        async for chunk in self.stream():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise too_large
+        return b"".join(chunks)
+
+
+def route_class(settings: GatewaySettings) -> type[APIRoute]:
+    """A route that takes JSON only, read by a BodyRequest with these settings."""
+    request_class = type("BoundedRequest", (BodyRequest,), {"settings": settings})
+
+    class BodyRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handler = super().get_route_handler()
+
+            async def handle(request: Request) -> Response:
+                media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if media_type != "application/json":
+                    raise InvalidRequest("send the body as `Content-Type: application/json`")
+                return await handler(request_class(request.scope, request.receive))
+
+            return handle
+
+    return BodyRoute

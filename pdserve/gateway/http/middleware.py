@@ -1,0 +1,79 @@
+"""What happens to every HTTP request before any route: an id, the key, and a net for defects."""
+
+import re
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pdserve.gateway.gateway import Gateway
+from pdserve.gateway.http.errors import envelope, error_response, internal_error_body
+
+log = structlog.get_logger("pdserve.gateway")
+
+OPEN_PATHS = frozenset({"/", "/live", "/ready", "/health", "/metrics"})
+"""Need no API key: probes, scrapers and the chat page, which has the user type one."""
+
+MAX_HEADER_BYTES = 64 * 1024
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class RequestContext:
+    """Gives a request its ids, returns them as `x-request-id`, and turns an escaped exception into a 500.
+
+    scope["state"] gets `id` (ours, unique) and `client_id` (the client's x-request-id, else ours).
+    """
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        own_id = self._gateway.new_id()
+        given = Headers(scope=scope).get("x-request-id", "")
+        client_id = given if _CLIENT_ID.fullmatch(given) else own_id
+        scope.setdefault("state", {}).update(id=own_id, client_id=client_id)
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = client_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("unexpected error", path=scope["path"], request_id=own_id)
+            if started:
+                raise
+            await error_response(500, internal_error_body())(scope, receive, send_with_id)
+
+
+class KeyCheck:
+    """Lets only known API keys past, on every path that is not listed as open."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            body = envelope(431, f"the headers are longer than {MAX_HEADER_BYTES} bytes", "too_large")
+            await error_response(431, body)(scope, receive, send)
+            return
+        identity = self._gateway.authenticator.identify(Headers(scope=scope).get("authorization"))
+        scope["state"]["identity"] = identity
+        if identity is None and scope["path"] not in OPEN_PATHS:
+            self._gateway.metrics.rejections.labels("invalid_api_key").inc()
+            body = envelope(401, "send a valid API key as `Authorization: Bearer KEY`", "invalid_api_key")
+            await error_response(401, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

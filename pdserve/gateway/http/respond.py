@@ -1,0 +1,136 @@
+"""An answer as one JSON object or as a stream of server-sent events, whatever the endpoint."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Protocol
+
+import orjson
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from pdserve.core.errors import Cancelled, PdserveError
+from pdserve.core.request import FinishReason
+from pdserve.gateway.answer import Answer
+from pdserve.gateway.detokenizer import OutputToken, TextDelta
+from pdserve.gateway.http.disconnect import until_disconnect
+from pdserve.gateway.http.errors import error_body, internal_error_body
+
+log = structlog.get_logger("pdserve.gateway")
+
+
+class Format(Protocol):
+    """How an endpoint words its answer. The record goes into the chunk with the finish_reason."""
+
+    def opening(self) -> list[dict[str, object]]:
+        """Chunks before any text."""
+        ...
+
+    def chunk(self, delta: TextDelta) -> dict[str, object]: ...
+
+    def closing(self, answer: Answer, reason: FinishReason) -> list[dict[str, object]]:
+        """Chunks after the text: the one with finish_reason and record, then the usage if asked for."""
+        ...
+
+    def whole(self, answer: Answer, delta: TextDelta) -> dict[str, object]:
+        """The unstreamed body; delta is all deltas in one."""
+        ...
+
+
+def usage(answer: Answer) -> dict[str, object]:
+    """The usage object of both endpoints."""
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": answer.record.cached_tokens},
+    }
+
+
+async def respond(request: Request, answer: Answer, wording: Format, *, stream: bool, send_timeout: float) -> Response:
+    """Run an answer. Errors before the first token are raised, and so have a status of their own.
+
+    The answer is cancelled as soon as the client is gone."""
+    if not stream:
+        whole = await until_disconnect(request.receive, _collect(answer))
+        return Response(orjson.dumps(wording.whole(answer, whole)), media_type="application/json")
+    deltas = answer.deltas()
+    first = await until_disconnect(request.receive, _next(deltas))
+    return EventStream(_events(answer, wording, first, deltas), send_timeout)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; closes its source when the client is gone or reads nothing for send_timeout seconds."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], send_timeout: float) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._events = events
+        self._send_timeout = send_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(receive, self.stream_response(send))
+        except Cancelled:
+            return
+        except TimeoutError:
+            log.warning("client reads nothing", request_id=scope["state"]["id"], seconds=self._send_timeout)
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._events):
+            async with asyncio.timeout(self._send_timeout):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for event in self._events:
+                async with asyncio.timeout(self._send_timeout):
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _events(
+    answer: Answer, wording: Format, first: TextDelta, rest: AsyncGenerator[TextDelta, None]
+) -> AsyncGenerator[bytes, None]:
+    """A failure after the first token becomes an event with the error envelope, the last of the stream."""
+    async with aclosing(rest):
+        try:
+            for chunk in wording.opening():
+                yield _event(chunk)
+            async for delta in _chain(first, rest):
+                if delta.text or delta.tokens:
+                    yield _event(wording.chunk(delta))
+                if delta.finish_reason is not None:
+                    for chunk in wording.closing(answer, delta.finish_reason):
+                        yield _event(chunk)
+            yield b"data: [DONE]\n\n"
+        except PdserveError as error:
+            yield _event(error_body(error))
+        except Exception:
+            log.exception("unexpected error in a stream", request_id=answer.request.id)
+            yield _event(internal_error_body())
+
+
+def _event(content: dict[str, object]) -> bytes:
+    return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+async def _chain(first: TextDelta, rest: AsyncIterator[TextDelta]) -> AsyncIterator[TextDelta]:
+    yield first
+    async for delta in rest:
+        yield delta
+
+
+async def _next(deltas: AsyncIterator[TextDelta]) -> TextDelta:
+    return await anext(deltas)
+
+
+async def _collect(answer: Answer) -> TextDelta:
+    texts: list[str] = []
+    tokens: list[OutputToken] = []
+    reason = None
+    async with aclosing(answer.deltas()) as deltas:
+        async for delta in deltas:
+            texts.append(delta.text)
+            tokens += delta.tokens
+            reason = delta.finish_reason
+    return TextDelta(text="".join(texts), tokens=tuple(tokens), finish_reason=reason)

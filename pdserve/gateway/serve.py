@@ -1,0 +1,70 @@
+"""Listening for HTTP."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from pdserve.core.errors import ConfigError
+
+_BACKLOG = 2048
+_KEEP_ALIVE = 75.0
+"""Longer than a load balancer keeps an idle connection (60 s), so that it is the one to close."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"port {port} on {host} is in use; stop its owner or choose another port") from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+async def serve_http(app: ASGIApp, listener: socket.socket, stop: asyncio.Event, grace: float) -> None:
+    """Serve until stop is set, then give running responses grace seconds. Owns the listener."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=ceil(_KEEP_ALIVE),
+        timeout_graceful_shutdown=ceil(grace),
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+    finally:
+        stopping.cancel()
+        serving.cancel()
+        await asyncio.gather(serving, stopping, return_exceptions=True)
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    """Leaves the process's signal handlers to the process."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

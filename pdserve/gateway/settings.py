@@ -1,0 +1,21 @@
+"""What an operator may decide about the gateway."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """Limits and keys of the public edge. Times in seconds."""
+
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Any of these is accepted as `Authorization: Bearer KEY`; none means open to everyone."""
+    max_body_bytes: int = 4 * 2**20
+    """A longer HTTP body or gRPC message is refused."""
+    max_chat_tokens: int = 1024
+    """Cap of a chat answer whose request names no max_tokens."""
+    request_timeout: float = 600.0
+    """From arrival to the last token, queueing included."""
+    send_timeout: float = 60.0
+    """A client that reads nothing for so long is cut off."""
+    receive_timeout: float = 60.0
+    """A client that has not sent its body after so long is cut off."""

@@ -1,0 +1,48 @@
+"""Structured logs on stderr: one JSON object per line, or coloured text for people.
+
+What users write and what they authenticate with never reaches a log: fields of those names are replaced.
+Lines of libraries that use the standard library's logging come out in the same form.
+"""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+_PRIVATE = frozenset(
+    {"prompt", "prompt_token_ids", "messages", "content", "text", "token_ids", "api_key", "authorization", "headers"}
+)
+
+
+def configure_logs(*, json: bool, level: str = "info", stream: TextIO | None = None) -> None:
+    """Set up logging for this process; called once, by its entry point."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        redact,
+    ]
+    final: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if json:
+        final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        final += [structlog.dev.ConsoleRenderer()]
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace the values of private fields."""
+    for name in _PRIVATE & event.keys():
+        event[name] = "[redacted]"
+    return event
