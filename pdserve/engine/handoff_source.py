@@ -46,6 +46,8 @@ class _Offer:
     published_blocks: int = 0
     done: PrefillDone | None = None
     deliver: Deliver | None = None
+    attached: bool = False
+    """A target may be reading, even if the link it came over has broken since."""
 
 
 class HandoffSource:
@@ -122,7 +124,7 @@ class HandoffSource:
         gone = TicketGone(ticket_id=offer.ticket.id, code=Cancelled.code, message="the prefill was cancelled")
         if offer.deliver:
             offer.deliver(gone)
-        else:
+        if not offer.attached:
             self._end(offer, gone)
 
     def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
@@ -132,6 +134,7 @@ class HandoffSource:
             deliver(self._ended.get(ticket_id) or _unknown(ticket_id))
             return
         offer.deliver = deliver
+        offer.attached = True
         offer.published_blocks = first_block
         if offer.done:
             deliver(offer.done)

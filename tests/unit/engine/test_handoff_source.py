@@ -1,0 +1,189 @@
+"""Tickets: leases begin, are renewed and end exactly once; regions are published as they become final."""
+
+from collections.abc import Awaitable
+
+import pytest
+
+from pdserve.config.times import Times
+from pdserve.core.endpoint import Endpoint, EngineState, Role
+from pdserve.core.errors import Cancelled, LeaseExpired, TransferFailed
+from pdserve.core.layout import KVGroup, KVLayout
+from pdserve.core.protocols import PeerAddress, Pull, PullSpec
+from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, region_seed
+from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, HandoffSource
+from tests.clocks import ManualClock, settle
+
+TIMES = Times(lease=10.0)
+LAYOUT = KVLayout(
+    group=KVGroup(num_layers=2, num_kv_heads=1, head_dim=4, dtype="float32"), block_size=4, num_blocks=256
+)
+
+
+class RecordingTransfer:
+    """Digests name what they were asked for; nothing else of a TransferService is used here."""
+
+    layout = LAYOUT
+    address = PeerAddress(engine_id="p0", epoch=7, layout_hash=LAYOUT.wire_hash, backends=())
+
+    def __init__(self) -> None:
+        self.failing = False
+
+    async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> bytes:
+        if self.failing:
+            raise TransferFailed("the worker is gone")
+        return f"{blocks}:{num_tokens}:{seed}".encode()
+
+    def connect(self, peer: PeerAddress) -> Awaitable[str]:
+        raise AssertionError("a source connects to nobody")
+
+    def disconnect(self, engine_id: str) -> Awaitable[None]:
+        raise AssertionError("a source connects to nobody")
+
+    def pull(self, spec: PullSpec) -> Pull:
+        raise AssertionError("a source pulls nothing")
+
+
+class Bench:
+    """A source with one ticket of num_tokens tokens in blocks 100, 101, …"""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.clock = ManualClock()
+        self.transfer = RecordingTransfer()
+        self.ended: list[tuple[str, int]] = []
+        self.news: list[HandoffNews] = []
+        self.source = HandoffSource(
+            endpoint=Endpoint(
+                engine_id="p0", role=Role.PREFILL, epoch=7, address="127.0.0.1:1", pid=1, state=EngineState.READY
+            ),
+            transfer=self.transfer,
+            times=TIMES,
+            clock=self.clock,
+            on_end=lambda ticket_id, sequence_id: self.ended.append((ticket_id, sequence_id)),
+        )
+        num_blocks = -(-num_tokens // LAYOUT.block_size)
+        self.blocks = tuple(range(100, 100 + num_blocks))
+        self.ticket = self.source.issue("t", 5, "r", num_tokens, self.blocks)
+
+    def regions(self) -> list[tuple[int, tuple[int, ...]]]:
+        return [(n.first_block, n.source_blocks) for n in self.news if isinstance(n, RegionReady)]
+
+
+async def test_blocks_are_published_as_soon_as_they_are_full_and_the_last_one_when_all_is_computed() -> None:
+    bench = Bench(num_tokens=10)
+    bench.source.attach("t", 0, bench.news.append)
+    bench.source.computed(5, 7)
+    await settle()
+    assert bench.regions() == [(0, (100,))]
+    bench.source.computed(5, 10)
+    await settle()
+    assert bench.regions() == [(0, (100,)), (1, (101, 102))]
+
+
+async def test_a_digest_covers_exactly_the_tokens_of_its_region_and_is_bound_to_ticket_epoch_and_place() -> None:
+    bench = Bench(num_tokens=10)
+    bench.source.attach("t", 1, bench.news.append)
+    bench.source.computed(5, 10)
+    await settle()
+    assert bench.news == [
+        RegionReady(
+            ticket_id="t",
+            first_block=1,
+            source_blocks=(101, 102),
+            digest=f"(101, 102):6:{region_seed('t', 7, 1)}".encode(),
+        )
+    ]
+
+
+async def test_a_target_that_attaches_late_gets_everything_in_bounded_regions_and_the_first_token() -> None:
+    bench = Bench(num_tokens=4 * (MAX_REGION_BLOCKS + 3))
+    bench.source.computed(5, bench.ticket.num_tokens)
+    bench.source.prefilled(5, 42, finished=False)
+    bench.source.attach("t", 0, bench.news.append)
+    await settle()
+    assert PrefillDone(ticket_id="t", first_token=42, finished=False) in bench.news
+    assert [len(blocks) for _, blocks in bench.regions()] == [MAX_REGION_BLOCKS, 3]
+
+
+async def test_release_ends_the_lease_once_and_a_second_one_is_told_it_had_ended() -> None:
+    bench = Bench(num_tokens=10)
+    assert bench.source.release("t") is False
+    assert bench.source.release("t") is True
+    assert bench.ended == [("t", 5)]
+
+
+async def test_a_lease_ends_without_renewal_and_says_so() -> None:
+    bench = Bench(num_tokens=10)
+    bench.source.attach("t", 0, bench.news.append)
+    await bench.clock.advance(9.0)
+    bench.source.renew(("t",))
+    await bench.clock.advance(9.0)
+    bench.source.expire()
+    assert bench.ended == []
+    await bench.clock.advance(1.0)
+    bench.source.expire()
+    assert bench.ended == [("t", 5)]
+    assert [n.code for n in bench.news if isinstance(n, TicketGone)] == [LeaseExpired.code]
+    assert bench.source.release("t") is True
+
+
+async def test_attaching_to_an_expired_or_unknown_ticket_is_answered_at_once() -> None:
+    bench = Bench(num_tokens=10)
+    await bench.clock.advance(11.0)
+    bench.source.expire()
+    for ticket_id in ("t", "never issued"):
+        bench.source.attach(ticket_id, 0, bench.news.append)
+    assert [(n.ticket_id, n.code) for n in bench.news if isinstance(n, TicketGone)] == [
+        ("t", LeaseExpired.code),
+        ("never issued", LeaseExpired.code),
+    ]
+
+
+async def test_cancel_before_anyone_attached_frees_at_once() -> None:
+    bench = Bench(num_tokens=10)
+    bench.source.cancel(5)
+    assert bench.ended == [("t", 5)]
+    bench.source.attach("t", 0, bench.news.append)
+    assert [n.code for n in bench.news if isinstance(n, TicketGone)] == [Cancelled.code]
+
+
+async def test_cancel_while_a_target_may_be_reading_waits_for_its_release() -> None:
+    bench = Bench(num_tokens=10)
+    bench.source.attach("t", 0, bench.news.append)
+    bench.source.cancel(5)
+    assert [n.code for n in bench.news if isinstance(n, TicketGone)] == [Cancelled.code]
+    assert bench.ended == []
+    bench.source.release("t")
+    assert bench.ended == [("t", 5)]
+
+
+async def test_a_broken_link_does_not_free_what_its_target_may_still_read() -> None:
+    bench = Bench(num_tokens=10)
+    deliver = bench.news.append
+    bench.source.attach("t", 0, deliver)
+    bench.source.detach(deliver)
+    bench.source.cancel(5)
+    assert bench.ended == []
+    bench.source.computed(5, 10)
+    await settle()
+    assert bench.news == []
+    await bench.clock.advance(10.0)
+    bench.source.expire()
+    assert bench.ended == [("t", 5)]
+
+
+async def test_a_digest_that_cannot_be_made_ends_the_handoff_instead_of_stalling_it() -> None:
+    bench = Bench(num_tokens=10)
+    bench.transfer.failing = True
+    bench.source.attach("t", 0, bench.news.append)
+    bench.source.computed(5, 10)
+    await settle()
+    assert [n.code for n in bench.news if isinstance(n, TicketGone)] == [TransferFailed.code]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+async def test_after_the_first_token_the_end_of_the_sequence_keeps_the_offer(finished: bool) -> None:
+    bench = Bench(num_tokens=10)
+    bench.source.prefilled(5, 42, finished=finished)
+    bench.source.cancel(5)
+    assert bench.ended == []
+    assert bench.source.num_open == 1
