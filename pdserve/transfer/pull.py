@@ -18,11 +18,13 @@ READS = 2
 
 @dataclass(frozen=True, slots=True)
 class PullContext:
-    """What a pull needs of its service: the backend and peer it reads from, and how to digest the target."""
+    """What a pull needs of its service: the backend and peer it reads from, how to digest the target, and
+    whom to tell that a read ended with an error."""
 
     pump: TransferPump
     peer_id: str
     target_digest: Callable[[], Awaitable[bytes]]
+    connection_broke: Callable[[], None]
     clock: Clock
     stats: StatsCounter
 
@@ -38,8 +40,6 @@ class LocalPull:
         self._stop_error: TransferError = TransferFailed("the pull was cancelled")
         self._landed: asyncio.Future[str] | None = None
         self._flight: Flight | None = None
-        self.broke = False
-        """A read of it ended with an error: the connection may be gone."""
         context.stats.pulls += 1
         context.stats.unsettled += 1
         self.task = asyncio.create_task(self._drive(), name=f"pull from {spec.peer}")
@@ -60,7 +60,18 @@ class LocalPull:
             self._stopped.set_result(None)
 
     async def _drive(self) -> None:
-        """Race reading against deadline and stop; answer; then wait until nothing is written any more."""
+        """Give wait() its answer, then wait until nothing is written any more."""
+        if self._stopped.done():
+            self._fail(self._stop_error)
+        else:
+            await self._race()
+        if self._flight is not None and self._landed is not None:
+            self._flight.abandon()
+            await asyncio.shield(self._landed)
+        self._context.stats.unsettled -= 1
+
+    async def _race(self) -> None:
+        """Read and verify until that is done, the deadline passes or somebody stops it."""
         attempt = asyncio.create_task(self._read_verified())
         deadline = asyncio.create_task(self._context.clock.sleep(self._spec.deadline))
         await asyncio.wait((attempt, deadline, self._stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -72,10 +83,6 @@ class LocalPull:
             self._fail(TransferTimeout(f"no KV from {self._spec.peer} within {self._spec.deadline:g} s"))
         attempt.cancel()
         deadline.cancel()
-        if self._flight is not None and self._landed is not None:
-            self._flight.abandon()
-            await asyncio.shield(self._landed)
-        self._context.stats.unsettled -= 1
 
     async def _read_verified(self) -> PullReceipt:
         clock, wire, verify = self._context.clock, 0.0, 0.0
@@ -103,7 +110,8 @@ class LocalPull:
             raise TransferFailed(f"reading KV from {self._spec.peer} failed: {error}")
 
     def _land(self, flight: Flight, landed: "asyncio.Future[str]", error: str) -> None:
-        self.broke = self.broke or (flight.started and error != "")
+        if error and flight.started:
+            self._context.connection_broke()
         if not landed.done():
             landed.set_result(error)
 

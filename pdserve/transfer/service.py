@@ -44,6 +44,9 @@ class _Peer:
     broken: bool = False
     """A read failed: the connection may be gone although the peer's epoch is not."""
 
+    def mark_broken(self) -> None:
+        self.broken = True
+
 
 class LocalTransferService:
     """Implements core.protocols.TransferService over backends in order of preference. Open with `open`."""
@@ -123,11 +126,12 @@ class LocalTransferService:
         if any(not 0 <= block < peer.layout.num_blocks for block in spec.source_blocks):
             return self._refuse(TransferFailed(f"{spec.peer} has only {peer.layout.num_blocks} blocks"))
         plan = plan_read(peer.layout, spec.source_blocks, self.layout, spec.target_blocks)
-        context = PullContext(peer.pump, peer.key, partial(self._target_digest, spec), self._clock, self._stats)
+        digest = partial(self._target_digest, spec)
+        context = PullContext(peer.pump, peer.key, digest, peer.mark_broken, self._clock, self._stats)
         pull = LocalPull(spec, plan, context)
         for pulls in (self._pulls, peer.pulls):
             pulls.add(pull)
-        pull.task.add_done_callback(lambda _: self._ended(peer, pull))
+        pull.task.add_done_callback(partial(_forget, pull, (self._pulls, peer.pulls)))
         return pull
 
     def stats(self) -> TransferStats:
@@ -186,14 +190,14 @@ class LocalTransferService:
         self._stats.failed(error.code)
         return FailedPull(error)
 
-    def _ended(self, peer: _Peer, pull: LocalPull) -> None:
-        peer.broken = peer.broken or pull.broke
-        peer.pulls.discard(pull)
-        self._pulls.discard(pull)
-
     def _drop(self, engine_id: str, error: TransferError) -> None:
         peer = self._peers.pop(engine_id, None)
         if peer is not None:
             for pull in peer.pulls:
                 pull.stop(error)
             peer.pump.disconnect(peer.key)
+
+
+def _forget(pull: LocalPull, sets: tuple[set[LocalPull], ...], _: "asyncio.Task[None]") -> None:
+    for pulls in sets:
+        pulls.discard(pull)

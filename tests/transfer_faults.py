@@ -1,0 +1,72 @@
+"""A transfer backend whose reads a test can hold back, fail or damage."""
+
+from dataclasses import dataclass
+
+from pdserve.transfer.base import ReadPlan, Transfer, TransferBackend, TransferState
+from pdserve.transfer.memory import HostMemory, KVMemory
+
+
+class FaultyBackend:
+    """Wraps a backend. A held read starts nothing until released, and then writes late, like a frozen peer's."""
+
+    def __init__(self, inner: TransferBackend) -> None:
+        self.name = inner.name
+        self.inner = inner
+        self.held = False
+        """While set, posted reads stay in progress."""
+        self.refusal = ""
+        """While set, held reads end with this error, without having written."""
+        self.damages = 0
+        """So many of the next reads deliver one wrong byte."""
+        self.posted = 0
+        self.closed = False
+        self.connected: list[str] = []
+        self.disconnected: list[str] = []
+
+    def register(self, memory: KVMemory) -> None:
+        assert isinstance(memory, HostMemory)
+        self.memory = memory
+        self.inner.register(memory)
+
+    def metadata(self) -> bytes:
+        return self.inner.metadata()
+
+    def connect(self, peer_id: str, metadata: bytes) -> None:
+        self.inner.connect(peer_id, metadata)
+        self.connected.append(peer_id)
+
+    def post(self, peer_id: str, plan: ReadPlan) -> Transfer:
+        self.posted += 1
+        return _FaultyTransfer(self, peer_id, plan)
+
+    def disconnect(self, peer_id: str) -> None:
+        self.disconnected.append(peer_id)
+        self.inner.disconnect(peer_id)
+
+    def close(self) -> None:
+        self.closed = True
+        self.inner.close()
+
+
+@dataclass
+class _FaultyTransfer:
+    backend: FaultyBackend
+    peer_id: str
+    plan: ReadPlan
+    inner: Transfer | None = None
+    error: str = ""
+
+    def poll(self) -> TransferState:
+        if self.inner is None:
+            if self.backend.refusal:
+                self.error = self.backend.refusal
+                return TransferState.ERROR
+            if self.backend.held:
+                return TransferState.IN_PROGRESS
+            self.inner = self.backend.inner.post(self.peer_id, self.plan)
+        state = self.inner.poll()
+        self.error = self.inner.error
+        if state is TransferState.DONE and self.backend.damages:
+            self.backend.damages -= 1
+            self.backend.memory.array[int(self.plan.local[-1] + self.plan.lengths[-1]) - 1] ^= 0x40
+        return state

@@ -1,0 +1,94 @@
+"""The backend's thread: order, abandonment, survival of a backend's bugs."""
+
+import queue
+import threading
+
+import numpy as np
+import pytest
+
+from pdserve.core.errors import TransferFailed
+from pdserve.transfer.base import ReadPlan, TransferBackend
+from pdserve.transfer.copying import Copied
+from pdserve.transfer.loopback import LoopbackBackend
+from pdserve.transfer.memory import HostMemory
+from pdserve.transfer.pump import Flight, TransferPump
+from tests.transfer_faults import FaultyBackend
+
+SOON = 2.0
+
+
+def plan(length: int = 8) -> ReadPlan:
+    zero = np.zeros(1, dtype=np.uint64)
+    return ReadPlan(local=zero, remote=zero, lengths=zero + np.uint64(length))
+
+
+def flight(ends: "queue.Queue[str]") -> Flight:
+    return Flight("p", plan(), ends.put)
+
+
+def connected_backend() -> FaultyBackend:
+    backend, source = FaultyBackend(LoopbackBackend()), LoopbackBackend()
+    backend.register(HostMemory(64))
+    source.register(HostMemory(64))
+    backend.connect("p", source.metadata())
+    return backend
+
+
+def test_a_read_abandoned_while_the_thread_is_busy_never_starts() -> None:
+    backend, busy = connected_backend(), threading.Event()
+    pump, ends = TransferPump(backend), queue.Queue[str]()
+    pump.call(lambda _: busy.wait(SOON))
+    read = flight(ends)
+    pump.post(read)
+    read.abandon()
+    busy.set()
+    assert "before it started" in ends.get(timeout=SOON)
+    assert (backend.posted, read.started) == (0, False)
+    pump.close()
+    assert pump.join(SOON)
+
+
+def test_closing_lets_reads_in_flight_end_and_refuses_new_ones() -> None:
+    backend = connected_backend()
+    backend.held = True
+    pump, ends = TransferPump(backend), queue.Queue[str]()
+    pump.post(flight(ends))
+    pump.call(lambda _: None).result(SOON)
+    pump.close()
+    assert not pump.join(0.05)
+    pump.post(flight(ends))
+    assert "closed" in ends.get(timeout=SOON)
+    with pytest.raises(RuntimeError, match="closed"):
+        pump.call(lambda _: None).result(SOON)
+    backend.held = False
+    assert ends.get(timeout=SOON) == ""
+    assert pump.join(SOON)
+    assert backend.closed
+
+
+class BrokenBackend(LoopbackBackend):
+    def post(self, peer_id: str, plan: ReadPlan) -> Copied:
+        raise KeyError("bug")
+
+
+def test_a_bug_in_a_backend_ends_the_read_and_not_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    pump, ends = TransferPump(BrokenBackend()), queue.Queue[str]()
+    for _ in range(2):
+        pump.post(flight(ends))
+        assert "bug" in ends.get(timeout=SOON)
+    assert "failed to post" in caplog.text
+
+    def broken(backend: TransferBackend) -> None:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        pump.call(broken).result(SOON)
+    pump.close()
+    assert pump.join(SOON)
+
+
+def test_spans_beyond_a_memory_are_refused_before_a_byte_is_copied() -> None:
+    backend = connected_backend()
+    backend.inner.post("p", plan(64))
+    with pytest.raises(TransferFailed, match="beyond the 64 bytes"):
+        backend.inner.post("p", plan(65))
