@@ -1,0 +1,1 @@
+"""Attention over paged KV: the metadata of a step, the backend protocol, and its implementations."""

@@ -1,0 +1,51 @@
+"""What a step tells an attention backend, and what a backend does with it.
+
+The metadata is ragged: the new tokens of all sequences lie one after the other, and nothing above a backend
+loops over sequences. Shapes and meanings are those fused kernels want, so a faster backend needs no new fields.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionMetadata:
+    """The sequences of one step. All tensors int64 on the device of the KV memory.
+
+    block_tables: (sequences, max_blocks) block ids, rows padded with 0 beyond the blocks a sequence has.
+    query_starts: (sequences + 1,) where each sequence's new tokens begin in the step, and their total.
+    kv_lens: (sequences,) tokens whose KV a sequence has once this step's is written.
+    slots: (tokens,) block_id * block_size + offset, the place of each new token's KV. A token's rotary position
+    is none of attention's business and may differ from its place.
+    query_lens_host and kv_lens_host repeat the lengths where the host can read them without a device sync.
+
+    New token i of a sequence sits at KV index kv_len - query_len + i and sees the indices up to its own.
+    """
+
+    block_tables: Tensor
+    query_starts: Tensor
+    kv_lens: Tensor
+    slots: Tensor
+    query_lens_host: tuple[int, ...]
+    kv_lens_host: tuple[int, ...]
+
+
+class AttentionPlan(Protocol):
+    """One step's attention, decided once and run for every layer."""
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor) -> Tensor:
+        """Write the new keys and values, then attend.
+
+        q (rows, heads, head_dim); k, v (rows, kv_heads, head_dim); rows ≥ tokens, the rest is padding.
+        kv (num_blocks, 2, kv_heads, block_size, head_dim): one layer of paged memory, any strides.
+        Returns (rows, heads, head_dim), zero in padding rows.
+        """
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Makes plans. Holds no state of a sequence."""
+
+    def plan(self, metadata: AttentionMetadata) -> AttentionPlan: ...

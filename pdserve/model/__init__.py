@@ -1,0 +1,1 @@
+"""Decoder models: configuration, layers, weights. Needs torch and safetensors, never transformers."""

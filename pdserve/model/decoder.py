@@ -1,0 +1,60 @@
+"""The decoder-only transformer that Llama, Mistral, Qwen2 and Qwen3 share."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from pdserve.attention.base import AttentionPlan
+from pdserve.model.layers import Build, DecoderLayer, RMSNorm
+from pdserve.model.linear import Linear, pad_rows
+from pdserve.model.rope import Rotary
+
+LayersDone = Callable[[int, int], None]
+"""Called as (first, end) once the KV of layers [first, end) of the step is written."""
+
+
+class Decoder(nn.Module):
+    """Token ids and positions in, hidden states and logits out; KV goes to and comes from paged memory.
+
+    Between entry and exit the rows of a step are padded to the linear method's row tile, so that no operation
+    ever sees another alignment of rows.
+    """
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        config = build.config
+        self.config = config
+        self.row_tile = build.method.row_tile
+        self.embedding = nn.Parameter(build.empty(config.vocab_size, config.hidden_size), requires_grad=False)
+        self.rotary = Rotary(config).to(build.device)
+        self.layers = nn.ModuleList(DecoderLayer(build) for _ in range(config.num_layers))
+        self.norm = RMSNorm(build, config.hidden_size)
+        weight = self.embedding if config.tied_head else build.empty(config.vocab_size, config.hidden_size)
+        self.head = Linear(weight, None, build.method)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        kv_layers: Sequence[Tensor],
+        on_layers_done: LayersDone | None = None,
+    ) -> Tensor:
+        """token_ids and positions (tokens,) int64 → normed hidden states (tokens, hidden_size).
+
+        kv_layers: per layer (num_blocks, 2, kv_heads, block_size, head_dim), written and read by the plan.
+        """
+        x = embedding(pad_rows(token_ids, self.row_tile), self.embedding)
+        rotation = self.rotary.at(pad_rows(positions, self.row_tile))
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rotation, plan, kv_layers[index])
+            if on_layers_done is not None:
+                on_layers_done(index, index + 1)
+        hidden: Tensor = self.norm(x)
+        return hidden[: token_ids.shape[0]]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (rows, hidden_size) → float32 logits (rows, vocab_size)."""
+        scores: Tensor = self.head(pad_rows(hidden, self.row_tile))
+        return scores[: hidden.shape[0]].float()

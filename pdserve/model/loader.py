@@ -1,0 +1,89 @@
+"""From a checkpoint directory to a model ready to run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pdserve.core.errors import CheckpointError, ConfigError
+from pdserve.core.protocols import ModelInfo
+from pdserve.model.checkpoint import eos_token_ids, model_revision, weight_files
+from pdserve.model.config import ModelConfig, load_config
+from pdserve.model.decoder import Decoder
+from pdserve.model.layers import Build
+from pdserve.model.linear import PlainLinear, TiledLinear
+from pdserve.model.parallel import SingleRank
+from pdserve.model.weights import load_weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model, how it was read, and what the torch-free part of an engine must know of it."""
+
+    model: Decoder
+    config: ModelConfig
+    info: ModelInfo
+    dtype: torch.dtype
+    device: torch.device
+
+
+def load_model(
+    path: Path, *, dtype: str = "auto", device: str = "cpu", deterministic: bool | None = None
+) -> LoadedModel:
+    """Load a Hugging Face checkpoint directory.
+
+    dtype "auto" is float32 on CPU and the checkpoint's own elsewhere. deterministic makes results independent of
+    the batch; None means on CPU only. Raises CheckpointError for a directory that cannot be served and
+    ConfigError for a dtype or device that cannot be used.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a directory; give a checkpoint directory in Hugging Face layout")
+    config = load_config(path)
+    place = resolve_device(device)
+    build = Build(
+        config=config,
+        method=TiledLinear() if resolve_deterministic(deterministic, place) else PlainLinear(),
+        parallel=SingleRank(),
+        dtype=resolve_dtype(dtype, config, place),
+        device=place,
+    )
+    files = weight_files(path)
+    model = Decoder(build)
+    load_weights(model, files)
+    info = ModelInfo(
+        name=path.resolve().name,
+        revision=model_revision(path),
+        vocab_size=config.vocab_size,
+        max_model_len=config.max_positions,
+        eos_token_ids=eos_token_ids(path, config),
+    )
+    return LoadedModel(model=model.eval(), config=config, info=info, dtype=build.dtype, device=place)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device of a name such as "cpu" or "cuda:0", if this machine has it."""
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is unknown; use cpu or cuda") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not supported; use cpu or cuda")
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no CUDA device; use cpu")
+    return place
+
+
+def resolve_deterministic(deterministic: bool | None, device: torch.device) -> bool:
+    """The default is on for CPU, where it costs little, and off elsewhere."""
+    return device.type == "cpu" if deterministic is None else deterministic
+
+
+def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype weights, activations and KV will have."""
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else config.dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not supported; use {' or '.join(DTYPES)}")
+    return DTYPES[dtype]

@@ -1,0 +1,136 @@
+"""The Executor inside the engine's own process: one thread that computes, in order of submission."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
+from threading import Lock, Thread
+
+import torch
+from torch import Tensor
+
+from pdserve.core.batch import Batch, StepOutput
+from pdserve.core.errors import EngineDied
+from pdserve.core.protocols import StepHandle
+from pdserve.worker.runner import Runner
+
+MAX_IN_FLIGHT = 2
+
+
+@dataclass(slots=True, eq=False)
+class _Step:
+    """A step in flight. logits is touched by the computing thread only."""
+
+    batch: Batch
+    output: "Future[StepOutput]" = field(default_factory=Future)
+    logits: Tensor | None = None
+    sampled: bool = False
+
+    @property
+    def step(self) -> int:
+        return self.batch.step
+
+
+class InprocExecutor:
+    """Executor over a Runner on a thread of its own.
+
+    Not bound to an event loop: collect may be awaited on one after the other. The first error on the thread ends
+    the executor: that step and every later one raise EngineDied with the error as cause. A step that takes longer
+    than step_timeout seconds counts as death, too. num_threads is torch's, per operation; more than one thread
+    on a busy machine costs far more than it gains, and batch invariance is proven for one.
+    """
+
+    def __init__(self, runner: Runner, *, num_threads: int = 1, step_timeout: float = 300.0) -> None:
+        self._runner = runner
+        self._num_threads = num_threads
+        self._step_timeout = step_timeout
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._lock = Lock()
+        self._in_flight: list[_Step] = []
+        self._death: Exception | None = None
+        self._thread = Thread(target=self._run, name="pdserve-executor", daemon=True)
+        self._thread.start()
+
+    def forward(self, batch: Batch) -> StepHandle:
+        """Enqueue a step. RuntimeError when two are in flight or the one before is not sampled yet."""
+        step = _Step(batch)
+        step.output.set_running_or_notify_cancel()
+        with self._lock:
+            self._raise_if_dead()
+            self._in_flight = [earlier for earlier in self._in_flight if not earlier.output.done()]
+            if len(self._in_flight) >= MAX_IN_FLIGHT:
+                raise RuntimeError(f"{MAX_IN_FLIGHT} steps are in flight; collect one before step {batch.step}")
+            if self._in_flight and not self._in_flight[-1].sampled:
+                raise RuntimeError(f"step {self._in_flight[-1].step} must be sampled before step {batch.step}")
+            self._in_flight.append(step)
+            self._jobs.put(partial(self._compute, step))
+        return step
+
+    def sample(self, handle: StepHandle, masks: Sequence[bytes | None] | None = None) -> None:
+        step = _own(handle)
+        with self._lock:
+            self._raise_if_dead()
+            if step.sampled:
+                raise RuntimeError(f"step {step.step} is already sampled")
+            step.sampled = True
+            self._jobs.put(partial(self._choose, step, masks))
+
+    async def collect(self, handle: StepHandle) -> StepOutput:
+        """The step's tokens. Cancelling the wait leaves the step and the executor as they are."""
+        step = _own(handle)
+        if not step.sampled and not step.output.done():
+            raise RuntimeError(f"step {step.step} must be sampled before it is collected")
+        try:
+            async with asyncio.timeout(self._step_timeout):
+                return await asyncio.wrap_future(step.output)
+        except TimeoutError:
+            raise EngineDied(f"step {step.step} took longer than {self._step_timeout:g} s") from None
+
+    def close(self, timeout: float = 10.0) -> None:
+        """End the thread after the work it has; wait at most timeout seconds. May be called again."""
+        self._jobs.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._num_threads)
+        try:
+            while (job := self._jobs.get()) is not None:
+                job()
+        except Exception as error:
+            self._die(error)
+        else:
+            self._die(RuntimeError("the executor was closed"))
+
+    def _compute(self, step: _Step) -> None:
+        step.logits = self._runner.forward(step.batch)
+
+    def _choose(self, step: _Step, masks: Sequence[bytes | None] | None) -> None:
+        if step.logits is None:
+            raise RuntimeError(f"step {step.step} was not computed")
+        logits, step.logits = step.logits, None
+        step.output.set_result(self._runner.sample(step.batch, logits, masks))
+
+    def _die(self, error: Exception) -> None:
+        with self._lock:
+            self._death = error
+            for step in self._in_flight:
+                if not step.output.done():
+                    step.output.set_exception(_died(error))
+
+    def _raise_if_dead(self) -> None:
+        if self._death is not None:
+            raise _died(self._death)
+
+
+def _own(handle: StepHandle) -> _Step:
+    if not isinstance(handle, _Step):
+        raise TypeError(f"{handle!r} is not a handle of this executor")
+    return handle
+
+
+def _died(error: Exception) -> EngineDied:
+    death = EngineDied(f"the worker stopped: {error}")
+    death.__cause__ = error
+    return death

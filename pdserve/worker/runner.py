@@ -1,0 +1,58 @@
+"""Computes steps: a batch's forward pass, then the choice of its tokens."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pdserve.attention.base import AttentionBackend
+from pdserve.core.batch import Batch, Row, StepOutput
+from pdserve.model.loader import LoadedModel
+from pdserve.worker.inputs import build_inputs
+from pdserve.worker.kv_tensors import KVTensors
+from pdserve.worker.sampler import Sampler
+
+BatchLayersDone = Callable[[Batch, int, int], None]
+"""Called as (batch, first, end) on the thread that computes, once layers [first, end) have written the batch's KV."""
+
+
+class Runner:
+    """One rank's computation. forward and sample of a step alternate, step by step, on one thread."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        attention: AttentionBackend,
+        kv: KVTensors,
+        on_layers_done: BatchLayersDone | None = None,
+    ) -> None:
+        self._model = loaded.model
+        self._device = loaded.device
+        self._attention = attention
+        self._kv = kv
+        self._sampler = Sampler(loaded.config.vocab_size, loaded.device)
+        self._previous: dict[int, int] = {}
+        self._on_layers_done = on_layers_done
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> Tensor:
+        """Write the KV of all rows; return float32 logits (sampled rows, vocab)."""
+        self._sampler.drop(batch.released)
+        inputs = build_inputs(batch, self._previous, block_size=self._kv.layout.block_size, device=self._device)
+        hidden = self._model(
+            inputs.token_ids,
+            inputs.positions,
+            self._attention.plan(inputs.attention),
+            self._kv.layers,
+            partial(self._on_layers_done, batch) if self._on_layers_done else None,
+        )
+        return self._model.logits(hidden[inputs.sampled])
+
+    @torch.inference_mode()
+    def sample(self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None) -> StepOutput:
+        """Choose a token for every sampled row of a batch whose forward pass gave logits."""
+        rows: list[Row] = [row for row in batch.rows if row.sample]
+        outputs = self._sampler.sample(logits, rows, masks) if rows else []
+        self._previous = {output.sequence_id: output.token_ids[-1] for output in outputs}
+        return StepOutput(step=batch.step, rows=tuple(outputs))

@@ -1,0 +1,111 @@
+"""Choosing tokens. A choice depends on the row's logits, the sequence's own state and its key, never on the batch."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from pdserve.core.batch import Row, RowOutput, SamplerInit
+from pdserve.worker.filters import filter_scores, penalise_repetition
+from pdserve.worker.noise import Purpose, gumbel_noise, noise_key
+from pdserve.worker.seen_tokens import SeenTokens
+
+_REMOVED = float("-inf")
+
+
+class Sampler:
+    """Samples rows of logits and keeps per sequence what the repetition penalty must remember."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._device = device
+        self._settings: dict[int, SamplerInit] = {}
+        self._seen = SeenTokens(vocab_size, device)
+
+    def drop(self, sequence_ids: Iterable[int]) -> None:
+        """Forget sequences; unknown ones are ignored."""
+        for sequence_id in sequence_ids:
+            self._settings.pop(sequence_id, None)
+            self._seen.drop(sequence_id)
+
+    def sample(self, logits: Tensor, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> list[RowOutput]:
+        """One token per row. logits (rows, vocab) float32; the token stands at position start + num_tokens.
+
+        masks: per row, None or the allowed tokens as bits, token 0 in the lowest bit of the first byte.
+        """
+        settings = [self._settings_of(row) for row in rows]
+        scores = self._adjusted(logits, rows, settings)
+        _apply_masks(scores, masks)
+        chosen = scores.argmax(dim=1)
+        drawn = [i for i, s in enumerate(settings) if s.temperature > 0]
+        if drawn:
+            chosen[drawn] = _draw(scores[drawn], [settings[i] for i in drawn], [_position(rows[i]) for i in drawn])
+        token_ids = chosen.tolist()
+        for row, token_id in zip(rows, token_ids, strict=True):
+            if row.sequence_id in self._seen:
+                self._seen.add(row.sequence_id, token_id)
+        logprobs = _logprobs(logits, chosen, settings)
+        return [
+            RowOutput(sequence_id=row.sequence_id, token_ids=(token_id,), logprobs=logprobs.get(i))
+            for i, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
+        ]
+
+    def _settings_of(self, row: Row) -> SamplerInit:
+        if row.sampler is not None:
+            self.drop((row.sequence_id,))
+            self._settings[row.sequence_id] = row.sampler
+            if row.sampler.repetition_penalty != 1:
+                self._seen.start(row.sequence_id, row.sampler.seen_token_ids)
+        if row.sequence_id not in self._settings:
+            raise ValueError(f"sequence {row.sequence_id} is sampled without ever having been given its settings")
+        return self._settings[row.sequence_id]
+
+    def _adjusted(self, logits: Tensor, rows: Sequence[Row], settings: Sequence[SamplerInit]) -> Tensor:
+        """A copy of logits after repetition penalty and bans."""
+        scores = logits.clone()
+        penalised = [i for i, s in enumerate(settings) if s.repetition_penalty != 1]
+        if penalised:
+            seen = self._seen.of([rows[i].sequence_id for i in penalised])
+            factors = torch.tensor([settings[i].repetition_penalty for i in penalised], device=self._device)
+            scores[penalised] = penalise_repetition(scores[penalised], seen, factors)
+        for i, (row, init) in enumerate(zip(rows, settings, strict=True)):
+            if init.banned_token_ids and _position(row) - init.prompt_len < init.min_tokens:
+                scores[i, list(init.banned_token_ids)] = _REMOVED
+        return scores
+
+
+def _position(row: Row) -> int:
+    return row.start + row.num_tokens
+
+
+def _draw(scores: Tensor, settings: Sequence[SamplerInit], positions: Sequence[int]) -> Tensor:
+    """Gumbel-max: the argmax of filtered scores plus Gumbel noise is a sample of their softmax."""
+    temperatures = torch.tensor([s.temperature for s in settings], device=scores.device)
+    kept = filter_scores(
+        scores / temperatures[:, None],
+        [s.top_k for s in settings],
+        [s.top_p for s in settings],
+        [s.min_p for s in settings],
+    )
+    keys = [
+        noise_key(s.seed, s.sample_index, position, Purpose.TOKEN)
+        for s, position in zip(settings, positions, strict=True)
+    ]
+    noise = gumbel_noise(torch.tensor(keys, dtype=torch.int64, device=scores.device), scores.shape[1])
+    return (kept + noise).argmax(dim=1)
+
+
+def _logprobs(logits: Tensor, chosen: Tensor, settings: Sequence[SamplerInit]) -> dict[int, tuple[float, ...]]:
+    """Log probabilities of the chosen tokens before any change to the logits, for the rows that ask."""
+    asked = [i for i, s in enumerate(settings) if s.logprobs]
+    if not asked:
+        return {}
+    values = logits[asked].log_softmax(dim=1).gather(1, chosen[asked][:, None]).squeeze(1)
+    return {i: (value,) for i, value in zip(asked, values.tolist(), strict=True)}
+
+
+def _apply_masks(scores: Tensor, masks: Sequence[bytes | None] | None) -> None:
+    for i, mask in enumerate(masks or ()):
+        if mask is not None:
+            packed = torch.frombuffer(bytearray(mask), dtype=torch.uint8).to(scores.device)
+            bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=scores.device) & 1
+            scores[i].masked_fill_(bits.flatten()[: scores.shape[1]] == 0, _REMOVED)

@@ -1,0 +1,47 @@
+"""Which tokens each sequence has had: the history of the repetition penalty."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class SeenTokens:
+    """One row of vocab flags per sequence, written when the sequence comes and extended token by token."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._flags = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+        self._free: list[int] = []
+        self._rows: dict[int, int] = {}
+
+    def __contains__(self, sequence_id: int) -> bool:
+        return sequence_id in self._rows
+
+    def start(self, sequence_id: int, token_ids: Iterable[int]) -> None:
+        """Begin (or begin anew) a sequence whose history is token_ids."""
+        if sequence_id not in self._rows:
+            if not self._free:
+                self._grow()
+            self._rows[sequence_id] = self._free.pop()
+        row = self._flags[self._rows[sequence_id]]
+        row.zero_()
+        row[torch.tensor(sorted(set(token_ids)), dtype=torch.int64, device=row.device)] = True
+
+    def add(self, sequence_id: int, token_id: int) -> None:
+        self._flags[self._rows[sequence_id], token_id] = True
+
+    def drop(self, sequence_id: int) -> None:
+        """Forget a sequence; unknown ones are ignored."""
+        row = self._rows.pop(sequence_id, None)
+        if row is not None:
+            self._free.append(row)
+
+    def of(self, sequence_ids: Sequence[int]) -> Tensor:
+        """(sequences, vocab) bool."""
+        return self._flags[[self._rows[sequence_id] for sequence_id in sequence_ids]]
+
+    def _grow(self) -> None:
+        rows = self._flags.shape[0]
+        added = max(8, rows)
+        self._flags = torch.cat((self._flags, self._flags.new_zeros(added, self._flags.shape[1])))
+        self._free = list(range(rows, rows + added))

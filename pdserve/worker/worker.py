@@ -1,0 +1,88 @@
+"""A worker put together: model, KV memory, attention, sampler, executor."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdserve.attention.torch_backend import TorchAttention
+from pdserve.core.layout import KVGroup, KVLayout, KVOrder
+from pdserve.core.protocols import ModelInfo
+from pdserve.model.loader import LoadedModel, load_model, resolve_deterministic
+from pdserve.worker.executor import InprocExecutor
+from pdserve.worker.kv_tensors import KVTensors
+from pdserve.worker.runner import BatchLayersDone, Runner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker runs its model.
+
+    device "cpu", "cuda" or "cuda:N"; dtype "auto", "float32" or "bfloat16"; deterministic None means on CPU only.
+    num_threads are torch's per operation.
+    """
+
+    num_blocks: int
+    block_size: int = 16
+    device: str = "cpu"
+    dtype: str = "auto"
+    order: KVOrder = KVOrder.BLOCK_MAJOR
+    deterministic: bool | None = None
+    num_threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """The parts of a worker others use. Whoever built it closes it."""
+
+    executor: InprocExecutor
+    kv: KVTensors
+    layout: KVLayout
+    info: ModelInfo
+
+    def close(self) -> None:
+        """End the computing thread; the KV memory lives as long as it is referred to."""
+        self.executor.close()
+
+
+def build_worker(
+    path: Path,
+    options: WorkerOptions,
+    *,
+    allocate: Callable[[int], memoryview] | None = None,
+    on_layers_done: BatchLayersDone | None = None,
+) -> Worker:
+    """Load a checkpoint and make it ready to run batches.
+
+    allocate is called with the KV memory's size in bytes and returns where it shall lie (CPU only); None lets
+    torch allocate it. on_layers_done is called on the computing thread. Raises CheckpointError, ConfigError.
+    """
+    loaded = load_model(path, dtype=options.dtype, device=options.device, deterministic=options.deterministic)
+    layout = kv_layout(loaded, options)
+    kv = KVTensors(layout, device=loaded.device, buffer=allocate(layout.total_bytes) if allocate else None)
+    attention = TorchAttention(
+        block_size=layout.block_size,
+        dtype=loaded.dtype,
+        device=loaded.device,
+        deterministic=resolve_deterministic(options.deterministic, loaded.device),
+    )
+    runner = Runner(loaded, attention, kv, on_layers_done)
+    executor = InprocExecutor(runner, num_threads=options.num_threads)
+    return Worker(executor=executor, kv=kv, layout=layout, info=loaded.info)
+
+
+def kv_layout(loaded: LoadedModel, options: WorkerOptions) -> KVLayout:
+    """The layout of a worker's KV memory: its model's shape in the options' blocks."""
+    config = loaded.config
+    group = KVGroup(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+    )
+    return KVLayout(
+        group=group,
+        block_size=options.block_size,
+        num_blocks=options.num_blocks,
+        order=options.order,
+        model_revision=loaded.info.revision,
+    )
