@@ -51,7 +51,10 @@ class _Peer:
 class LocalTransferService:
     """Implements core.protocols.TransferService over backends in order of preference. Open with `open`."""
 
-    def __init__(self, layout: KVLayout, memory: KVMemory, pumps: tuple[TransferPump, ...], clock: Clock) -> None:
+    def __init__(
+        self, address: PeerAddress, layout: KVLayout, memory: KVMemory, pumps: tuple[TransferPump, ...], clock: Clock
+    ) -> None:
+        self.address = address
         self.layout = layout
         self._memory = memory
         self._pumps = pumps
@@ -61,7 +64,6 @@ class LocalTransferService:
         self._pulls: set[LocalPull] = set()
         self._connecting = asyncio.Lock()
         self._digests = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-digest")
-        self.address = PeerAddress(engine_id="", epoch=0, layout_hash=layout.wire_hash, backends=())
 
     @classmethod
     async def open(
@@ -81,14 +83,14 @@ class LocalTransferService:
         if memory.nbytes < layout.total_bytes:
             raise ValueError(f"a layout of {layout.total_bytes} bytes does not fit a memory of {memory.nbytes}")
         pumps = tuple(TransferPump(backend) for backend in backends)
-        service = cls(layout, memory, pumps, clock or SystemClock())
         try:
-            offers = [(pump.name, await service._offer(pump)) for pump in pumps]
+            offers = tuple([(pump.name, await _offer(pump, memory, layout)) for pump in pumps])
         except BaseException:
-            await service.close()
+            for pump in pumps:
+                pump.close()
             raise
-        service.address = replace(service.address, engine_id=engine_id, epoch=epoch, backends=tuple(offers))
-        return service
+        address = PeerAddress(engine_id=engine_id, epoch=epoch, layout_hash=layout.wire_hash, backends=offers)
+        return cls(address, layout, memory, pumps, clock or SystemClock())
 
     async def connect(self, peer: PeerAddress) -> str:
         async with self._connecting:
@@ -153,14 +155,6 @@ class LocalTransferService:
         self._digests.shutdown(wait=False, cancel_futures=True)
         self._memory.close()
 
-    async def _offer(self, pump: TransferPump) -> bytes:
-        def start(backend: TransferBackend) -> bytes:
-            backend.register(self._memory)
-            return backend.metadata()
-
-        metadata = await asyncio.wrap_future(pump.call(start))
-        return msgspec.msgpack.encode(_Offer(self.layout.num_blocks, self.layout.order, metadata))
-
     async def _first_readable(self, peer: PeerAddress) -> _Peer:
         """The peer over the first backend both sides have and that reaches it. Raises TransferFailed."""
         offers, failures = dict(peer.backends), []
@@ -196,6 +190,17 @@ class LocalTransferService:
             for pull in peer.pulls:
                 pull.stop(error)
             peer.pump.disconnect(peer.key)
+
+
+async def _offer(pump: TransferPump, memory: KVMemory, layout: KVLayout) -> bytes:
+    """Start a backend; what a PeerAddress carries for it."""
+
+    def start(backend: TransferBackend) -> bytes:
+        backend.register(memory)
+        return backend.metadata()
+
+    metadata = await asyncio.wrap_future(pump.call(start))
+    return msgspec.msgpack.encode(_Offer(layout.num_blocks, layout.order, metadata))
 
 
 def _forget(pull: LocalPull, sets: tuple[set[LocalPull], ...], _: "asyncio.Task[None]") -> None:

@@ -1,0 +1,159 @@
+"""What every launcher promises the supervisor."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from pdserve.cluster.launcher import Launched, Launcher, LaunchSpec
+from pdserve.cluster.process_launcher import ProcessLauncher
+from pdserve.core.errors import CheckpointError, EngineDied
+from tests.contract.processes import count_fds, is_gone
+
+
+@pytest.fixture(params=[ProcessLauncher])
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    made: Launcher = request.param()
+    return made
+
+
+def spec(behaviour: str, **payload: object) -> LaunchSpec:
+    return LaunchSpec(
+        name="child-0",
+        module="tests.contract.launched_program",
+        payload={"behaviour": behaviour, **payload},
+        threads=3,
+    )
+
+
+@asynccontextmanager
+async def launched(launcher: Launcher, what: LaunchSpec) -> AsyncIterator[Launched]:
+    """A child that is gone when the block is left, whatever the test did."""
+    child = await launcher.launch(what)
+    try:
+        async with asyncio.timeout(20):
+            yield child
+    finally:
+        child.kill()
+        await child.ended()
+
+
+async def test_a_child_gets_its_payload_and_reports_ready(launcher: Launcher) -> None:
+    async with launched(launcher, spec("serve", address="127.0.0.1:5", name="naïve")) as child:
+        assert await child.ready() == {"address": "127.0.0.1:5", "name": "naïve"}
+        assert not is_gone(child.pid, within=0)
+
+
+async def test_ready_may_be_asked_again(launcher: Launcher) -> None:
+    async with launched(launcher, spec("serve", address="a")) as child:
+        assert await child.ready() == await child.ready()
+
+
+async def test_output_of_a_child_is_no_answer_and_reaches_our_stderr_under_its_name(
+    launcher: Launcher, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with launched(launcher, spec("noisy")) as child:
+        assert await child.ready() == {"threads": "3"}
+        child.terminate()
+        await child.ended()
+    captured = capfd.readouterr()
+    assert "[child-0] {'not': 'the answer'}\n" in captured.err
+    assert captured.out == ""
+
+
+async def test_a_refusal_arrives_as_the_childs_own_error(launcher: Launcher) -> None:
+    async with launched(launcher, spec("refuse")) as child:
+        with pytest.raises(CheckpointError, match=r"no config\.json in /nowhere"):
+            await child.ready()
+        assert await child.ended() == 78
+
+
+async def test_a_death_before_ready_tells_the_exit_code_and_the_last_words(launcher: Launcher) -> None:
+    async with launched(launcher, spec("crash")) as child:
+        with pytest.raises(EngineDied, match=r"child-0 exited with code 3 before(.|\n)*something is wrong"):
+            await child.ready()
+
+
+async def test_a_child_that_never_answers_keeps_ready_waiting_until_it_is_killed(launcher: Launcher) -> None:
+    async with launched(launcher, spec("silent")) as child:
+        waiting = asyncio.ensure_future(child.ready())
+        done, _ = await asyncio.wait([waiting], timeout=1.0)
+        assert not done
+        child.kill()
+        with pytest.raises(EngineDied, match="killed by SIGKILL"):
+            await waiting
+
+
+async def test_an_answer_nobody_understands_is_an_error(launcher: Launcher) -> None:
+    async with launched(launcher, spec("nonsense")) as child:
+        with pytest.raises(EngineDied, match="child-0 answered something else than"):
+            await child.ready()
+
+
+async def test_terminate_lets_a_child_drain_and_end_with_code_zero(launcher: Launcher) -> None:
+    async with launched(launcher, spec("serve")) as child:
+        await child.ready()
+        child.terminate()
+        assert await child.ended() == 0
+        child.terminate()
+        child.kill()
+
+
+async def test_kill_ends_a_child_that_ignores_terminate(launcher: Launcher) -> None:
+    async with launched(launcher, spec("stubborn")) as child:
+        await child.ready()
+        child.terminate()
+        ending = asyncio.ensure_future(child.ended())
+        done, _ = await asyncio.wait([ending], timeout=0.5)
+        assert not done
+        child.kill()
+        assert await ending == -signal.SIGKILL
+
+
+async def test_kill_takes_the_childs_own_workers_along(launcher: Launcher) -> None:
+    async with launched(launcher, spec("parental")) as child:
+        grandchild = (await child.ready())["grandchild"]
+        assert not is_gone(grandchild, within=0)
+        child.kill()
+        await child.ended()
+        assert is_gone(grandchild, within=5)
+
+
+async def test_a_frozen_child_can_be_killed(launcher: Launcher) -> None:
+    async with launched(launcher, spec("serve")) as child:
+        await child.ready()
+        os.kill(child.pid, signal.SIGSTOP)
+        child.kill()
+        assert await child.ended() == -signal.SIGKILL
+
+
+async def test_nothing_is_left_open_after_a_child_has_ended(launcher: Launcher) -> None:
+    async with launched(launcher, spec("serve")) as child:
+        await child.ready()  # whatever the first launch opens for good is open now
+    before = count_fds()
+    for behaviour in ("serve", "refuse", "crash"):
+        async with launched(launcher, spec(behaviour)) as child:
+            await asyncio.wait([asyncio.ensure_future(_outcome(child))])
+    assert count_fds() <= before
+
+
+async def _outcome(child: Launched) -> None:
+    try:
+        await child.ready()
+    except (CheckpointError, EngineDied):
+        await child.ended()
+
+
+def test_a_child_of_a_killed_parent_dies_with_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.contract.launching_program"], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    assert is_gone(child, within=5)
