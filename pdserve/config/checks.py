@@ -38,17 +38,21 @@ def _ports(config: Config) -> Iterator[str]:
 
 def _pools(config: Config) -> Iterator[str]:
     pools = config.pools
-    if pools.decode.engines + pools.unified.engines == 0:
-        yield "pools: no engine writes tokens; set pools.decode.engines or pools.unified.engines to at least 1"
-    if pools.prefill.engines and not pools.decode.engines:
-        yield "pools.decode.engines: prefill engines need a decode engine to hand over to; set it to at least 1"
+    counts = (pools.prefill.engines, pools.decode.engines, pools.unified.engines)
+    if counts[2] and (counts[0] or counts[1]):
+        yield "pools.unified.engines: unified engines stand alone; set pools.prefill.engines and pools.decode.engines to 0"
+    elif not counts[2] and not (counts[0] and counts[1]):
+        yield (
+            f"pools: {counts[0]} prefill and {counts[1]} decode engines cannot serve; "
+            "set at least 1 of each, or only pools.unified.engines"
+        )
     for role, pool in pools.by_role().items():
         if pool.max_rows > pool.max_tokens_per_step:
             yield (
                 f"pools.{role}.max_rows: {pool.max_rows} rows cannot each have a token in a step of "
                 f"max_tokens_per_step {pool.max_tokens_per_step}; lower max_rows or raise max_tokens_per_step"
             )
-    if pools.decode.engines and pools.prefill.engines and not pools.decode.accepts_handoff:
+    if pools.prefill.engines and not pools.decode.accepts_handoff:
         yield "pools.decode.accepts_handoff: must be true while there are prefill engines"
 
 

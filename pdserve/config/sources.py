@@ -41,7 +41,7 @@ def read_yaml(path: Path) -> Tree:
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; this does not look like a configuration")
     try:
-        _refuse_aliases(data)
+        _refuse_aliases(data, path)
         tree = yaml.load(data, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -56,12 +56,12 @@ def read_yaml(path: Path) -> Tree:
     return tree
 
 
-def _refuse_aliases(data: bytes) -> None:
+def _refuse_aliases(data: bytes, path: Path) -> None:
     """Aliases let a small file expand without bound."""
     for event in yaml.parse(data, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            problem = f"aliases (*{event.anchor}) are not supported; repeat the value"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            line = event.start_mark.line + 1 if event.start_mark else "?"
+            raise ConfigError(f"{path}:{line}: aliases (*{event.anchor}) are not supported; repeat the value")
 
 
 def from_environment(env: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Who is alive: launching, watching and restarting the processes of a deployment, and telling gateways."""

@@ -1,0 +1,166 @@
+"""Launcher of plain processes on this machine.
+
+A child gets its payload as JSON on stdin and answers with one JSON line on a pipe of its own, never on
+stdout: libraries log there. stdout and stderr go to the supervisor's stderr, line by line under the
+child's name. A child leads its own session, so that Ctrl-C in a terminal reaches only the supervisor
+and a kill reaches the child's workers too.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import IO, Any
+
+from pdserve.cluster.launcher import LaunchSpec
+from pdserve.core.errors import EngineDied, from_wire
+
+MAX_ANSWER_BYTES = 64 * 1024
+_KEPT_LINES = 15
+_LINE_BYTES = 8192
+
+
+class ProcessLauncher:
+    """The `process` launcher; holds nothing itself.
+
+    name_lines puts the child's name before each line of its log; logs for machines go without.
+    """
+
+    def __init__(self, *, name_lines: bool = True) -> None:
+        self._name_lines = name_lines
+
+    async def launch(self, spec: LaunchSpec) -> "LaunchedProcess":
+        answer_read, answer_write = os.pipe()
+        log_read, log_write = os.pipe()
+        log = _Log(f"[{spec.name}] " if self._name_lines else "", os.fdopen(log_read, "rb"))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", spec.module),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log_write,
+                stderr=log_write,
+                pass_fds=(answer_write,),
+                start_new_session=True,
+                env=_environment(spec.threads),
+            )
+        except BaseException:
+            os.close(answer_read)
+            raise
+        finally:
+            os.close(answer_write)
+            os.close(log_write)
+        launched = LaunchedProcess(spec.name, process, answer_read, log)
+        try:
+            await launched.tell({**spec.payload, "ready_fd": answer_write, "parent_pid": os.getpid()})
+        except BaseException:
+            launched.kill()
+            raise
+        return launched
+
+
+class LaunchedProcess:
+    """launcher.Launched for one child process; what it holds ends with the process."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, answer_fd: int, log: "_Log") -> None:
+        self._name = name
+        self._process = process
+        self._log = log
+        self._answer = asyncio.get_running_loop().create_task(_read_answer(answer_fd))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def tell(self, payload: dict[str, Any]) -> None:
+        """Hand over the payload; a child that ended before reading it is noticed by ready()."""
+        stdin = self._process.stdin
+        if stdin is None:
+            return
+        with suppress(BrokenPipeError, ConnectionResetError):
+            stdin.write(json.dumps(payload).encode())
+            await stdin.drain()
+            stdin.close()
+            await stdin.wait_closed()
+
+    async def ready(self) -> dict[str, Any]:
+        line = await asyncio.shield(self._answer)
+        if not line.endswith(b"\n"):
+            raise await self._death()
+        with suppress(ValueError):
+            match json.loads(line):
+                case {"ready": dict() as facts}:
+                    return facts
+                case {"error": {"code": str() as code, "message": str() as message}}:
+                    raise from_wire(code, message)
+        raise EngineDied(f"{self._name} answered something else than ready or an error")
+
+    async def ended(self) -> int:
+        code = await self._process.wait()
+        await asyncio.shield(self._answer)
+        await asyncio.to_thread(self._log.finish)
+        return code
+
+    def terminate(self) -> None:
+        if self._process.returncode is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def _death(self) -> EngineDied:
+        code = await self._process.wait()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        tail = await asyncio.to_thread(self._log.finish)
+        said = "; its last words:\n" + "\n".join(f"    {line}" for line in tail) if tail else ""
+        return EngineDied(f"{self._name} {how} before it was ready{said}")
+
+
+class _Log:
+    """Copies a child's output to stderr from a thread of its own, so that a slow terminal cannot hold
+    up the supervisor's event loop, and keeps the last lines for the report of a death."""
+
+    def __init__(self, prefix: str, pipe: IO[bytes]) -> None:
+        self._prefix = prefix
+        self._pipe = pipe
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._thread = threading.Thread(target=self._copy, name="child log", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> list[str]:
+        """Wait a moment for what is still in the pipe of a process that has ended; the last lines."""
+        self._thread.join(timeout=1.0)
+        return list(self._lines)
+
+    def _copy(self) -> None:
+        with self._pipe:
+            while raw := self._pipe.readline(_LINE_BYTES):
+                line = raw.decode(errors="replace").rstrip("\n")
+                self._lines.append(line)
+                with suppress(OSError, ValueError):  # nobody reads our stderr any more: keep the child going
+                    sys.stderr.write(f"{self._prefix}{line}\n")
+                    sys.stderr.flush()
+
+
+async def _read_answer(fd: int) -> bytes:
+    """The one line a child writes; shorter, without its newline, when the child ended instead."""
+    reader = asyncio.StreamReader(limit=MAX_ANSWER_BYTES)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
+    )
+    try:
+        return await reader.readline()
+    except ValueError:
+        return b""
+    finally:
+        transport.close()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Ours, plus a bound on the compute threads of numeric libraries: they assume the machine is theirs."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

@@ -1,0 +1,196 @@
+"""Keeps the desired processes running: carries out what cluster.plan decides and reports what happens."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from pdserve.cluster.incarnation import Incarnation
+from pdserve.cluster.launcher import Launcher, LaunchSpec
+from pdserve.cluster.member import Member, Phase
+from pdserve.cluster.plan import (
+    Action,
+    BecameReady,
+    Ended,
+    Event,
+    GiveUp,
+    Kill,
+    Members,
+    Paused,
+    Retire,
+    Start,
+    Terminate,
+    Tick,
+    decide,
+    endpoints,
+    next_wakeup,
+)
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.endpoint import Endpoint, Role, new_epoch
+from pdserve.core.errors import ConfigError
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """A process that should run: an engine of a role, or a gateway (None). launch makes the spec of the
+    incarnation with the given epoch."""
+
+    id: str
+    role: Role | None
+    launch: Callable[[int], LaunchSpec]
+
+
+class Supervisor:
+    """Owns every process it started; none is left when `run` has returned or was cancelled.
+
+    on_change is told the endpoint set whenever it differs from before.
+    """
+
+    def __init__(
+        self,
+        desired: Sequence[Desired],
+        launcher: Launcher,
+        *,
+        times: Times,
+        clock: Clock,
+        on_change: Callable[[tuple[Endpoint, ...]], None],
+    ) -> None:
+        self._desired = {item.id: item for item in desired}
+        self._launcher = launcher
+        self._times = times
+        self._clock = clock
+        self._on_change = on_change
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._incarnations: dict[str, Incarnation] = {}
+        self._waiters: list[tuple[Callable[[Members], bool], asyncio.Future[None]]] = []
+        self._gave_up: GiveUp | None = None
+        self.members: Members = {item.id: Member(id=item.id, role=item.role) for item in desired}
+
+    async def run(self) -> None:
+        """Supervise until every member is retired and gone. Raises ConfigError when a member that
+        never worked refuses its input."""
+        async with asyncio.TaskGroup() as processes:
+            try:
+                await self._supervise(processes)
+            finally:
+                self.kill_all()
+        if self._gave_up:
+            raise ConfigError(f"{self._gave_up.id}: {self._gave_up.cause}")
+
+    async def _supervise(self, processes: asyncio.TaskGroup) -> None:
+        self._advance(Tick(), processes)
+        last = self._clock.monotonic()
+        while not (self._gave_up or _all_stopped(self.members, self.members)):
+            event = await self._next_event()
+            now = self._clock.monotonic()
+            if now - last > 2 * self._times.heartbeat:
+                self._advance(Paused(seconds=now - last), processes)
+            last = now
+            self._advance(event, processes)
+
+    async def until(self, holds: Callable[[Members], bool]) -> None:
+        """Return once the members satisfy a condition; for callers beside `run`."""
+        if holds(self.members):
+            return
+        reached = asyncio.get_running_loop().create_future()
+        waiter = (holds, reached)
+        self._waiters.append(waiter)
+        try:
+            await reached
+        finally:
+            self._waiters.remove(waiter)
+
+    async def drain(self) -> None:
+        """Let gateways finish what they serve, then engines what they run and lease, then end all;
+        whatever is left after times.drain_timeout is killed."""
+        gateways = [item.id for item in self._desired.values() if item.role is None]
+        engines = [item.id for item in self._desired.values() if item.role is not None]
+        try:
+            async with asyncio.timeout(self._times.drain_timeout):
+                await self._retire(gateways)
+                await self._retire(engines)
+        except TimeoutError:
+            _log.warning("drain timed out, killing what is left", timeout=self._times.drain_timeout)
+            self.kill_all()
+            await self._retire([*gateways, *engines])
+
+    def kill_all(self) -> None:
+        """End every process at once."""
+        for incarnation in self._incarnations.values():
+            incarnation.kill()
+
+    async def _retire(self, ids: Collection[str]) -> None:
+        self._events.put_nowait(Retire(ids=tuple(ids)))
+        await self.until(partial(_all_stopped, ids))
+
+    async def _next_event(self) -> Event:
+        """The next event, or a Tick when a deadline passes. Wakes at least once per heartbeat, so that
+        a longer gap proves that this process itself was not running."""
+        wakeup = next_wakeup(self.members, self._times)
+        wait = self._times.heartbeat
+        if wakeup is not None:
+            wait = min(wait, max(0.0, wakeup - self._clock.monotonic()))
+        try:
+            async with asyncio.timeout(wait):
+                return await self._events.get()
+        except TimeoutError:
+            return Tick()
+
+    def _advance(self, event: Event, processes: asyncio.TaskGroup) -> None:
+        before = self.members
+        self.members, actions = decide(before, event, self._clock.monotonic(), self._times, new_epoch)
+        _report(event, before, self.members)
+        for action in actions:
+            self._carry_out(action, processes)
+        if endpoints(self.members) != endpoints(before):
+            self._on_change(endpoints(self.members))
+        for holds, reached in self._waiters:
+            if not reached.done() and holds(self.members):
+                reached.set_result(None)
+
+    def _carry_out(self, action: Action, processes: asyncio.TaskGroup) -> None:
+        match action:
+            case Start():
+                desired = self._desired[action.id]
+                incarnation = Incarnation(
+                    action.id, action.epoch, heartbeat=desired.role is not None, emit=self._events.put_nowait
+                )
+                self._incarnations[action.id] = incarnation
+                processes.create_task(incarnation.run(self._launcher, desired.launch(action.epoch)))
+            case Kill():
+                _log.error("killing", process=action.id, reason=action.reason)
+                self._incarnations[action.id].kill()
+            case Terminate():
+                self._incarnations[action.id].terminate()
+            case GiveUp():
+                self._gave_up = action
+
+
+def _all_stopped(ids: Iterable[str], members: Members) -> bool:
+    return all(members[id].phase is Phase.STOPPED for id in ids)
+
+
+def _report(event: Event, before: Members, after: Members) -> None:
+    """Log what operators want to see of an event."""
+    match event:
+        case BecameReady():
+            _log.info("ready", process=event.id, pid=after[event.id].pid, address=event.address)
+        case Ended():
+            member = after[event.id]
+            if member.phase is Phase.DOWN:
+                delay = member.due - member.since
+                _log.error(
+                    "died", process=event.id, cause=event.cause, deaths=member.deaths, restart_in=round(delay, 1)
+                )
+            else:
+                _log.info("stopped", process=event.id, cause=event.cause)
+        case Paused():
+            _log.warning("the supervisor did not run", seconds=round(event.seconds, 1))
+    for id, member in after.items():
+        if member.phase is Phase.SUSPECT and before[id].phase is not Phase.SUSPECT:
+            _log.warning("silent", process=id, pid=member.pid)

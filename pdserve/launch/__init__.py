@@ -1,0 +1,1 @@
+"""The programs a deployment consists of: `serve` (the parent), `engine` and `gateway` (its children)."""

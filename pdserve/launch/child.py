@@ -1,0 +1,83 @@
+"""The child's side of cluster.process_launcher: payload in, one answer out, a signal to drain."""
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn
+
+from pdserve.core.errors import PdserveError
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 78
+"""EX_CONFIG: the answer said why."""
+_PR_SET_PDEATHSIG = 1
+
+
+class Parent:
+    """The line back to the supervisor. Exactly one answer is given: ready or refused."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_inheritable(fd, False)
+        self._fd: int | None = fd
+
+    @property
+    def answered(self) -> bool:
+        return self._fd is None
+
+    def ready(self, **facts: str | int) -> None:
+        """Announce that this process serves."""
+        self._answer({"ready": facts})
+
+    def refuse(self, error: PdserveError) -> None:
+        """Say why this process cannot serve."""
+        self._answer({"error": {"code": error.code, "message": str(error)}})
+
+    def _answer(self, message: Mapping[str, Any]) -> None:
+        if self._fd is None:
+            raise RuntimeError("the parent has its answer already")
+        fd, self._fd = self._fd, None
+        with os.fdopen(fd, "w", encoding="utf-8") as pipe:
+            pipe.write(json.dumps(message) + "\n")
+
+
+Main = Callable[[Mapping[str, Any], Parent, asyncio.Event], Awaitable[None]]
+"""payload, parent, and an event that is set when the process is to drain and return."""
+
+
+def run_child(main: Main) -> NoReturn:
+    """Run a child's main until it returns, then exit the process.
+
+    A PdserveError before the answer becomes the answer; any other error ends the process with a
+    traceback on stderr.
+    """
+    payload: dict[str, Any] = json.load(sys.stdin)
+    die_with_parent(int(payload["parent_pid"]))
+    parent = Parent(int(payload["ready_fd"]))
+    try:
+        asyncio.run(_until_done(main, payload, parent))
+    except PdserveError as error:
+        if parent.answered:
+            raise
+        parent.refuse(error)
+        sys.exit(EXIT_REFUSED)
+    sys.exit(0)
+
+
+async def _until_done(main: Main, payload: Mapping[str, Any], parent: Parent) -> None:
+    drain = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, drain.set)
+    loop.add_signal_handler(signal.SIGINT, drain.set)
+    await main(payload, parent, drain)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it was gone before we asked
+        os._exit(EXIT_FAILED)

@@ -1,0 +1,55 @@
+"""An engine's outside without an engine inside: a session that heartbeats, under the supervisor's tests."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from typing import Any
+
+import grpc
+
+from pdserve.core.errors import CheckpointError
+from pdserve.launch.child import Parent, run_child
+from pdserve.rpc.channel import new_server
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
+
+_SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommand], AsyncIterator[pb.SessionEvent]]
+
+_DrainContext = grpc.aio.ServicerContext[pb.DrainRequest, Awaitable[pb.DrainResponse]]
+
+
+class Heartbeats(pb_grpc.EngineServiceServicer):
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    async def Session(
+        self, commands: AsyncIterator[pb.SessionCommand], context: _SessionContext
+    ) -> AsyncIterator[pb.SessionEvent]:
+        yield pb.SessionEvent(description=pb.EngineDescription(engine_id="p", epoch=self._epoch, pid=os.getpid()))
+        while True:
+            yield pb.SessionEvent(load=pb.LoadSnapshot(engine_id="p", epoch=self._epoch))
+            await asyncio.sleep(0.1)
+
+    async def Drain(self, request: pb.DrainRequest, context: _DrainContext) -> pb.DrainResponse:
+        return pb.DrainResponse(drained=True)
+
+
+async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
+    behaviour = payload.get("behaviour", "")
+    if behaviour == "refuse":
+        raise CheckpointError("no config.json")
+    if behaviour != "silent":
+        server = new_server()
+        epoch = payload["epoch"] ^ 1 if behaviour == "impostor" else payload["epoch"]
+        pb_grpc.add_EngineServiceServicer_to_server(Heartbeats(epoch), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        parent.ready(address=f"127.0.0.1:{port}")
+    if behaviour == "stubborn":
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    await drain.wait()
+
+
+if __name__ == "__main__":
+    run_child(main)
