@@ -69,7 +69,7 @@ class Engine:
         self.endpoint = endpoint
         self.info = info
         self.transfer = transfer
-        self._clock = clock
+        self.clock = clock
         self._core = EngineCore(
             info=info,
             limits=limits,
@@ -182,9 +182,9 @@ class Engine:
 
     async def _keep_house(self) -> None:
         while True:
-            await self._clock.sleep(_HOUSEKEEPING)
+            await self.clock.sleep(_HOUSEKEEPING)
             self.source.expire()
-            self._apply(self._core.expire(self._clock.monotonic()))
+            self._apply(self._core.expire(self.clock.monotonic()))
             self._pump.wake()
 
     def _abort(self, sequence_id: int, error: PdserveError | None) -> None:

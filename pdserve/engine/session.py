@@ -26,6 +26,7 @@ class EngineSession:
         self._tickets: list[TransferTicket] = []
         self._fresh = asyncio.Event()
         self._active: set[str] = set()
+        self._load_due = False
 
     def deliver(self, items: list[TokenDelta | TransferTicket]) -> None:
         for item in items:
@@ -47,24 +48,26 @@ class EngineSession:
     async def events(self) -> AsyncGenerator[pb.SessionEvent, None]:
         """Description first, then steps as they come and a LoadSnapshot per heartbeat."""
         yield pb.SessionEvent(description=self._describe())
-        loop = asyncio.get_running_loop()
-        next_heartbeat = loop.time()
-        while True:
-            if loop.time() >= next_heartbeat:
-                next_heartbeat = loop.time() + self._times.heartbeat
-                yield pb.SessionEvent(load=convert.load_to_proto(self._engine.snapshot()))
-            for event in self._drain():
-                yield event
-            try:
-                async with asyncio.timeout_at(next_heartbeat):
-                    await self._fresh.wait()
-            except TimeoutError:
-                continue
+        beating = asyncio.create_task(self._beat())
+        try:
+            while True:
+                self._fresh.clear()
+                for event in self._drain():
+                    yield event
+                await self._fresh.wait()
+        finally:
+            beating.cancel()
 
     def close(self) -> None:
         """The client is gone: nobody reads what its requests would produce."""
         for request_id in list(self._active):
             self._engine.cancel(request_id)
+
+    async def _beat(self) -> None:
+        while True:
+            self._load_due = True
+            self._fresh.set()
+            await self._engine.clock.sleep(self._times.heartbeat)
 
     def _submit(self, submit: pb.Submit) -> None:
         request_id = submit.request.id
@@ -84,7 +87,6 @@ class EngineSession:
             self.deliver([refusal])
 
     def _drain(self) -> list[pb.SessionEvent]:
-        self._fresh.clear()
         tickets, self._tickets = self._tickets, []
         deltas, self._deltas = self._deltas, []
         events = [pb.SessionEvent(ticket=convert.ticket_to_proto(ticket)) for ticket in tickets]
@@ -93,6 +95,9 @@ class EngineSession:
                 epoch=self._engine.endpoint.epoch, deltas=[convert.delta_to_proto(delta) for delta in deltas]
             )
             events.append(pb.SessionEvent(step=step))
+        if self._load_due:
+            self._load_due = False
+            events.append(pb.SessionEvent(load=convert.load_to_proto(self._engine.snapshot())))
         return events
 
     def _describe(self) -> pb.EngineDescription:

@@ -1,0 +1,146 @@
+"""A whole cluster in one process: real model, scheduler, gRPC and transfer service over loopback memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from os import getpid
+from pathlib import Path
+
+from pdserve.worker.service import WorkerSpec, open_worker
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock, SystemClock
+from pdserve.core.endpoint import Endpoint, EngineLimits, EngineState, Role, new_epoch
+from pdserve.core.layout import KVOrder
+from pdserve.core.request import FinishReason, Request, SamplingParams
+from pdserve.dispatch.dispatcher import Dispatcher
+from pdserve.dispatch.sessions import SessionPool
+from pdserve.engine.engine import Engine
+from pdserve.engine.server import EngineServer
+from pdserve.router.route import RoutingRules
+from pdserve.telemetry.record import RequestRecord
+
+_IDS = count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """One engine of a test cluster."""
+
+    role: Role
+    limits: EngineLimits = field(default_factory=EngineLimits)
+    num_blocks: int = 64
+    block_size: int = 16
+    order: KVOrder = KVOrder.BLOCK_MAJOR
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Everything a client could see of one answer, and how it came about."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason | None
+    record: RequestRecord
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Engines behind one dispatcher."""
+
+    engines: dict[str, Engine]
+    sessions: SessionPool
+    dispatcher: Dispatcher
+    clock: Clock
+
+    async def answer(
+        self, prompt: Iterable[int], sampling: SamplingParams, *, salt: bytes = b"", timeout: float = 60.0
+    ) -> Answer:
+        request = Request(
+            id=f"r{next(_IDS)}", prompt_token_ids=tuple(prompt), sampling=sampling, salt=salt, timeout=timeout
+        )
+        record = RequestRecord(request_id=request.id)
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        reason = None
+        async for delta in self.dispatcher.generate(request, record):
+            tokens += delta.token_ids
+            logprobs += delta.logprobs or ()
+            reason = delta.finish_reason
+        return Answer(tuple(tokens), tuple(logprobs), reason, record)
+
+    async def until_idle(self, deadline: float = 5.0) -> None:
+        """Wait until every block of every engine is free again. Raises TimeoutError with the states."""
+        async with asyncio.timeout(deadline):
+            while any(e.snapshot().blocks.free != e.snapshot().blocks.total for e in self.engines.values()):
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def open_cluster(
+    checkpoint: Path,
+    specs: dict[str, NodeSpec],
+    *,
+    times: Times | None = None,
+    clock: Clock | None = None,
+    decode_local_below: int = 0,
+) -> AsyncIterator[Cluster]:
+    """Start the named engines and wait until the dispatcher can use all of them."""
+    times, clock = times or Times(), clock or SystemClock()
+    async with AsyncExitStack() as stack:
+        engines = {
+            name: await _open_engine(stack, checkpoint, name, spec, times, clock) for name, spec in specs.items()
+        }
+        sessions = SessionPool(times, clock)
+        stack.push_async_callback(sessions.close)
+        sessions.update(tuple(engine.endpoint for engine in engines.values()))
+        dispatcher = Dispatcher(sessions, RoutingRules(decode_local_below=decode_local_below), clock)
+        async with asyncio.timeout(10):
+            while any(view.endpoint.state is not EngineState.READY for view in dispatcher.engines()):
+                await asyncio.sleep(0.005)
+        yield Cluster(engines, sessions, dispatcher, clock)
+
+
+async def _open_engine(
+    stack: AsyncExitStack, checkpoint: Path, name: str, spec: NodeSpec, times: Times, clock: Clock
+) -> Engine:
+    epoch = new_epoch()
+    worker = await open_worker(
+        WorkerSpec(
+            model=checkpoint,
+            engine_id=name,
+            epoch=epoch,
+            device="cpu",
+            dtype="float32",
+            block_size=spec.block_size,
+            num_blocks=spec.num_blocks,
+            order=spec.order,
+            backends=("loopback",),
+        ),
+        "inproc",
+    )
+    stack.push_async_callback(worker.close)
+    server = EngineServer("127.0.0.1")
+    endpoint = Endpoint(
+        engine_id=name,
+        role=spec.role,
+        epoch=epoch,
+        address=server.address,
+        pid=getpid(),
+        state=EngineState.READY,
+    )
+    engine = Engine(
+        endpoint=endpoint,
+        info=worker.info,
+        limits=spec.limits,
+        executor=worker.executor,
+        transfer=worker.transfer,
+        times=times,
+        clock=clock,
+    )
+    await stack.enter_async_context(engine)
+    await server.start(engine, times)
+    stack.push_async_callback(server.stop, 0.0)
+    return engine
