@@ -29,7 +29,8 @@ def configure_logs(*, json: bool, level: str = "info", stream: TextIO | None = N
     if json:
         final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        final += [structlog.dev.ConsoleRenderer()]
+        # Plain tracebacks: the fancy ones print local variables, and those hold prompts.
+        final += [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

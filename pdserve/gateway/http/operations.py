@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import orjson
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from pdserve.core.cluster import EngineView
@@ -43,6 +44,8 @@ def operations_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/v1/models/{name:path}", response_model=None)
     async def retrieve_model(name: str) -> Response:
+        if not name:
+            raise HTTPException(404)
         gateway.check_model(name)
         return _json(_model(gateway))
 

@@ -1,6 +1,7 @@
 """Increments of text, joined, are the decoded tokens; characters stay whole and stop strings stay out."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
 from pdserve.core.request import FinishReason, SamplingParams, TokenDelta
-from pdserve.gateway.detokenizer import Detokenizer, TextDelta
+from pdserve.gateway.detokenizer import Detokenizer, OutputToken, TextDelta
 from pdserve.gateway.tokenizer import Tokenizer
 from tests import tiny_tokenizers as tiny
 
@@ -20,6 +21,7 @@ with tempfile.TemporaryDirectory() as scratch:
     FALLBACK, FALLBACK_ORACLE = Tokenizer.load(_FALLBACK), FastTokenizer.from_file(str(_FALLBACK / "tokenizer.json"))
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+ENDLESS = SamplingParams(max_tokens=1000)
 ANY_LEVEL_IDS = st.lists(st.integers(0, tiny.BYTE_LEVEL_SIZE - 1), max_size=40)
 ANY_FALLBACK_IDS = st.lists(st.integers(0, FALLBACK_ORACLE.get_vocab_size() - 1), max_size=40)
 
@@ -30,17 +32,15 @@ def run(
     *,
     reason: FinishReason = FinishReason.LENGTH,
     step: int = 1,
-    eos: tuple[int, ...] = (),
-    **sampling: object,
+    sampling: SamplingParams = ENDLESS,
 ) -> list[TextDelta]:
     """All deltas of a request whose engine sends step tokens at a time."""
-    params = SamplingParams(max_tokens=1000, **sampling)  # type: ignore[arg-type]  # fields by name
-    detokenizer = Detokenizer(tokenizer.vocabulary, params, eos)
+    detokenizer = Detokenizer(tokenizer.vocabulary, sampling)
     deltas: list[TextDelta] = []
     for start in range(0, max(len(token_ids), 1), step):
         chunk = tuple(token_ids[start : start + step])
         last = start + step >= len(token_ids)
-        logprobs = tuple(-float(i) for i in range(start, start + len(chunk))) if params.logprobs else None
+        logprobs = tuple(-float(i) for i in range(start, start + len(chunk))) if sampling.logprobs else None
         deltas.append(
             detokenizer.push(
                 TokenDelta(
@@ -109,7 +109,7 @@ def first_stop(text: str, stops: list[str]) -> int | None:
     st.integers(1, 7),
 )
 def test_text_ends_before_the_first_completed_stop_string(text: str, stops: list[str], step: int) -> None:
-    deltas = run(LEVEL, LEVEL_ORACLE.encode(text).ids, step=step, stop=tuple(stops))
+    deltas = run(LEVEL, LEVEL_ORACLE.encode(text).ids, step=step, sampling=replace(ENDLESS, stop=tuple(stops)))
     cut = first_stop(text, stops)
     assert joined(deltas) == (text if cut is None else text[:cut])
     assert deltas[-1].finish_reason is (FinishReason.LENGTH if cut is None else FinishReason.STOP)
@@ -118,8 +118,9 @@ def test_text_ends_before_the_first_completed_stop_string(text: str, stops: list
 @given(st.text("ab€", max_size=20), st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3))
 def test_tokens_come_once_in_order_and_not_before_their_text(text: str, stops: list[str]) -> None:
     ids = LEVEL_ORACLE.encode(text).ids
-    shown, released = "", []
-    for delta in run(LEVEL, ids, stop=tuple(stops), logprobs=True):
+    shown = ""
+    released: list[OutputToken] = []
+    for delta in run(LEVEL, ids, sampling=replace(ENDLESS, stop=tuple(stops), logprobs=True)):
         shown += delta.text
         released += delta.tokens
         if delta.finish_reason is None:
@@ -132,30 +133,32 @@ def test_tokens_come_once_in_order_and_not_before_their_text(text: str, stops: l
 
 
 def test_possible_stop_string_is_held_back_until_it_is_none() -> None:
-    texts = [delta.text for delta in run(LEVEL, LEVEL_ORACLE.encode("xSTx").ids, stop=("STOP",))]
+    texts = [
+        delta.text for delta in run(LEVEL, LEVEL_ORACLE.encode("xSTx").ids, sampling=replace(ENDLESS, stop=("STOP",)))
+    ]
     assert texts == ["x", "", "", "STx"]
 
 
 def test_stop_string_spanning_a_multibyte_character_is_found() -> None:
-    deltas = run(LEVEL, LEVEL_ORACLE.encode("price: 5€!").ids, stop=("5€",))
+    deltas = run(LEVEL, LEVEL_ORACLE.encode("price: 5€!").ids, sampling=replace(ENDLESS, stop=("5€",)))
     assert joined(deltas) == "price: "
     assert deltas[-1].finish_reason is FinishReason.STOP
 
 
 def test_stop_string_completed_by_the_last_token_wins_over_length() -> None:
-    deltas = run(LEVEL, LEVEL_ORACLE.encode("one.").ids, stop=(".",))
+    deltas = run(LEVEL, LEVEL_ORACLE.encode("one.").ids, sampling=replace(ENDLESS, stop=(".",)))
     assert (joined(deltas), deltas[-1].finish_reason) == ("one", FinishReason.STOP)
 
 
 def test_stop_strings_are_ignored_within_min_tokens() -> None:
     ids = LEVEL_ORACLE.encode("ababab").ids
-    assert joined(run(LEVEL, ids, stop=("b",), min_tokens=2)) == "aba"
+    assert joined(run(LEVEL, ids, sampling=replace(ENDLESS, stop=("b",), min_tokens=2))) == "aba"
 
 
 @pytest.mark.parametrize(("reason", "text"), [(FinishReason.STOP, "a"), (FinishReason.LENGTH, "ab")])
 def test_only_the_token_that_ended_the_sequence_has_no_text(reason: FinishReason, text: str) -> None:
     a, b = LEVEL_ORACLE.encode("ab").ids
-    assert joined(run(LEVEL, [a, b], reason=reason, stop_token_ids=(b,))) == text
+    assert joined(run(LEVEL, [a, b], reason=reason, sampling=replace(ENDLESS, stop_token_ids=(b,)))) == text
 
 
 def test_character_cut_by_the_token_limit_becomes_one_replacement_character() -> None:

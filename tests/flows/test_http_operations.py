@@ -1,0 +1,207 @@
+"""What operators and probes rely on: readiness, draining, keys, metrics, cancellation."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+
+from pdserve.core.request import Request
+from pdserve.gateway.settings import GatewaySettings
+from pdserve.gateway.tokenizer import Tokenizer
+from tests import tiny_tokenizers as tiny
+from tests.scripted_generator import EPOCH, HANG, HttpServer, ScriptedGenerator, Step, http_server, speak
+
+CHAT = "/v1/chat/completions"
+HELLO = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tiny.byte_level(tmp_path)
+
+
+@pytest.fixture
+def generator(directory: Path) -> ScriptedGenerator:
+    return ScriptedGenerator(speak(FastTokenizer.from_file(str(directory / "tokenizer.json")), "fine"))
+
+
+@pytest.fixture
+def server(generator: ScriptedGenerator, directory: Path) -> Iterator[HttpServer]:
+    with http_server(generator, Tokenizer.load(directory)) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: HttpServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=10) as http:
+        yield http
+
+
+def hang_after_first(generator: ScriptedGenerator) -> None:
+    """One token, then nothing until the request is cancelled."""
+    whole = generator.script
+
+    def script(request: Request) -> list[Step]:
+        return [whole(request)[0], HANG]
+
+    generator.script = script
+
+
+def test_readiness_follows_the_engines_and_liveness_does_not(
+    client: httpx.Client, generator: ScriptedGenerator
+) -> None:
+    assert [client.get(path).status_code for path in ("/live", "/ready", "/health")] == [200, 200, 200]
+    generator.ready = False
+    assert [client.get(path).status_code for path in ("/live", "/ready", "/health")] == [200, 503, 503]
+    assert client.get("/ready").json()["error"]["code"] == "unavailable"
+
+
+def test_draining_finishes_what_runs_and_refuses_what_comes(
+    client: httpx.Client, server: HttpServer, generator: ScriptedGenerator
+) -> None:
+    release = threading.Event()
+    whole = generator.script
+
+    def script(request: Request) -> list[Step]:
+        first, *others = whole(request)
+        return [first, release, *others]
+
+    generator.script = script
+    with client.stream("POST", CHAT, json=HELLO | {"stream": True}) as response:
+        lines = response.iter_lines()
+        assert "assistant" in next(lines)
+        server.drain()
+        refused = httpx.post(server.url + CHAT, json=HELLO, timeout=10)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert httpx.get(server.url + "/ready").status_code == 503
+        assert httpx.get(server.url + "/live").status_code == 200
+        release.set()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+
+
+def test_engines_are_listed_under_the_agreed_names(client: httpx.Client) -> None:
+    engines = client.get("/admin/engines").json()["engines"]
+    assert engines[0] == {
+        "id": "prefill-0",
+        "role": "prefill",
+        "epoch": str(EPOCH),
+        "pid": 4242,
+        "address": "127.0.0.1:9",
+        "state": "ready",
+        "running": 2,
+        "waiting": 1,
+        "kv_blocks": {"total": 10, "free": 4, "used": 3, "leased": 2, "quarantined": 1},
+    }
+    assert engines[1]["kv_blocks"]["total"] == 0
+
+
+def test_metrics_tell_what_happened(client: httpx.Client) -> None:
+    assert client.post(CHAT, json=HELLO).status_code == 200
+    assert client.post(CHAT, json=HELLO | {"n": 5}).status_code == 400
+    lines = client.get("/metrics").text.splitlines()
+    for line in (
+        'pdserve_requests_total{endpoint="chat_completions",status="ok"} 1.0',
+        'pdserve_rejections_total{reason="unsupported"} 1.0',
+        "pdserve_time_to_first_token_seconds_count 1.0",
+        "pdserve_inter_token_latency_seconds_count 3.0",
+        "pdserve_e2e_request_latency_seconds_count 1.0",
+        "pdserve_output_tokens_total 4.0",
+        "pdserve_cached_prompt_tokens_total 3.0",
+        'pdserve_kv_blocks{engine="prefill-0",state="leased"} 2.0',
+        'pdserve_engine_running_sequences{engine="prefill-0"} 2.0',
+        'pdserve_engine_info{engine="decode-0",role="decode",state="ready"} 1.0',
+    ):
+        assert line in lines
+
+
+def test_client_that_leaves_a_stream_cancels_the_request(
+    client: httpx.Client, server: HttpServer, generator: ScriptedGenerator
+) -> None:
+    hang_after_first(generator)
+    with client.stream("POST", CHAT, json=HELLO | {"stream": True}) as response:
+        lines = response.iter_lines()  # dropping the iterator would close the connection
+        assert "assistant" in next(lines)
+        assert not generator.closed.wait(0.2)
+    assert generator.closed.wait(2)
+    assert 'status="cancelled"} 1.0' in client.get("/metrics").text
+
+
+def test_client_that_leaves_while_waiting_cancels_the_request(server: HttpServer, generator: ScriptedGenerator) -> None:
+    hang_after_first(generator)
+    body = json.dumps(HELLO).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    address = urlsplit(server.url)
+    with socket.create_connection((str(address.hostname), address.port or 0), timeout=5) as connection:
+        connection.sendall(head.encode() + body)
+        assert generator.started.wait(5)
+    assert generator.closed.wait(2)
+
+
+def test_client_that_reads_nothing_is_cut_off(directory: Path, generator: ScriptedGenerator) -> None:
+    line = speak(FastTokenizer.from_file(str(directory / "tokenizer.json")), "x" * 300, end=None)
+    generator.script = lambda request: [*list(line(request)) * 200, HANG]
+    settings = GatewaySettings(send_timeout=0.5)
+    with http_server(generator, Tokenizer.load(directory), settings) as server:
+        body = json.dumps(HELLO | {"stream": True, "logprobs": True}).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        address = urlsplit(server.url)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((address.hostname, address.port))
+            connection.sendall(head.encode() + body)
+            assert generator.closed.wait(20)
+
+
+def test_request_over_its_time_ends_with_504(directory: Path, generator: ScriptedGenerator) -> None:
+    hang_after_first(generator)
+    with http_server(generator, Tokenizer.load(directory), GatewaySettings(request_timeout=0.2)) as server:
+        response = httpx.post(server.url + CHAT, json=HELLO, timeout=10)
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "deadline_exceeded"
+    assert generator.closed.is_set()
+
+
+def test_keys_guard_all_but_the_open_paths(directory: Path, generator: ScriptedGenerator) -> None:
+    settings = GatewaySettings(api_keys=("sk-one", "sk-two"))
+    with http_server(generator, Tokenizer.load(directory), settings) as server:
+        for path in ("/v1/models", "/admin/engines", "/openapi.json", "/nothing", "/live/../v1/models"):
+            for headers in ({}, {"authorization": "Bearer sk-wrong"}, {"authorization": "sk-one"}):
+                refused = httpx.get(server.url + path, headers=headers)
+                assert refused.status_code == 401
+                assert refused.json()["error"]["code"] == "invalid_api_key"
+        for path in ("/live", "/ready", "/health", "/metrics"):
+            assert httpx.get(server.url + path).status_code == 200
+        for key in ("sk-one", "sk-two", "sk-one"):
+            accepted = httpx.post(server.url + CHAT, json=HELLO, headers={"authorization": f"bearer {key}"})
+            assert accepted.status_code == 200
+    one, two, again = (request.salt for request in generator.requests)
+    assert one == again != two, "prefix caches are apart by key"
+    assert b"sk-one" not in one
+    assert one != b""
+
+
+def test_openapi_describes_the_endpoints(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {CHAT, "/v1/completions", "/v1/models", "/live"} <= paths.keys()
+    assert "requestBody" in paths[CHAT]["post"]
+
+
+def test_shutdown_cancels_what_still_runs_after_the_grace(directory: Path, generator: ScriptedGenerator) -> None:
+    hang_after_first(generator)
+    with ExitStack() as client, http_server(generator, Tokenizer.load(directory), grace=0.5) as server:
+        http = client.enter_context(httpx.Client(base_url=server.url, timeout=10))
+        response = client.enter_context(http.stream("POST", CHAT, json=HELLO | {"stream": True}))
+        lines = response.iter_lines()
+        assert "assistant" in next(lines)
+        assert not generator.closed.is_set()
+    assert generator.closed.is_set()
