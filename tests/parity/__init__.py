@@ -1,0 +1,1 @@
+"""The engine's arithmetic against transformers and against itself."""
