@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, SerializationInfo, field_serializer
 
-import pdserve
 from pdserve.config.times import Times
 from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.layout import KVOrder
@@ -173,7 +172,7 @@ class Config(Section):
     @property
     def model_path(self) -> Path:
         if self.model == DEMO_MODEL:
-            return Path(pdserve.__file__).parent / "assets" / "demo"
+            return Path(__file__).parents[1] / "assets" / "demo"
         return Path(self.model)
 
     @property

@@ -8,8 +8,6 @@ from itertools import count
 from os import getpid
 from pathlib import Path
 
-from pdserve.worker.service import WorkerSpec, open_worker
-
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock, SystemClock
 from pdserve.core.endpoint import Endpoint, EngineLimits, EngineState, Role, new_epoch
@@ -21,6 +19,11 @@ from pdserve.engine.engine import Engine
 from pdserve.engine.server import EngineServer
 from pdserve.router.route import RoutingRules
 from pdserve.telemetry.record import RequestRecord
+from pdserve.transfer.base import TransferBackend
+from pdserve.transfer.loopback import LoopbackBackend
+from pdserve.transfer.memory import HostMemory
+from pdserve.transfer.service import LocalTransferService
+from pdserve.worker.worker import Worker, WorkerOptions, build_worker
 
 _IDS = count()
 
@@ -34,6 +37,7 @@ class NodeSpec:
     num_blocks: int = 64
     block_size: int = 16
     order: KVOrder = KVOrder.BLOCK_MAJOR
+    backend: TransferBackend = field(default_factory=LoopbackBackend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +111,12 @@ async def _open_engine(
     stack: AsyncExitStack, checkpoint: Path, name: str, spec: NodeSpec, times: Times, clock: Clock
 ) -> Engine:
     epoch = new_epoch()
-    worker = await open_worker(
-        WorkerSpec(
-            model=checkpoint,
-            engine_id=name,
-            epoch=epoch,
-            device="cpu",
-            dtype="float32",
-            block_size=spec.block_size,
-            num_blocks=spec.num_blocks,
-            order=spec.order,
-            backends=("loopback",),
-        ),
-        "inproc",
+    worker, memory = _build_worker(checkpoint, spec)
+    stack.callback(worker.close)
+    transfer = await LocalTransferService.open(
+        engine_id=name, epoch=epoch, layout=worker.layout, memory=memory, backends=(spec.backend,), clock=clock
     )
-    stack.push_async_callback(worker.close)
+    stack.push_async_callback(transfer.close)
     server = EngineServer("127.0.0.1")
     endpoint = Endpoint(
         engine_id=name,
@@ -136,7 +131,7 @@ async def _open_engine(
         info=worker.info,
         limits=spec.limits,
         executor=worker.executor,
-        transfer=worker.transfer,
+        transfer=transfer,
         times=times,
         clock=clock,
     )
@@ -144,3 +139,14 @@ async def _open_engine(
     await server.start(engine, times)
     stack.push_async_callback(server.stop, 0.0)
     return engine
+
+
+def _build_worker(checkpoint: Path, spec: NodeSpec) -> tuple[Worker, HostMemory]:
+    memories: list[HostMemory] = []
+
+    def allocate(nbytes: int) -> memoryview:
+        memories.append(HostMemory(nbytes))
+        return memories[0].array.data
+
+    options = WorkerOptions(num_blocks=spec.num_blocks, block_size=spec.block_size, order=spec.order)
+    return build_worker(checkpoint, options, allocate=allocate), memories[0]

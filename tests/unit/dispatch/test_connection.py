@@ -1,0 +1,155 @@
+"""A session to one engine: each request gets its own deltas, and a silent or changed engine fails them all."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+import pytest
+
+from pdserve.config.times import Times
+from pdserve.core.endpoint import Endpoint, EngineState, Role
+from pdserve.core.errors import EngineDied
+from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.dispatch.connection import EngineConnection
+from pdserve.rpc.channel import new_server
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
+from tests.clocks import ManualClock
+
+EPOCH = 77
+
+
+class ScriptedEngine(pb_grpc.EngineServiceServicer):
+    """Answers a session with what the test puts into `say`, and notes what it was told."""
+
+    def __init__(self) -> None:
+        self.say: asyncio.Queue[pb.SessionEvent] = asyncio.Queue()
+        self.told: asyncio.Queue[pb.SessionCommand] = asyncio.Queue()
+
+    async def Session(
+        self,
+        commands: AsyncIterator[pb.SessionCommand],
+        context: grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommand], AsyncIterator[pb.SessionEvent]],
+    ) -> AsyncIterator[pb.SessionEvent]:
+        async def listen() -> None:
+            async for command in commands:
+                self.told.put_nowait(command)
+
+        listener = asyncio.create_task(listen())
+        try:
+            while True:
+                yield await self.say.get()
+        finally:
+            listener.cancel()
+
+    async def Drain(
+        self, request: pb.DrainRequest, context: grpc.aio.ServicerContext[pb.DrainRequest, Awaitable[pb.DrainResponse]]
+    ) -> pb.DrainResponse:
+        return pb.DrainResponse(drained=True)
+
+
+class Bench:
+    """A connection to a scripted engine, on a clock of the test's."""
+
+    def __init__(self) -> None:
+        self.engine = ScriptedEngine()
+        self.clock = ManualClock()
+        self.server = new_server()
+        pb_grpc.add_EngineServiceServicer_to_server(self.engine, self.server)
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+
+    async def open(self) -> EngineConnection:
+        await self.server.start()
+        endpoint = Endpoint(
+            engine_id="d0",
+            role=Role.DECODE,
+            epoch=EPOCH,
+            address=f"127.0.0.1:{self.port}",
+            pid=1,
+            state=EngineState.READY,
+        )
+        connection = EngineConnection(endpoint, Times(suspect=3.0), self.clock)
+        self.engine.say.put_nowait(pb.SessionEvent(description=pb.EngineDescription(engine_id="d0", epoch=EPOCH)))
+        self.engine.say.put_nowait(pb.SessionEvent(load=pb.LoadSnapshot(engine_id="d0", epoch=EPOCH, number=1)))
+        while not connection.usable:
+            await asyncio.sleep(0.002)
+        return connection
+
+    def tokens(self, request_id: str, *token_ids: int, epoch: int = EPOCH, end: str = "") -> None:
+        delta = pb.TokenDelta(request_id=request_id, token_ids=token_ids, finish_reason=end)
+        self.engine.say.put_nowait(pb.SessionEvent(step=pb.StepEvent(epoch=epoch, deltas=[delta])))
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    opened = Bench()
+    yield opened
+    await opened.server.stop(0)
+
+
+def ask(request_id: str) -> Request:
+    return Request(id=request_id, prompt_token_ids=(1, 2), sampling=SamplingParams(seed=0))
+
+
+async def test_every_request_gets_its_own_deltas(bench: Bench) -> None:
+    connection = await bench.open()
+    a, b = connection.submit(ask("a")), connection.submit(ask("b"))
+    bench.tokens("b", 5, end="stop")
+    bench.tokens("a", 4)
+    first = await anext(a)
+    assert isinstance(first, TokenDelta)
+    assert (first.request_id, first.token_ids) == ("a", (4,))
+    assert [d.finish_reason async for d in b if isinstance(d, TokenDelta)] == [FinishReason.STOP]
+    await connection.close()
+
+
+async def test_closing_a_stream_cancels_the_request_on_the_engine(bench: Bench) -> None:
+    connection = await bench.open()
+    stream = connection.submit(ask("a"))
+    assert (await bench.engine.told.get()).submit.request.id == "a"
+    await stream.aclose()
+    assert (await bench.engine.told.get()).cancel_request_id == "a"
+    await connection.close()
+
+
+async def test_a_stream_that_has_ended_cancels_nothing(bench: Bench) -> None:
+    connection = await bench.open()
+    stream = connection.submit(ask("a"))
+    await bench.engine.told.get()
+    bench.tokens("a", 1, end="length")
+    await anext(stream)
+    await stream.aclose()
+    await connection.submit(ask("b")).aclose()
+    assert (await bench.engine.told.get()).submit.request.id == "b"
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda bench: bench.clock.advance(4.0), "silent"),
+        (lambda bench: bench.server.stop(0), "died"),
+    ],
+    ids=["frozen", "gone"],
+)
+async def test_an_engine_that_is_lost_fails_its_requests_and_gets_no_more(
+    bench: Bench, fault: Callable[[Bench], Awaitable[None]], message: str
+) -> None:
+    connection = await bench.open()
+    stream = connection.submit(ask("a"))
+    await fault(bench)
+    with pytest.raises(EngineDied, match=message):
+        await anext(stream)
+    with pytest.raises(EngineDied, match=message):
+        await anext(connection.submit(ask("b")))
+    assert not connection.usable
+    await connection.close()
+
+
+async def test_tokens_of_another_epoch_are_dropped(bench: Bench) -> None:
+    connection = await bench.open()
+    stream = connection.submit(ask("a"))
+    bench.tokens("a", 9, epoch=EPOCH + 1)
+    with pytest.raises(EngineDied, match="restarted"):
+        await anext(stream)
+    await connection.close()
