@@ -13,8 +13,8 @@ ticket queue alike, take blocks for prompt and first token, and no tokens of the
 
 When a decode finds no block, the youngest arrival behind it that is running and has no ticket issued
 gives up its blocks and goes back to its place in the queue. Blocks cooling down behind a step in flight
-are waited for first; nothing is admitted in a step that had to preempt or to wait for blocks. So the
-oldest sequence always gets on, and a preempted one comes back only when it fits.
+are waited for first. So the oldest sequence always gets on. A preempted one does not come back at once:
+it needs all the blocks it gave up, and the older one took some of them.
 """
 
 from bisect import insort
@@ -39,8 +39,6 @@ class StepPlan:
     preempted: list[Sequence] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     """Preempted sequences whose sampler state the worker must drop."""
-    stalled: bool = False
-    """A running sequence waits for blocks."""
     tokens_left: int = 0
     rows_left: int = 0
 
@@ -124,8 +122,6 @@ class Scheduler:
                 return
             if self._grow(sequence, plan, last_step):
                 self._take(sequence, 1, plan)
-            else:
-                plan.stalled = True
 
     def _continue_prompts(self, plan: StepPlan) -> None:
         for sequence in self.running:
@@ -136,7 +132,7 @@ class Scheduler:
 
     def _admit(self, plan: StepPlan) -> None:
         for sequence in self.waiting:
-            if plan.stalled or plan.preempted or len(self.running) + len(self.fetching) >= self._limits.max_rows:
+            if len(self.running) + len(self.fetching) >= self._limits.max_rows:
                 return
             if sequence.num_placeholders:
                 # Preempted with a token in flight: it arrives with the step in flight.

@@ -48,6 +48,7 @@ class BlockPool:
         self._tally[BlockState.FREE] = num_blocks
         self._blank = list(range(num_blocks - 1, -1, -1))
         self._evictable: OrderedDict[int, None] = OrderedDict()
+        # Step after which a block is cool; it may be referenced again meanwhile, and freed again later.
         self._cooling: dict[int, int] = {}
         self._cooling_order: deque[tuple[int, int]] = deque()
         self._completed = -1
@@ -98,7 +99,6 @@ class BlockPool:
         for block_id in block_ids:
             self._require(self._cached[block_id], block_id, "shared", "its KV is not cached")
             self._references[block_id] += 1
-            self._cooling.pop(block_id, None)
             self._restate(block_id)
 
     def free(self, block_ids: Sequence[int], after_step: int) -> None:

@@ -84,6 +84,59 @@ def test_locally_cached_blocks_are_not_fetched_and_fetched_ones_are_cached() -> 
     assert sorted(ready(engine, again).fetch_blocks) == [2]
 
 
+def test_fetched_blocks_are_hits_as_soon_as_they_are_verified() -> None:
+    engine = make_decode()
+    first = add_fetch(engine, make_request("a", PROMPT))
+    engine.advance()
+    arrive(engine, ready(engine, first), PROMPT)
+    engine.absorb(engine.core.fetched(first, 7))
+    second = add_fetch(engine, make_request("b", PROMPT))
+    engine.submit()
+    assert sorted(ready(engine, second).fetch_blocks) == [2]
+
+
+def test_blocks_are_allocated_for_the_prompt_and_its_first_token() -> None:
+    engine = make_decode()
+    sequence_id = add_fetch(engine, make_request("a", PROMPT[:8]))
+    engine.advance()
+    assert sorted(ready(engine, sequence_id).fetch_blocks) == [0, 1]
+    assert engine.core.kv.counts().used == 3
+
+
+def test_fetching_sequences_take_their_share_of_the_rows() -> None:
+    engine = make_decode(max_rows=1)
+    first, second = (add_fetch(engine, make_request(name, PROMPT)) for name in "ab")
+    engine.advance()
+    assert ready(engine, first)
+    assert engine.events(second) == []
+
+
+@pytest.mark.parametrize("ending", ["stop", "cancel"])
+def test_a_row_in_flight_of_a_sequence_that_gave_up_its_blocks_cannot_overwrite_fetched_kv(ending: str) -> None:
+    engine = make_decode(num_blocks=4)
+    stops = oracle(make_request("a", [2] * 13, ignore_eos=True))[0][0]
+    old = engine.add(make_request("a", [2] * 13, ignore_eos=True, stop_token_ids=(stops,) if ending == "stop" else ()))
+    engine.submit()
+    engine.submit()
+    if ending == "stop":
+        engine.collect()
+    else:
+        engine.absorb(engine.core.abort(old))
+    request = make_request("b", PROMPT, max_tokens=4, ignore_eos=True)
+    sequence_id = add_fetch(engine, request)
+    for _ in range(4):
+        engine.submit()
+        if engine.events(sequence_id):
+            break
+        engine.collect()
+    arrive(engine, ready(engine, sequence_id), PROMPT)
+    while engine.core.in_flight:
+        engine.collect()
+    engine.absorb(engine.core.fetched(sequence_id, oracle(request)[0][0]))
+    engine.run()
+    assert tuple(engine.answers[sequence_id].token_ids) == oracle(request)[0][1:]
+
+
 def test_a_prompt_of_whole_cached_blocks_needs_no_fetch() -> None:
     engine = make_decode()
     request = make_request("a", PROMPT[:8])

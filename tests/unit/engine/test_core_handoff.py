@@ -117,17 +117,16 @@ def test_two_tickets_of_one_prefix_and_one_of_them_released() -> None:
 
 
 def test_a_sequence_with_an_issued_ticket_is_never_preempted() -> None:
-    engine = ToyEngine(EngineLimits(chunk_size=2, depth=1), num_blocks=7, block_size=4)
-    old = engine.add(make_request("a", PROMPT, max_tokens=18, ignore_eos=True))
-    for _ in range(12):
-        engine.advance()
-    handoff = engine.add(make_request("b", PROMPT[:8][::-1], max_tokens=5), handoff=True)
+    engine = ToyEngine(EngineLimits(chunk_size=4, depth=1), num_blocks=5, block_size=4)
+    old = engine.add(make_request("a", PROMPT[:8], max_tokens=8, ignore_eos=True))
+    handoff = engine.add(make_request("b", [5] * 12), handoff=True)
     engine.run()
-    assert "preempted" not in [name for name, _ in engine.answers[handoff].stamps]
     assert engine.answers[handoff].finished
+    assert "preempted" not in [name for name, _ in engine.answers[handoff].stamps]
+    assert len(engine.answers[old].token_ids) == 1, "its next block is among the leased ones"
     engine.core.release_lease(scheduled(engine, handoff).ticket_id)
     engine.run()
-    assert len(engine.answers[old].token_ids) == 18
+    assert len(engine.answers[old].token_ids) == 8
     engine.assert_idle()
 
 

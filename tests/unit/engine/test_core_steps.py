@@ -3,6 +3,7 @@
 import pytest
 
 from pdserve.core.batch import StepOutput, TokenSource
+from pdserve.core.blocks import KVEventKind
 from pdserve.core.endpoint import EngineLimits
 from pdserve.core.request import FinishReason
 from tests.unit.engine.toy import ToyEngine, make_request, oracle
@@ -109,6 +110,7 @@ def test_the_youngest_gives_way_when_blocks_run_out_and_comes_back() -> None:
     names = [name for name, _ in engine.answers[young].stamps]
     assert "preempted" in names
     assert "resumed" in names
+    assert names.count("prompt_computed") == 1
     assert "preempted" not in [name for name, _ in engine.answers[old].stamps]
     for sequence_id, request in zip((old, young), requests, strict=True):
         assert tuple(engine.answers[sequence_id].token_ids) == oracle(request)[0]
@@ -121,6 +123,43 @@ def test_with_a_step_in_flight_one_victim_is_enough() -> None:
     engine.run()
     preempted = [[name for name, _ in engine.answers[i].stamps].count("preempted") for i in ids]
     assert preempted == [0, 0, 1]
+    engine.assert_idle()
+
+
+def preempt_behind_a_step_in_flight(chunk_size: int) -> tuple[ToyEngine, int]:
+    """A sequence whose row is in flight when it is preempted; then a lease ends, and it would fit again."""
+    engine = ToyEngine(EngineLimits(depth=2, chunk_size=chunk_size), num_blocks=12, block_size=4)
+    engine.add(make_request("lease", prompt(24)), handoff=True)
+    engine.run()
+    engine.core.drain_kv_events()
+    engine.add(make_request("a", prompt(8, 7), max_tokens=8, ignore_eos=True))
+    young = engine.add(make_request("b", prompt(16, 2), max_tokens=8, ignore_eos=True))
+    assert engine.submit()
+    assert not engine.submit()
+    assert engine.core.load().waiting == 1
+    assert engine.core.release_lease("ticket-0")
+    return engine, young
+
+
+def test_a_preempted_sequence_waits_for_its_token_in_flight() -> None:
+    engine, young = preempt_behind_a_step_in_flight(chunk_size=16)
+    assert engine.batches[-1].rows[-1].sample
+    assert engine.submit()
+    assert engine.core.load().waiting == 1
+    engine.run()
+    request = make_request("b", prompt(16, 2), max_tokens=8, ignore_eos=True)
+    assert tuple(engine.answers[young].token_ids) == oracle(request)[0]
+    engine.assert_idle()
+
+
+def test_a_chunk_of_a_life_before_the_preemption_proves_nothing_about_the_new_blocks() -> None:
+    engine, young = preempt_behind_a_step_in_flight(chunk_size=8)
+    assert engine.submit()
+    assert [row.sequence_id for row in engine.batches[-1].rows].count(young) == 1, "it computes anew already"
+    engine.collect()
+    (stored,) = [event for event in engine.core.drain_kv_events() if event.kind is KVEventKind.STORED]
+    assert len(stored.hashes) == 2, "only the older sequence's blocks are final"
+    engine.run()
     engine.assert_idle()
 
 

@@ -190,11 +190,7 @@ class _Pair:
         if handoff.fails and self.rng.random() < 0.3:
             self._fail(handoff, source, decode_id, targets)
             return
-        complete = handoff.num_final >= source.num_tokens
-        num_final = len(source.source_blocks) if complete else handoff.num_final // 4
-        for index in [i for i in targets if handoff.arrived <= i < num_final]:
-            self.decode.device.write_block(targets[index], self.prefill.device.block(source.source_blocks[index]))
-        handoff.arrived = num_final
+        self._copy(handoff)
         if not answer.finished:
             return
         handoff.targets = None
@@ -203,6 +199,16 @@ class _Pair:
         else:
             self.decode.absorb(self.decode.core.fetched(decode_id, answer.token_ids[0]))
         self.prefill.core.release_lease(source.ticket_id)
+
+    def _copy(self, handoff: _Handoff) -> None:
+        assert handoff.source is not None
+        assert handoff.targets is not None
+        source, targets = handoff.source, handoff.targets
+        complete = handoff.num_final >= source.num_tokens
+        num_final = len(source.source_blocks) if complete else handoff.num_final // 4
+        for index in [i for i in targets if handoff.arrived <= i < num_final]:
+            self.decode.device.write_block(targets[index], self.prefill.device.block(source.source_blocks[index]))
+        handoff.arrived = num_final
 
     def _fail(self, handoff: _Handoff, source: HandoffScheduled, decode_id: int, targets: dict[int, int]) -> None:
         handoff.targets = None
@@ -231,6 +237,8 @@ class _Pair:
             handoff.targets = dict(event.fetch_blocks)
             for block_id in event.fetch_blocks.values():
                 self._scribble(block_id)
+            if self.rng.random() < 0.5:
+                self._copy(handoff)
         elif isinstance(event, FetchAborted):
             self.unsettled |= set(event.block_ids)
 

@@ -64,6 +64,19 @@ def test_a_cooling_cached_block_taken_back_by_a_hit_is_not_freed_when_the_step_c
     assert pool.state(0) is BlockState.FREE
 
 
+def test_a_block_freed_again_waits_for_the_later_step() -> None:
+    pool = BlockPool(1)
+    blocks = pool.take(1)
+    pool.mark_cached(0)
+    pool.free(blocks, after_step=1)
+    pool.reference(blocks)
+    pool.free(blocks, after_step=2)
+    pool.completed(1)
+    assert pool.state(0) is BlockState.COOLING
+    pool.completed(2)
+    assert pool.state(0) is BlockState.FREE
+
+
 def test_one_block_stays_leased_until_its_last_ticket_is_released() -> None:
     pool = BlockPool(1)
     blocks = pool.take(1)
