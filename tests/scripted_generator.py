@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ class ScriptedGenerator:
         self.started = threading.Event()
         self.closed = threading.Event()
 
-    async def generate(self, request: Request, record: RequestRecord) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: Request, record: RequestRecord) -> AsyncGenerator[TokenDelta, None]:
         self.requests.append(request)
         self.started.set()
         record.route = Route(mode=Mode.DISAGGREGATED, prefill=PREFILL, decode=DECODE, reason="scripted")

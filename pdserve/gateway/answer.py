@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import structlog
@@ -17,6 +17,9 @@ from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.record import RequestRecord
 
 log = structlog.get_logger("pdserve.request")
+
+_BACKSTOP = 2.0
+"""Seconds past its deadline after which a request is given up here, should nobody below have ended it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Answer:
         self.client_id = client_id
         self._detokenizer = detokenizer
         self._arrived = context.clock.monotonic()
-        self._deadline = asyncio.get_running_loop().time() + request.timeout
+        self._deadline = asyncio.get_running_loop().time() + request.timeout + _BACKSTOP
         self._timer: asyncio.Timeout | None = None
         self._aborted = False
         self._first_token: float | None = None
@@ -74,7 +77,7 @@ class Answer:
         status: str | None = Cancelled.code
         self._context.intake.enter(self)
         try:
-            async with _closing(self._context.generator.generate(self.request, self.record)) as source:
+            async with aclosing(self._context.generator.generate(self.request, self.record)) as source:
                 while (delta := await self._next_text(source)).finish_reason is None:
                     if delta.text or delta.tokens:
                         yield delta
@@ -151,12 +154,3 @@ class Answer:
             time_to_first_token=round(first - self._arrived, 4) if first is not None else None,
             latency=round(latency, 4),
         )
-
-
-@asynccontextmanager
-async def _closing(source: AsyncIterator[TokenDelta]) -> AsyncIterator[AsyncIterator[TokenDelta]]:
-    try:
-        yield source
-    finally:
-        if isinstance(source, AsyncGenerator):
-            await source.aclose()

@@ -114,6 +114,8 @@ class Gateway:
 
     def _fit(self, ask: Ask) -> SamplingParams:
         sampling, vocab_size = ask.sampling, self.model.vocab_size
+        if not ask.prompt_token_ids:
+            raise InvalidRequest("the prompt has no tokens", ask.prompt_param)
         room = self.room(len(ask.prompt_token_ids), ask.prompt_param)
         _check_token_ids(ask.prompt_token_ids, vocab_size, ask.prompt_param)
         _check_token_ids(sampling.stop_token_ids, vocab_size, "stop_token_ids")

@@ -1,6 +1,6 @@
 """What the gateway needs of the rest of the system."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from pdserve.core.cluster import EngineView
@@ -15,7 +15,7 @@ class Generator(Protocol):
     the iterator cancels the request. It raises a PdserveError when the request cannot be served.
     """
 
-    def generate(self, request: Request, record: RequestRecord) -> AsyncIterator[TokenDelta]: ...
+    def generate(self, request: Request, record: RequestRecord) -> AsyncGenerator[TokenDelta, None]: ...
 
     def engines(self) -> tuple[EngineView, ...]: ...
 

@@ -1,0 +1,165 @@
+"""The Inference service."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import grpc
+import orjson
+import structlog
+
+from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError
+from pdserve.core.request import FinishReason, SamplingParams
+from pdserve.gateway.answer import Answer
+from pdserve.gateway.auth import Identity
+from pdserve.gateway.detokenizer import TextDelta
+from pdserve.gateway.gateway import Ask, Gateway
+from pdserve.gateway.grpc.errors import abort
+from pdserve.rpc.generated.pdserve.v1 import inference_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1.inference_pb2_grpc import InferenceServicer
+
+log = structlog.get_logger("pdserve.gateway")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_FINISH_REASONS = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+}
+
+
+class InferenceService(InferenceServicer):
+    """The gateway's endpoints over gRPC."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def Generate(  # type: ignore[override]  # stubs know iterators only; writing is what lets us time it out
+        self, request: pb.GenerateRequest, context: Context
+    ) -> None:
+        identity = await self._identify(context)
+        async with self._errors(context):
+            answer = self._gateway.begin(await self._ask(request, context, identity))
+            await context.send_initial_metadata((("x-request-id", answer.request.id),))
+            async with aclosing(answer.deltas()) as deltas:
+                async for delta in deltas:
+                    await self._write(context, _response(answer, delta))
+
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        identity = await self._identify(context)
+        return pb.AbortResponse(aborted=self._gateway.intake.abort(request.request_id, identity.salt))
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
+        await self._identify(context)
+        model = self._gateway.model
+        return pb.GetModelInfoResponse(
+            name=model.name,
+            revision=model.revision,
+            vocab_size=model.vocab_size,
+            max_model_len=model.max_model_len,
+            eos_token_ids=model.eos_token_ids,
+        )
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        await self._identify(context)
+        engines = [
+            pb.GetServerInfoResponse.Engine(
+                id=view.endpoint.engine_id,
+                role=view.endpoint.role.value,
+                epoch=view.endpoint.epoch,
+                state=view.endpoint.state.value,
+                running=view.load.running if view.load else 0,
+                waiting=view.load.waiting if view.load else 0,
+            )
+            for view in self._gateway.generator.engines()
+        ]
+        return pb.GetServerInfoResponse(
+            version=version("pdserve"),
+            ready=self._gateway.ready,
+            draining=self._gateway.intake.draining,
+            running_requests=len(self._gateway.intake),
+            engines=engines,
+        )
+
+    async def _identify(self, context: Context) -> Identity:
+        metadata = dict(context.invocation_metadata() or ())
+        header = metadata.get("authorization")
+        identity = self._gateway.authenticator.identify(header if isinstance(header, str) else None)
+        if identity is None:
+            self._gateway.metrics.rejections.labels("invalid_api_key").inc()
+            message = "send a valid API key as metadata `authorization: Bearer KEY`"
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, message, (("error-code", "invalid_api_key"),))
+        assert identity is not None
+        return identity
+
+    async def _ask(self, request: pb.GenerateRequest, context: Context, identity: Identity) -> Ask:
+        self._gateway.check_model(request.model)
+        prompt = request.WhichOneof("prompt")
+        if prompt is None:
+            raise InvalidRequest("send a prompt: text or token_ids", "prompt")
+        return Ask(
+            id=f"gen-{self._gateway.new_id()}",
+            endpoint="grpc_generate",
+            prompt_token_ids=(
+                await self._gateway.encode(request.text) if prompt == "text" else tuple(request.token_ids.ids)
+            ),
+            prompt_param=prompt,
+            sampling=_sampling(request.sampling),
+            identity=identity,
+            timeout=context.time_remaining(),
+        )
+
+    async def _write(self, context: Context, response: pb.GenerateResponse) -> None:
+        try:
+            async with asyncio.timeout(self._gateway.settings.send_timeout):
+                await context.write(response)
+        except TimeoutError:
+            raise Cancelled("the client reads nothing") from None
+
+    @asynccontextmanager
+    async def _errors(self, context: Context) -> AsyncIterator[None]:
+        try:
+            yield
+        except PdserveError as error:
+            self._gateway.metrics.rejections.labels(error.code).inc()
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            log.exception("unexpected error", method="Generate")
+            await abort(context, PdserveError("internal error; the server's log has the details"))
+
+
+def _response(answer: Answer, delta: TextDelta) -> pb.GenerateResponse:
+    response = pb.GenerateResponse(
+        request_id=answer.request.id,
+        text=delta.text,
+        token_ids=[token.id for token in delta.tokens],
+        logprobs=[token.logprob for token in delta.tokens if token.logprob is not None],
+        finish_reason=_FINISH_REASONS[delta.finish_reason],
+    )
+    if delta.finish_reason is not None:
+        response.usage.prompt_tokens = answer.prompt_tokens
+        response.usage.completion_tokens = answer.completion_tokens
+        response.usage.cached_tokens = answer.record.cached_tokens
+        response.record_json = orjson.dumps(answer.record.to_dict()).decode()
+    return response
+
+
+def _sampling(given: pb.GenerateRequest.SamplingParams) -> SamplingParams:
+    """Only fields that are present; the others keep the defaults of core."""
+    fields: dict[str, Any] = {
+        name: getattr(given, name)
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
+        if given.HasField(name)
+    }
+    return SamplingParams(
+        **fields,
+        min_tokens=given.min_tokens,
+        stop=tuple(given.stop),
+        stop_token_ids=tuple(given.stop_token_ids),
+        ignore_eos=given.ignore_eos,
+        logprobs=given.logprobs,
+    )
