@@ -125,9 +125,11 @@ class RoutingConfig(Section):
 class LimitsConfig(Section):
     """What one client may ask for."""
 
-    max_body_bytes: Annotated[ByteSize, Field(ge=1024)] = ByteSize(8 * 1024 * 1024)
-    max_tokens: Positive = 8192
-    """Longest answer, in tokens."""
+    max_body_bytes: Annotated[ByteSize, Field(ge=1024)] = ByteSize(4 * 2**20)
+    max_chat_tokens: Positive = 1024
+    """Longest chat answer when the request names no max_tokens."""
+    request_timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds from a request's arrival to its last token, queueing included."""
 
 
 class LogConfig(Section):

@@ -69,9 +69,14 @@ def run_child(main: Main) -> NoReturn:
 
 async def _until_done(main: Main, payload: Mapping[str, Any], parent: Parent) -> None:
     drain = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, drain.set)
-    loop.add_signal_handler(signal.SIGINT, drain.set)
+
+    def on_signal() -> None:
+        if not parent.answered:
+            os._exit(EXIT_FAILED)  # nothing served yet, nothing to finish; loading cannot be interrupted otherwise
+        drain.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await main(payload, parent, drain)
 
 

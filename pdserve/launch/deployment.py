@@ -1,0 +1,34 @@
+"""From the configuration to the processes that should run, and what each of them is told."""
+
+import json
+from functools import partial
+from typing import Any
+
+from pdserve.cluster.launcher import LaunchSpec
+from pdserve.cluster.supervisor import Desired
+from pdserve.config.schema import Config, to_wire
+from pdserve.core.endpoint import Role
+
+GATEWAY = "gateway"
+
+
+def desired(config: Config, registry_address: str) -> list[Desired]:
+    """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway."""
+    public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys"}))
+    engines = [
+        Desired(id=f"{role}-{index}", role=role, launch=partial(_engine_spec, f"{role}-{index}", role, public))
+        for role, pool in config.pools.by_role().items()
+        for index in range(pool.engines)
+    ]
+    payload = {"config": json.loads(to_wire(config)), "registry": registry_address}
+    gateway = LaunchSpec(name=GATEWAY, module="pdserve.launch.gateway", payload=payload)
+    return [*engines, Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)]
+
+
+def _engine_spec(engine_id: str, role: Role, config: dict[str, Any], epoch: int) -> LaunchSpec:
+    return LaunchSpec(
+        name=engine_id,
+        module="pdserve.launch.engine",
+        payload={"engine_id": engine_id, "role": role.value, "epoch": epoch, "config": config},
+        threads=config["threads"],
+    )

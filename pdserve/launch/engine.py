@@ -1,0 +1,84 @@
+"""One engine's process: `python -m pdserve.launch.engine`, started by a launcher."""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pdserve.config.schema import Config, WorkerMode, from_wire
+from pdserve.core.clock import SystemClock
+from pdserve.core.endpoint import Endpoint, EngineState, Role
+from pdserve.engine.engine import Engine
+from pdserve.engine.server import EngineServer
+from pdserve.launch.child import Parent, run_child
+from pdserve.launch.sizing import find_device, worker_mode, worker_spec
+from pdserve.telemetry.logs import configure_logs
+from pdserve.worker.service import WorkerHandle, open_worker
+
+_HOST = "127.0.0.1"
+"""Engines of the process launcher are on one machine; only the gateway is for others."""
+_STOP_GRACE = 1.0
+"""Seconds the server waits for streams that have nothing left to carry."""
+
+
+async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
+    """Open the worker, serve until told to drain, drain. Raises EngineDied when the engine is lost."""
+    config = from_wire(json.dumps(payload["config"]))
+    configure_logs(json=config.log.format == "json", level=config.log.level)
+    device = find_device(config.device)
+    spec = worker_spec(config, payload["engine_id"], payload["epoch"], device)
+    mode = worker_mode(config.worker, device)
+    worker = await open_worker(spec, "process" if mode is WorkerMode.PROCESS else "inproc", config.times)
+    try:
+        await _serve(payload, config, worker, parent, drain)
+    finally:
+        await worker.close()
+
+
+async def _serve(
+    payload: Mapping[str, Any], config: Config, worker: WorkerHandle, parent: Parent, drain: asyncio.Event
+) -> None:
+    role = Role(payload["role"])
+    max_model_len = min(config.max_model_len, worker.info.max_model_len)
+    server = EngineServer(_HOST)
+    engine = Engine(
+        endpoint=Endpoint(
+            engine_id=payload["engine_id"],
+            role=role,
+            epoch=payload["epoch"],
+            address=server.address,
+            pid=os.getpid(),
+            state=EngineState.READY,
+        ),
+        info=replace(worker.info, name=config.model_name, max_model_len=max_model_len),
+        limits=config.pools.by_role()[role].limits(max_model_len),
+        executor=worker.executor,
+        transfer=worker.transfer,
+        times=config.times,
+        clock=SystemClock(),
+    )
+    async with engine:
+        await server.start(engine, config.times)
+        try:
+            parent.ready(address=server.address)
+            await _until_drained(engine, drain, config.times.drain_timeout)
+        finally:
+            await server.stop(_STOP_GRACE)
+
+
+async def _until_drained(engine: Engine, drain: asyncio.Event, timeout: float) -> None:
+    asked, death = asyncio.create_task(drain.wait()), asyncio.create_task(engine.death())
+    try:
+        await asyncio.wait([asked, death], return_when=asyncio.FIRST_COMPLETED)
+        if death.done():
+            raise death.result()
+        await engine.drain(timeout)
+    finally:
+        asked.cancel()
+        death.cancel()
+
+
+if __name__ == "__main__":
+    run_child(main)

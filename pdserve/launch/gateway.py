@@ -1,0 +1,90 @@
+"""The gateway's process: `python -m pdserve.launch.gateway`, started by the supervisor."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+from pdserve.cluster.registry import watch_endpoints
+from pdserve.config.schema import Config, from_wire
+from pdserve.core.clock import SystemClock
+from pdserve.core.protocols import ModelInfo
+from pdserve.dispatch.dispatcher import Dispatcher
+from pdserve.dispatch.sessions import SessionPool
+from pdserve.gateway.gateway import Gateway
+from pdserve.gateway.grpc.server import GrpcServer
+from pdserve.gateway.http.app import create_app
+from pdserve.gateway.serve import bind, serve_http
+from pdserve.gateway.settings import GatewaySettings
+from pdserve.gateway.tokenizer import Tokenizer
+from pdserve.launch.child import Parent, run_child
+from pdserve.launch.sizing import max_model_len
+from pdserve.model.checkpoint import eos_token_ids, model_revision
+from pdserve.model.config import load_config
+from pdserve.router.route import RoutingRules
+from pdserve.telemetry.logs import configure_logs
+
+_STOP_GRACE = 2.0
+"""Seconds for the last bytes of answers that are complete, after all requests have ended."""
+
+
+async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
+    """Serve HTTP and gRPC on the registry's engines until told to drain, then finish what runs."""
+    config = from_wire(json.dumps(payload["config"]))
+    configure_logs(json=config.log.format == "json", level=config.log.level)
+    clock = SystemClock()
+    sessions = SessionPool(config.times, clock)
+    dispatcher = Dispatcher(sessions, RoutingRules(decode_local_below=config.routing.decode_local_below), clock)
+    gateway = Gateway(dispatcher, Tokenizer.load(config.model_path), model_info(config), _settings(config), clock=clock)
+    listener = bind(config.host, config.port)
+    grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(_follow(payload["registry"], sessions))
+        group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
+        group.create_task(grpc_server.serve(stop, _STOP_GRACE))
+        parent.ready(address=_address(config.host, listener.getsockname()[1]))
+        await drain.wait()
+        await gateway.intake.drained(max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE))
+        stop.set()
+        following.cancel()
+    await sessions.close()
+
+
+def model_info(config: Config) -> ModelInfo:
+    """What the gateway must know of the model, read without torch."""
+    path = config.model_path
+    model = load_config(path)
+    return ModelInfo(
+        name=config.model_name,
+        revision=model_revision(path),
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len(config, model),
+        eos_token_ids=eos_token_ids(path, model),
+    )
+
+
+async def _follow(registry: str, sessions: SessionPool) -> None:
+    async with aclosing(watch_endpoints(registry)) as sets:
+        async for endpoints in sets:
+            sessions.update(endpoints)
+
+
+def _settings(config: Config) -> GatewaySettings:
+    return GatewaySettings(
+        api_keys=tuple(key.get_secret_value() for key in config.api_keys),
+        max_body_bytes=config.limits.max_body_bytes,
+        max_chat_tokens=config.limits.max_chat_tokens,
+        request_timeout=config.limits.request_timeout,
+    )
+
+
+def _address(host: str, port: int) -> str:
+    """host:port a client on this machine can use."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{local}]:{port}" if ":" in local else f"{local}:{port}"
+
+
+if __name__ == "__main__":
+    run_child(main)

@@ -1,0 +1,75 @@
+"""From the configuration to a worker: device, KV memory, and where it runs."""
+
+from pdserve.config.schema import Config, Device, WorkerMode
+from pdserve.core.errors import ConfigError
+from pdserve.core.layout import DTYPE_BYTES, KVGroup
+from pdserve.model.config import ModelConfig, load_config
+from pdserve.worker.spec import WorkerSpec
+
+_MIB = 2**20
+_DEFAULT_MEMORY = {"cpu": 256 * _MIB, "cuda": 8192 * _MIB}
+
+
+def find_device(device: Device) -> str:
+    """ "cpu" or "cuda". Imports torch only when it has to look."""
+    if device is not Device.AUTO:
+        return device.value
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def worker_mode(mode: WorkerMode, device: str) -> WorkerMode:
+    """INPROC or PROCESS: a GPU's step loop never shares an interpreter with gRPC."""
+    if mode is not WorkerMode.AUTO:
+        return mode
+    return WorkerMode.INPROC if device == "cpu" else WorkerMode.PROCESS
+
+
+def worker_spec(config: Config, engine_id: str, epoch: int, device: str) -> WorkerSpec:
+    """Raises CheckpointError for a model that cannot be read, ConfigError for KV memory that is too small."""
+    model = load_config(config.model_path)
+    return WorkerSpec(
+        model=config.model_path,
+        engine_id=engine_id,
+        epoch=epoch,
+        num_blocks=num_blocks(config, model, device),
+        block_size=config.kv.block_size,
+        device=device,
+        dtype=config.dtype,
+        order=config.kv.order,
+        deterministic=None if config.deterministic == "auto" else config.deterministic,
+        threads=config.threads,
+        backends=config.kv.backends,
+    )
+
+
+def max_model_len(config: Config, model: ModelConfig) -> int:
+    """Prompt and answer together, in tokens."""
+    return min(config.max_model_len, model.max_positions)
+
+
+def num_blocks(config: Config, model: ModelConfig, device: str) -> int:
+    """Blocks of the pool: as configured, or as many as fit into the configured or default memory."""
+    if config.kv.num_blocks is not None:
+        return config.kv.num_blocks
+    memory = config.kv.memory or _DEFAULT_MEMORY[device]
+    block_size, longest = config.kv.block_size, max_model_len(config, model)
+    blocks = int(memory) // (_slot_bytes(config, model, device) * block_size)
+    if blocks * block_size < longest:
+        raise ConfigError(
+            f"kv.memory: {memory / _MIB:.0f} MiB holds {blocks * block_size} tokens of this model, fewer than "
+            f"max_model_len {longest}; raise kv.memory or lower max_model_len"
+        )
+    return blocks
+
+
+def _slot_bytes(config: Config, model: ModelConfig, device: str) -> int:
+    """Bytes of one token's KV. dtype auto as the model loader decides it: float32 on cpu, else the checkpoint's."""
+    automatic = "float32" if device == "cpu" else model.dtype
+    dtype = automatic if config.dtype == "auto" else config.dtype
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(f"dtype: the checkpoint's {dtype} is not supported; set dtype to float32 or bfloat16")
+    return KVGroup(
+        num_layers=model.num_layers, num_kv_heads=model.num_kv_heads, head_dim=model.head_dim, dtype=dtype
+    ).slot_bytes

@@ -1,0 +1,58 @@
+"""The ready line: what to tell the person who started a deployment."""
+
+import asyncio
+import json
+from contextlib import suppress
+
+from pdserve.config.schema import Config
+
+_INTERVAL = 0.1
+_ANSWER_TIMEOUT = 2.0
+
+EXAMPLE = (
+    "How do I read a text file line by line in Python, count how often each word occurs in it, "
+    "and print the ten most common words with their counts?"
+)
+"""Long enough to go through a prefill engine rather than be read by the decode engine."""
+
+
+def welcome(config: Config, address: str) -> str:
+    """Begins with "pdserve is ready", then a curl command that can be pasted."""
+    pools = [f"{pool.engines} {role}" for role, pool in config.pools.by_role().items() if pool.engines]
+    engines = "engine" if pools == ["1 unified"] else "engines"
+    body = json.dumps(
+        {
+            "model": config.model_name,
+            "messages": [{"role": "user", "content": EXAMPLE}],
+            "stream": True,
+        }
+    )
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys else ""
+    return (
+        f"\npdserve is ready: {' + '.join(pools)} {engines} serve {config.model_name} at http://{address}\n"
+        f"  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
+        f"    -d '{body}'\n"
+        f"Ctrl-C lets running requests finish and stops everything.\n"
+    )
+
+
+async def until_answering(address: str, path: str) -> None:
+    """Return once GET path answers 200: only a client's view proves that a client would be served."""
+    while True:
+        if await _status(address, path) == 200:
+            return
+        await asyncio.sleep(_INTERVAL)
+
+
+async def _status(address: str, path: str) -> int | None:
+    """Status code of one GET; None when there is no answer in time."""
+    host, _, port = address.rpartition(":")
+    with suppress(OSError, TimeoutError, ValueError):
+        async with asyncio.timeout(_ANSWER_TIMEOUT):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            try:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+                return int((await reader.readline()).split()[1])
+            finally:
+                writer.close()
+    return None
