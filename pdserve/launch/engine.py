@@ -13,7 +13,8 @@ from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.engine.engine import Engine
 from pdserve.engine.server import EngineServer
 from pdserve.launch.child import Parent, run_child
-from pdserve.launch.sizing import find_device, worker_mode, worker_spec
+from pdserve.launch.device import find_device
+from pdserve.launch.sizing import worker_mode, worker_spec
 from pdserve.telemetry.logs import configure_logs
 from pdserve.worker.service import WorkerHandle, open_worker
 

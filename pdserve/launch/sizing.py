@@ -1,6 +1,6 @@
-"""From the configuration to a worker: device, KV memory, and where it runs."""
+"""From the configuration to a worker: KV memory, and where it runs. Imports no torch."""
 
-from pdserve.config.schema import Config, Device, WorkerMode
+from pdserve.config.schema import Config, WorkerMode
 from pdserve.core.errors import ConfigError
 from pdserve.core.layout import DTYPE_BYTES, KVGroup
 from pdserve.model.config import ModelConfig, load_config
@@ -8,15 +8,6 @@ from pdserve.worker.spec import WorkerSpec
 
 _MIB = 2**20
 _DEFAULT_MEMORY = {"cpu": 256 * _MIB, "cuda": 8192 * _MIB}
-
-
-def find_device(device: Device) -> str:
-    """ "cpu" or "cuda". Imports torch only when it has to look."""
-    if device is not Device.AUTO:
-        return device.value
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def worker_mode(mode: WorkerMode, device: str) -> WorkerMode:
