@@ -205,3 +205,12 @@ def test_shutdown_cancels_what_still_runs_after_the_grace(directory: Path, gener
         assert "assistant" in next(lines)
         assert not generator.closed.is_set()
     assert generator.closed.is_set()
+
+
+def test_chat_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+    page = client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    assert "/v1/chat/completions" in page.text
+    assert "://" not in page.text
