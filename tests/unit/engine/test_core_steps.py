@@ -103,7 +103,7 @@ def test_sampler_state_of_ended_sequences_is_dropped_with_the_next_step() -> Non
 
 
 def test_the_youngest_gives_way_when_blocks_run_out_and_comes_back() -> None:
-    engine = ToyEngine(EngineLimits(depth=1), num_blocks=6, block_size=4)
+    engine = ToyEngine(EngineLimits(depth=1, prefix_caching=False), num_blocks=6, block_size=4)
     requests = [make_request(name, prompt(8, i + 1), max_tokens=8, ignore_eos=True) for i, name in enumerate("ab")]
     old, young = (engine.add(request) for request in requests)
     engine.run()
