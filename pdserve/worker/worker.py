@@ -18,7 +18,7 @@ class WorkerOptions:
     """How a worker runs its model.
 
     device "cpu", "cuda" or "cuda:N"; dtype "auto", "float32" or "bfloat16"; deterministic None means on CPU only.
-    num_threads are torch's per operation.
+    num_threads are torch's per operation. A step that takes longer than step_timeout seconds ends the worker.
     """
 
     num_blocks: int
@@ -28,6 +28,7 @@ class WorkerOptions:
     order: KVOrder = KVOrder.BLOCK_MAJOR
     deterministic: bool | None = None
     num_threads: int = 1
+    step_timeout: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ def build_worker(
         deterministic=resolve_deterministic(options.deterministic, loaded.device),
     )
     runner = Runner(loaded, attention, kv, on_layers_done)
-    executor = InprocExecutor(runner, num_threads=options.num_threads)
+    executor = InprocExecutor(runner, num_threads=options.num_threads, step_timeout=options.step_timeout)
     return Worker(executor=executor, kv=kv, layout=layout, info=loaded.info)
 
 
