@@ -11,8 +11,8 @@ BACKEND_NAMES = (NixlBackend.name, SharedMemoryBackend.name, LoopbackBackend.nam
 
 def make_backends(names: tuple[str, ...], engine_id: str, epoch: int) -> tuple[TransferBackend, ...]:
     """Backends in order of preference, for LocalTransferService.open. Raises ConfigError for a bad name."""
-    if not names or len(set(names)) != len(names):
-        raise ConfigError(f"name at least one transfer backend, each once, not {', '.join(names) or 'none'}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"name each transfer backend once, not {', '.join(names)}")
     return tuple(_make(name, engine_id, epoch) for name in names)
 
 

@@ -15,10 +15,7 @@ def plan_read(source: KVLayout, source_blocks: BlockIds, target: KVLayout, targe
     The layouts may differ in num_blocks and order only. Raises ValueError when the lists do not pair up,
     a block is out of range, or two reads would land in one target.
     """
-    if len(source_blocks) != len(target_blocks) or not source_blocks:
-        raise ValueError(f"{len(source_blocks)} source blocks cannot be read into {len(target_blocks)} target blocks")
-    if len(set(target_blocks)) != len(target_blocks):
-        raise ValueError("a target block is named twice")
+    check_pairing(target, source_blocks, target_blocks)
     whole = source.order is target.order is KVOrder.BLOCK_MAJOR
     pieces = 1 if whole else source.group.num_layers
     piece_bytes = source.block_bytes // pieces
@@ -26,6 +23,15 @@ def plan_read(source: KVLayout, source_blocks: BlockIds, target: KVLayout, targe
     local = _piece_offsets(target, target_blocks, pieces).T.ravel()
     starts, lengths = _merge(piece_bytes, remote, local)
     return ReadPlan(local=_u64(local[starts]), remote=_u64(remote[starts]), lengths=_u64(lengths))
+
+
+def check_pairing(target: KVLayout, source_blocks: BlockIds, target_blocks: BlockIds) -> None:
+    """Raise ValueError unless every source block has one target block of its own."""
+    if len(source_blocks) != len(target_blocks) or not source_blocks:
+        raise ValueError(f"{len(source_blocks)} source blocks cannot be read into {len(target_blocks)} target blocks")
+    if len(set(target_blocks)) != len(target_blocks):
+        raise ValueError("a target block is named twice")
+    _check_range(target, np.asarray(target_blocks))
 
 
 def canonical_spans(layout: KVLayout, blocks: BlockIds) -> tuple[Offsets, Offsets]:
@@ -52,13 +58,17 @@ def tail_view(layout: KVLayout, block: int, used: int) -> tuple[int, tuple[int, 
 def _piece_offsets(layout: KVLayout, blocks: BlockIds, pieces: int) -> NDArray[np.int64]:
     """[block, piece] byte offsets; a piece is a whole block or one layer of it."""
     ids = np.asarray(blocks, dtype=np.int64)[:, None]
-    if ids.size and not (ids.min() >= 0 and ids.max() < layout.num_blocks):
-        raise ValueError(f"block ids must lie in [0, {layout.num_blocks}), not {sorted(blocks)}")
+    _check_range(layout, ids)
     piece = np.arange(pieces, dtype=np.int64)[None, :]
     piece_bytes = layout.block_bytes // pieces
     if layout.order is KVOrder.BLOCK_MAJOR:
         return ids * layout.block_bytes + piece * piece_bytes
     return (piece * layout.num_blocks + ids) * piece_bytes
+
+
+def _check_range(layout: KVLayout, ids: NDArray[np.int64]) -> None:
+    if ids.size and not (ids.min() >= 0 and ids.max() < layout.num_blocks):
+        raise ValueError(f"block ids must lie in [0, {layout.num_blocks}), not {np.sort(ids, axis=None).tolist()}")
 
 
 def _merge(length: int, *offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

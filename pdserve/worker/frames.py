@@ -1,0 +1,168 @@
+"""What an engine and its worker process say to each other: length-prefixed msgpack over a socket pair.
+
+The engine sends commands; a command with a reply number is answered once, by an Answer of that number.
+"""
+
+import asyncio
+import struct
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from pdserve.core.batch import Batch
+from pdserve.core.errors import PdserveError, from_wire
+from pdserve.core.layout import KVLayout
+from pdserve.core.protocols import ModelInfo, PeerAddress, PullSpec
+from pdserve.worker.spec import WorkerSpec
+
+MAX_FRAME_BYTES = 1 << 28
+VALUE_ERROR = "value_error"
+"""Code of a ValueError: the caller broke the contract."""
+
+_T = TypeVar("_T")
+_LENGTH = struct.Struct("<I")
+
+
+class Start(msgspec.Struct, tag=True, frozen=True):
+    """First command; answered with Started."""
+
+    reply: int
+    spec: WorkerSpec
+
+
+class Forward(msgspec.Struct, tag=True, frozen=True):
+    batch: Batch
+
+
+class Sample(msgspec.Struct, tag=True, frozen=True):
+    """Answered with the step's StepOutput."""
+
+    reply: int
+    step: int
+    masks: tuple[bytes | None, ...] | None
+
+
+class Connect(msgspec.Struct, tag=True, frozen=True):
+    """Answered with the backend's name."""
+
+    reply: int
+    peer: PeerAddress
+
+
+class Disconnect(msgspec.Struct, tag=True, frozen=True):
+    reply: int
+    engine_id: str
+
+
+class Digest(msgspec.Struct, tag=True, frozen=True):
+    """Answered with the 16 bytes."""
+
+    reply: int
+    blocks: tuple[int, ...]
+    num_tokens: int
+    seed: int
+
+
+class BeginPull(msgspec.Struct, tag=True, frozen=True):
+    """Answered with the PullReceipt; `settled` is answered when the target blocks are nobody's any more."""
+
+    reply: int
+    settled: int
+    spec: PullSpec
+
+
+class CancelPull(msgspec.Struct, tag=True, frozen=True):
+    """Names the pull by its BeginPull's reply number."""
+
+    pull: int
+
+
+class GetStats(msgspec.Struct, tag=True, frozen=True):
+    """Answered with TransferStats."""
+
+    reply: int
+
+
+class Close(msgspec.Struct, tag=True, frozen=True):
+    """The process frees everything and ends."""
+
+
+Command = Start | Forward | Sample | Connect | Disconnect | Digest | BeginPull | CancelPull | GetStats | Close
+
+
+class Started(msgspec.Struct, frozen=True):
+    info: ModelInfo
+    layout: KVLayout
+    address: PeerAddress
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """error is (code, message); value is set when it is None."""
+
+    reply: int
+    value: msgspec.Raw
+    error: tuple[str, str] | None = None
+
+
+def decode(data: bytes | msgspec.Raw, frame_type: type[_T]) -> _T:
+    """Raises msgspec.DecodeError for anything but a frame_type."""
+    return msgspec.msgpack.decode(data, type=frame_type, dec_hook=_decode_other)
+
+
+def decode_command(data: bytes) -> Command:
+    return _COMMAND.decode(data)
+
+
+def answer(reply: int, value: Any) -> Answer:
+    return Answer(reply, msgspec.Raw(_encode(value)))
+
+
+def failure(reply: int, error: Exception) -> Answer:
+    if isinstance(error, PdserveError):
+        code = error.code
+    elif isinstance(error, ValueError):
+        code = VALUE_ERROR
+    else:
+        code = PdserveError.code
+    return Answer(reply, msgspec.Raw(_encode(None)), (code, str(error) or type(error).__name__))
+
+
+def error_of(code: str, message: str) -> Exception:
+    return ValueError(message) if code == VALUE_ERROR else from_wire(code, message)
+
+
+def write_frame(writer: asyncio.StreamWriter, frame: Command | Answer) -> None:
+    """Queue a frame. What is under way is bounded by the callers: two steps, and pulls into owned blocks."""
+    data = _encode(frame)
+    writer.write(_LENGTH.pack(len(data)) + data)
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """The next frame's msgpack; None when the other side is gone. Raises ValueError on an absurd length."""
+    try:
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        if length > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame of {length} bytes cannot be right")
+        return await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def _encode(value: Any) -> bytes:
+    return msgspec.msgpack.encode(value, enc_hook=_encode_other)
+
+
+def _encode_other(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"a {type(value).__name__} cannot cross to another process")
+
+
+def _decode_other(target: type, value: Any) -> Any:
+    if target is Path:
+        return Path(value)
+    raise NotImplementedError(f"a {target.__name__} cannot cross from another process")
+
+
+_COMMAND: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command, dec_hook=_decode_other)

@@ -1,0 +1,132 @@
+"""The engine's end of the conversation with its worker process."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from typing import Any, TypeVar
+
+from pdserve.core.errors import EngineDied
+from pdserve.worker.frames import Answer, Close, Command, decode, error_of, read_frame, write_frame
+
+CLOSE_DEADLINE = 5.0
+"""Seconds a worker process gets to end by itself."""
+
+LINGER_DEADLINE = 1.0
+"""Seconds a process that closed its socket gets to be gone."""
+
+REAP_DEADLINE = 5.0
+"""Seconds the kernel gets to end a killed process."""
+
+_T = TypeVar("_T")
+
+
+class WorkerLink:
+    """Owns the process. Every future it gives out is answered, or fails with EngineDied when the process ends."""
+
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._numbers = count(1)
+        self._waiting: dict[int, tuple[asyncio.Future[Any], Any]] = {}
+        self.death: EngineDied | None = None
+        self._listener = asyncio.create_task(self._listen(), name=f"worker {process.pid}")
+
+    @classmethod
+    async def spawn(cls, threads: int) -> "WorkerLink":
+        """Start an empty worker process, with so many threads for the libraries that read it from the environment."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = _start_process(theirs.fileno(), threads)
+        return cls(process, *await asyncio.open_connection(sock=ours))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, command: Command) -> None:
+        """Raises EngineDied when the process is gone."""
+        if self.death is not None:
+            raise self.death
+        write_frame(self._writer, command)
+
+    def expect(self, answer_type: type[_T]) -> "tuple[int, asyncio.Future[_T]]":
+        """A reply number for a command, and the future of its answer, decoded as answer_type."""
+        number = next(self._numbers)
+        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        # Looked at here, so that an answer nobody waits for any more is no error of the program.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self.death is not None:
+            future.set_exception(self.death)
+        else:
+            self._waiting[number] = (future, answer_type)
+        return number, future
+
+    async def call(self, command: Callable[[int], Command], answer_type: type[_T], deadline: float) -> _T:
+        """Send a command and wait at most deadline seconds for its answer; then EngineDied."""
+        number, future = self.expect(answer_type)
+        self.send(command(number))
+        try:
+            async with asyncio.timeout(deadline):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            raise EngineDied(f"the worker process {self.pid} did not answer within {deadline:g} s") from None
+
+    async def close(self) -> None:
+        """Let the process end; kill it when it does not within CLOSE_DEADLINE."""
+        if self.death is None:
+            self.send(Close())
+        await asyncio.wait({self._listener}, timeout=CLOSE_DEADLINE)
+        if not self._listener.done():
+            self._process.kill()
+            await asyncio.wait({self._listener}, timeout=REAP_DEADLINE)
+
+    async def _listen(self) -> None:
+        try:
+            while (frame := await read_frame(self._reader)) is not None:
+                self._deliver(decode(frame, Answer))
+        finally:
+            self._writer.close()
+            self._fail_all(EngineDied(f"the worker process {self.pid} {await self._reap()}"))
+
+    def _deliver(self, reply: Answer) -> None:
+        future, answer_type = self._waiting.pop(reply.reply)
+        if future.done():
+            return
+        if reply.error is not None:
+            future.set_exception(error_of(*reply.error))
+        else:
+            future.set_result(decode(reply.value, answer_type))
+
+    def _fail_all(self, death: EngineDied) -> None:
+        self.death = death
+        waiting, self._waiting = self._waiting, {}
+        for future, _ in waiting.values():
+            if not future.done():
+                future.set_exception(death)
+
+    async def _reap(self) -> str:
+        """How the process ended, in words. It cannot be talked to any more, so it ends now if it has not."""
+        try:
+            code = await asyncio.to_thread(self._process.wait, LINGER_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = await asyncio.to_thread(self._process.wait, REAP_DEADLINE)
+        return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+
+
+def _start_process(fd: int, threads: int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "pdserve.worker.remote_main", str(fd), str(os.getpid())],
+        pass_fds=(fd,),
+        stdin=subprocess.DEVNULL,
+        # The engine's stdout belongs to the engine; libraries that print in a worker reach its log.
+        stdout=2,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+    )

@@ -1,0 +1,96 @@
+"""A whole worker in this process: model execution and KV transfer over one KV memory."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from pdserve.core.layout import KVLayout
+from pdserve.core.protocols import ModelInfo
+from pdserve.transfer.backends import make_backends
+from pdserve.transfer.memory import HostMemory, KVMemory, TensorMemory
+from pdserve.transfer.service import LocalTransferService
+from pdserve.transfer.stats import TransferStats
+from pdserve.worker.executor import InprocExecutor
+from pdserve.worker.spec import WorkerSpec
+from pdserve.worker.worker import Worker, WorkerOptions, build_worker
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWorker:
+    """Implements service.WorkerHandle. Open with `open`."""
+
+    worker: Worker
+    transfer: LocalTransferService
+
+    @classmethod
+    async def open(cls, spec: WorkerSpec) -> "LocalWorker":
+        """Raises CheckpointError or ConfigError when model, device or a transfer backend is not to be had."""
+        worker, memory = await asyncio.to_thread(_build, spec)
+        try:
+            transfer = await LocalTransferService.open(
+                engine_id=spec.engine_id,
+                epoch=spec.epoch,
+                layout=worker.layout,
+                memory=memory,
+                backends=make_backends(spec.backends, spec.engine_id, spec.epoch),
+            )
+        except BaseException:
+            worker.close()
+            memory.close()
+            raise
+        return cls(worker, transfer)
+
+    @property
+    def executor(self) -> InprocExecutor:
+        return self.worker.executor
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.worker.info
+
+    @property
+    def layout(self) -> KVLayout:
+        return self.worker.layout
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    async def transfer_stats(self) -> TransferStats:
+        return self.transfer.stats()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.worker.close)
+        await self.transfer.close()
+
+
+def _build(spec: WorkerSpec) -> tuple[Worker, KVMemory]:
+    """The worker and the memory its KV lies in: shareable host memory, or what torch allocated on a GPU."""
+    device = spec.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    options = WorkerOptions(
+        num_blocks=spec.num_blocks,
+        block_size=spec.block_size,
+        device=device,
+        dtype=spec.dtype,
+        order=spec.order,
+        deterministic=spec.deterministic,
+        num_threads=spec.threads,
+    )
+    if device != "cpu":
+        worker = build_worker(spec.model, options)
+        return worker, TensorMemory(worker.kv.memory)
+    allocated: list[HostMemory] = []
+    return build_worker(spec.model, options, allocate=_allocator(allocated)), allocated[0]
+
+
+def _allocator(allocated: list[HostMemory]) -> Callable[[int], memoryview]:
+    def allocate(nbytes: int) -> memoryview:
+        allocated.append(HostMemory(nbytes))
+        return allocated[-1].array.data
+
+    return allocate

@@ -1,0 +1,168 @@
+"""The worker process: `python -m pdserve.worker.remote_main SOCKET_FD PARENT_PID`. Lives no longer than its parent."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable
+from typing import Any
+
+from pdserve.core.errors import EngineDied
+from pdserve.core.protocols import Pull, StepHandle
+from pdserve.worker.frames import (
+    Answer,
+    BeginPull,
+    CancelPull,
+    Close,
+    Command,
+    Connect,
+    Digest,
+    Disconnect,
+    Forward,
+    GetStats,
+    Sample,
+    Start,
+    Started,
+    answer,
+    decode,
+    decode_command,
+    failure,
+    read_frame,
+    write_frame,
+)
+from pdserve.worker.local import LocalWorker
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Host:
+    """Runs the commands of one engine on one worker, in order; waits for their results on the side."""
+
+    def __init__(self, worker: LocalWorker, writer: asyncio.StreamWriter) -> None:
+        self._worker = worker
+        self._writer = writer
+        self._steps: dict[int, StepHandle] = {}
+        self._pulls: dict[int, Pull] = {}
+        self._death: EngineDied | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, command: Command) -> None:
+        transfer = self._worker.transfer
+        match command:
+            case Forward(batch):
+                try:
+                    self._steps[batch.step] = self._worker.executor.forward(batch)
+                except EngineDied as error:
+                    self._death = error
+            case Sample(reply, step, masks):
+                self._sample(reply, step, masks)
+            case Connect(reply, peer):
+                self._answer_later(reply, transfer.connect(peer))
+            case Disconnect(reply, engine_id):
+                self._answer_later(reply, transfer.disconnect(engine_id))
+            case Digest(reply, blocks, num_tokens, seed):
+                self._answer_later(reply, transfer.digest(blocks, num_tokens, seed))
+            case BeginPull():
+                self._begin_pull(command)
+            case CancelPull(number):
+                if number in self._pulls:
+                    self._pulls[number].cancel()
+            case GetStats(reply):
+                self._answer_later(reply, self._worker.transfer_stats())
+            case _:
+                raise ValueError(f"{type(command).__name__} is out of place")
+
+    def _sample(self, reply: int, step: int, masks: tuple[bytes | None, ...] | None) -> None:
+        handle = self._steps.pop(step, None)
+        try:
+            if handle is None:
+                raise self._death or EngineDied(f"step {step} never reached the worker")
+            self._worker.executor.sample(handle, masks)
+        except EngineDied as error:
+            self._send(failure(reply, error))
+            return
+        self._answer_later(reply, self._worker.executor.collect(handle))
+
+    def _begin_pull(self, command: BeginPull) -> None:
+        try:
+            pull = self._worker.transfer.pull(command.spec)
+        except ValueError as error:
+            self._send(failure(command.reply, error))
+            self._send(answer(command.settled, None))
+            return
+        self._pulls[command.reply] = pull
+        self._answer_later(command.reply, pull.wait())
+        self._keep(self._settle(command, pull))
+
+    async def _settle(self, command: BeginPull, pull: Pull) -> None:
+        await pull.settled()
+        del self._pulls[command.reply]
+        self._send(answer(command.settled, None))
+
+    def _answer_later(self, reply: int, result: Awaitable[Any]) -> None:
+        self._keep(self._answer(reply, result))
+
+    async def _answer(self, reply: int, result: Awaitable[Any]) -> None:
+        try:
+            self._send(answer(reply, await result))
+        except Exception as error:
+            self._send(failure(reply, error))
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _send(self, frame: Answer) -> None:
+        write_frame(self._writer, frame)
+
+
+async def serve(fd: int) -> None:
+    """Open the worker the first command asks for, then run commands until Close or the engine is gone."""
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
+    try:
+        if (frame := await read_frame(reader)) is not None:
+            await _serve(decode(frame, Start), reader, writer)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _serve(start: Start, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        worker = await LocalWorker.open(start.spec)
+    except Exception as error:
+        write_frame(writer, failure(start.reply, error))
+        return
+    write_frame(writer, answer(start.reply, Started(worker.info, worker.layout, worker.transfer.address)))
+    host = Host(worker, writer)
+    try:
+        while (frame := await read_frame(reader)) is not None:
+            command = decode_command(frame)
+            if isinstance(command, Close):
+                break
+            host.run(command)
+    finally:
+        await worker.close()
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends, and end now if it already has."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        sys.exit("the engine is gone already")
+
+
+def main(fd: int, parent: int) -> None:
+    die_with_parent(parent)
+    # Ctrl-C reaches the whole terminal group; the engine drains first and then closes its worker.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(serve(fd))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,73 @@
+"""The transfer service of a worker in another process. Bytes move between workers, never through here."""
+
+import asyncio
+from contextlib import suppress
+
+from pdserve.core.errors import EngineDied, TransferFailed, TransferTimeout
+from pdserve.core.layout import KVLayout
+from pdserve.core.protocols import PeerAddress, Pull, PullReceipt, PullSpec
+from pdserve.transfer.plan import check_pairing
+from pdserve.worker.frames import BeginPull, CancelPull, Connect, Digest, Disconnect
+from pdserve.worker.link import WorkerLink
+
+CALL_DEADLINE = 30.0
+"""Seconds a living worker process may take to answer anything but a pull."""
+
+PULL_GRACE = 1.0
+"""Seconds beyond a pull's own deadline after which a silent worker process is not waited for."""
+
+
+class RemoteTransfer:
+    """Implements core.protocols.TransferService. The process's death fails pulls with TransferFailed."""
+
+    def __init__(self, link: WorkerLink, layout: KVLayout, address: PeerAddress) -> None:
+        self._link = link
+        self.layout = layout
+        self.address = address
+
+    async def connect(self, peer: PeerAddress) -> str:
+        try:
+            return await self._link.call(lambda reply: Connect(reply, peer), str, CALL_DEADLINE)
+        except EngineDied as error:
+            raise TransferFailed(f"cannot connect to {peer.engine_id}: {error}") from error
+
+    async def disconnect(self, engine_id: str) -> None:
+        await self._link.call(lambda reply: Disconnect(reply, engine_id), type(None), CALL_DEADLINE)
+
+    async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> bytes:
+        """Raises EngineDied when the process is gone."""
+        return await self._link.call(lambda reply: Digest(reply, blocks, num_tokens, seed), bytes, CALL_DEADLINE)
+
+    def pull(self, spec: PullSpec) -> Pull:
+        """Raises ValueError when the block lists do not pair up or a target is not the worker's."""
+        check_pairing(self.layout, spec.source_blocks, spec.target_blocks)
+        return RemotePull(self._link, spec)
+
+
+class RemotePull:
+    """A pull in the worker process. When that process dies its memory dies with it: settled."""
+
+    def __init__(self, link: WorkerLink, spec: PullSpec) -> None:
+        self._link, self._spec = link, spec
+        self._number, self._outcome = link.expect(PullReceipt)
+        settled_number, self._settled = link.expect(type(None))
+        self._latest = asyncio.get_running_loop().time() + spec.deadline + PULL_GRACE
+        with suppress(EngineDied):
+            link.send(BeginPull(self._number, settled_number, spec))
+
+    async def wait(self) -> PullReceipt:
+        try:
+            async with asyncio.timeout_at(self._latest):
+                return await asyncio.shield(self._outcome)
+        except TimeoutError:
+            raise TransferTimeout(f"the worker process said nothing of its pull from {self._spec.peer}") from None
+        except EngineDied as error:
+            raise TransferFailed(f"pulling KV from {self._spec.peer} ended: {error}") from error
+
+    async def settled(self) -> None:
+        with suppress(EngineDied):
+            await asyncio.shield(self._settled)
+
+    def cancel(self) -> None:
+        with suppress(EngineDied):
+            self._link.send(CancelPull(self._number))

@@ -1,0 +1,59 @@
+"""Opening a worker, in this process or in one of its own. Imports torch only when the worker runs here."""
+
+from collections.abc import Awaitable
+from typing import Literal, Protocol
+
+from pdserve.config.times import Times
+from pdserve.core.layout import KVLayout
+from pdserve.core.protocols import Executor, ModelInfo, TransferService
+from pdserve.transfer.stats import TransferStats
+from pdserve.worker.spec import WorkerSpec
+
+__all__ = ["WorkerHandle", "WorkerMode", "WorkerSpec", "open_worker"]
+
+WorkerMode = Literal["inproc", "process"]
+
+
+class WorkerHandle(Protocol):
+    """An open worker. Whoever opened it closes it."""
+
+    @property
+    def executor(self) -> Executor: ...
+
+    @property
+    def transfer(self) -> TransferService: ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def layout(self) -> KVLayout: ...
+
+    @property
+    def pid(self) -> int:
+        """Of the process the worker runs in."""
+        ...
+
+    def transfer_stats(self) -> Awaitable[TransferStats]:
+        """Raises EngineDied when the worker is gone."""
+        ...
+
+    def close(self) -> Awaitable[None]:
+        """End steps and transfers and free everything, within a few seconds. May be called again."""
+        ...
+
+
+async def open_worker(spec: WorkerSpec, mode: WorkerMode, times: Times | None = None) -> WorkerHandle:
+    """Load the model and start the transfer backends, on the running event loop.
+
+    "process" keeps the computation's GIL, torch and NIXL out of this process; "inproc" spares a process.
+    Raises CheckpointError or ConfigError for what the operator can mend, EngineDied when a worker process
+    ends or is not ready within times.start_timeout.
+    """
+    if mode == "process":
+        from pdserve.worker.remote import RemoteWorker
+
+        return await RemoteWorker.open(spec, (times or Times()).start_timeout)
+    from pdserve.worker.local import LocalWorker
+
+    return await LocalWorker.open(spec)

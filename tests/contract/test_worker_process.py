@@ -1,0 +1,136 @@
+"""What only a worker process can do: die, freeze, outlive nobody, and keep its weight to itself."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pdserve.config.times import Times
+from pdserve.core.endpoint import new_epoch
+from pdserve.core.errors import EngineDied, TransferFailed
+from pdserve.core.protocols import PullSpec
+from pdserve.worker.service import WorkerHandle, WorkerSpec, open_worker
+from tests.checkpoints import make_checkpoint
+from tests.contract.processes import is_gone
+from tests.contract.worker_batches import BLOCK_SIZE, prefill
+
+BLOCKS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
+    path = make_checkpoint(tmp_path_factory.mktemp("worker"), "llama")
+    return WorkerSpec(
+        model=path,
+        engine_id="p",
+        epoch=new_epoch(),
+        num_blocks=8,
+        block_size=BLOCK_SIZE,
+        backends=("shared_memory",),
+    )
+
+
+@pytest.fixture
+async def worker(spec: WorkerSpec) -> AsyncIterator[WorkerHandle]:
+    worker = await open_worker(spec, "process")
+    yield worker
+    await worker.close()
+
+
+async def test_death_of_the_process_fails_steps_and_pulls_at_once_and_settles_them(worker: WorkerHandle) -> None:
+    assert worker.pid != os.getpid()
+    os.kill(worker.pid, signal.SIGSTOP)
+    handle = worker.executor.forward(prefill(0, BLOCKS))
+    worker.executor.sample(handle)
+    address = worker.transfer.address
+    pull = worker.transfer.pull(
+        PullSpec(peer="p", epoch=1, source_blocks=(1,), target_blocks=(2,), digest=bytes(16), seed=0, deadline=30)
+    )
+    step, wait = asyncio.ensure_future(worker.executor.collect(handle)), asyncio.ensure_future(pull.wait())
+    connecting = asyncio.ensure_future(worker.transfer.connect(address))
+    await asyncio.sleep(0.05)
+    assert [task.done() for task in (step, wait, connecting)] == [False] * 3
+    os.kill(worker.pid, signal.SIGKILL)
+    async with asyncio.timeout(1):
+        with pytest.raises(EngineDied, match="killed by signal 9"):
+            await step
+        with pytest.raises(TransferFailed, match="killed by signal 9"):
+            await wait
+        with pytest.raises(TransferFailed, match="cannot connect"):
+            await connecting
+        await pull.settled()
+
+
+async def test_a_dead_worker_refuses_everything_with_its_cause(worker: WorkerHandle) -> None:
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(EngineDied, match="killed by signal 9"):
+        await worker.transfer_stats()
+    with pytest.raises(EngineDied):
+        worker.executor.forward(prefill(0, BLOCKS))
+    late = worker.transfer.pull(
+        PullSpec(peer="p", epoch=1, source_blocks=(1,), target_blocks=(2,), digest=bytes(16), seed=0, deadline=1)
+    )
+    with pytest.raises(TransferFailed):
+        await late.wait()
+    await late.settled()
+    late.cancel()
+    with pytest.raises(EngineDied):
+        await worker.transfer.digest((1,), 16, 0)
+    await asyncio.wait_for(worker.close(), 1)
+
+
+async def test_a_frozen_worker_is_killed_when_it_is_closed(
+    worker: WorkerHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdserve.worker.link.CLOSE_DEADLINE", 0.2)
+    os.kill(worker.pid, signal.SIGSTOP)
+    await asyncio.wait_for(worker.close(), 3)
+    assert is_gone(worker.pid, 1)
+
+
+async def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_engine(worker: WorkerHandle) -> None:
+    os.kill(worker.pid, signal.SIGINT)
+    assert (await worker.transfer_stats()).pulls == 0
+
+
+async def test_a_worker_that_is_not_ready_in_time_is_ended(spec: WorkerSpec) -> None:
+    with pytest.raises(EngineDied, match=r"did not answer within 0\.05 s"):
+        await open_worker(spec, "process", replace(Times(), start_timeout=0.05))
+
+
+PARENT = """
+import asyncio, sys, time
+from pathlib import Path
+from pdserve.worker.service import WorkerSpec, open_worker
+
+async def main():
+    spec = WorkerSpec(model=Path(sys.argv[1]), engine_id="p", epoch=1, num_blocks=8, backends=())
+    worker = await open_worker(spec, "process")
+    print(worker.pid, "torch" in sys.modules, flush=True)
+    time.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_the_engine_process_stays_free_of_torch_and_its_death_ends_the_worker(spec: WorkerSpec) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(spec.model)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as parent:
+        assert parent.stdout is not None
+        pid, has_torch = parent.stdout.readline().split()
+        assert has_torch == "False"
+        parent.kill()
+        killed = time.monotonic()
+        assert is_gone(int(pid), 2), "the worker outlived its engine"
+        assert time.monotonic() - killed < 2
