@@ -20,6 +20,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.utils.logging import disable_progress_bar
+
+disable_progress_bar()
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 LLAMA3_ROPE = {

@@ -39,6 +39,8 @@ class Runner:
     def forward(self, batch: Batch) -> Tensor:
         """Write the KV of all rows; return float32 logits (sampled rows, vocab)."""
         self._sampler.drop(batch.released)
+        if not batch.rows:
+            return torch.empty(0, self._model.config.vocab_size, device=self._device)
         inputs = build_inputs(batch, self._previous, block_size=self._kv.layout.block_size, device=self._device)
         hidden = self._model(
             inputs.token_ids,

@@ -111,6 +111,13 @@ async def test_a_step_without_samples_has_no_rows(worker: Worker) -> None:
     assert (await worker.executor.collect(handle)).rows == ()
 
 
+async def test_an_empty_step_only_releases(worker: Worker) -> None:
+    await one_by_one(worker.executor, 1)
+    handle = worker.executor.forward(Batch(step=1, rows=(), released=(1,)))
+    worker.executor.sample(handle)
+    assert (await worker.executor.collect(handle)).rows == ()
+
+
 async def test_released_state_is_dropped_before_the_step(worker: Worker) -> None:
     executor = worker.executor
     await one_by_one(executor, 1)
