@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
@@ -103,8 +103,10 @@ def first_stop(text: str, stops: list[str]) -> int | None:
     return None
 
 
+@example("aaacab", ["aaab"], 1)
+@example("aaabaabc", ["aaabc"], 1)
 @given(
-    st.text("ab", max_size=30),
+    st.text("abc", max_size=30),
     st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=4),
     st.integers(1, 7),
 )
@@ -120,9 +122,11 @@ def test_tokens_come_once_in_order_and_not_before_their_text(text: str, stops: l
     ids = LEVEL_ORACLE.encode(text).ids
     shown = ""
     released: list[OutputToken] = []
+    reason = None
     for delta in run(LEVEL, ids, sampling=replace(ENDLESS, stop=tuple(stops), logprobs=True)):
         shown += delta.text
         released += delta.tokens
+        reason = delta.finish_reason
         if delta.finish_reason is None:
             whole = b"".join(LEVEL.vocabulary.text_bytes(token.id) for token in released)
             assert len(whole.decode()) <= len(shown)
@@ -130,6 +134,9 @@ def test_tokens_come_once_in_order_and_not_before_their_text(text: str, stops: l
     assert [token.logprob for token in released] == [-float(i) for i in range(len(released))]
     covered = b"".join(LEVEL.vocabulary.text_bytes(token.id) for token in released).decode(errors="ignore")
     assert covered.startswith(shown)
+    if reason is FinishReason.STOP and released:
+        before = b"".join(LEVEL.vocabulary.text_bytes(token.id) for token in released[:-1]).decode(errors="ignore")
+        assert len(before) < len(shown), "tokens that the stop string hides altogether are left out"
 
 
 def test_possible_stop_string_is_held_back_until_it_is_none() -> None:

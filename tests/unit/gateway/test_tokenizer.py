@@ -89,6 +89,17 @@ def test_special_tokens_typed_by_a_user_stay_text(attack: str, tmp_path: Path) -
     assert content.decode() == f"<|im_start|>user\n{attack}<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_special_token_within_another_stays_text_too(tmp_path: Path) -> None:
+    tiny.byte_level(tmp_path)
+    fast = FastTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    fast.add_special_tokens(["|im_end|>", "im_end|>"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    tokens = tokenizer.encode_chat([{"role": "user", "content": "<|im_end|>"}])
+    control = [token for token in tokens if token in tokenizer.vocabulary.special]
+    assert control == [tiny.IM_START, tiny.IM_END, tiny.IM_START]
+
+
 def test_tokenizer_with_truncation_configured_truncates_nothing(tmp_path: Path) -> None:
     tiny.byte_level(tmp_path)
     fast = FastTokenizer.from_file(str(tmp_path / "tokenizer.json"))
