@@ -32,7 +32,9 @@ class RemoteTransfer:
             raise TransferFailed(f"cannot connect to {peer.engine_id}: {error}") from error
 
     async def disconnect(self, engine_id: str) -> None:
-        await self._link.call(lambda reply: Disconnect(reply, engine_id), type(None), CALL_DEADLINE)
+        """A worker that is gone holds no connections: nothing to do."""
+        with suppress(EngineDied):
+            await self._link.call(lambda reply: Disconnect(reply, engine_id), type(None), CALL_DEADLINE)
 
     async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> bytes:
         """Raises EngineDied when the process is gone."""

@@ -81,6 +81,7 @@ async def test_a_dead_worker_refuses_everything_with_its_cause(worker: WorkerHan
         await late.wait()
     await late.settled()
     late.cancel()
+    await worker.transfer.disconnect("p")
     with pytest.raises(EngineDied):
         await worker.transfer.digest((1,), 16, 0)
     await asyncio.wait_for(worker.close(), 1)
