@@ -17,7 +17,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Self, TypeVar
 
-from pdserve.config.schema import Config
+from pdserve.config.schema import Config, Device
 from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint, EngineLimits, EngineState, Role, new_epoch
@@ -27,6 +27,7 @@ from pdserve.core.ticket import TransferTicket
 from pdserve.engine.engine import Engine
 from pdserve.gateway.detokenizer import Detokenizer
 from pdserve.gateway.tokenizer import Tokenizer
+from pdserve.launch.device import find_device
 from pdserve.worker.service import WorkerSpec, open_worker
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class LLM:
         deterministic: bool | None = None,
     ) -> None:
         path = Config(model=str(model)).model_path
+        chosen = find_device(Device(device))
         self.tokenizer = Tokenizer.load(path)
         self._limits = limits or EngineLimits()
         self._ids = count()
@@ -77,12 +79,12 @@ class LLM:
             model=path,
             engine_id="llm",
             epoch=new_epoch(),
-            device=device,
+            device=chosen,
             dtype=dtype,
             block_size=block_size,
             num_blocks=num_blocks,
             deterministic=deterministic,
-            backends=(),
+            backends=("loopback",),
         )
         try:
             self._engine = self._run(self._open(spec))
