@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import structlog
 from tokenizers import Tokenizer as FastTokenizer
 
 from pdserve.core.blocks import BlockCounts
@@ -134,6 +135,8 @@ def http_server(
         listening.set()
         await serve_http(create_app(gateway), listener, stops[0], grace)
 
+    # structlog's default prints fancy tracebacks, which takes seconds each.
+    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()])
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     assert listening.wait(10)
@@ -142,4 +145,5 @@ def http_server(
     finally:
         servers[0].loop.call_soon_threadsafe(stops[0].set)
         thread.join(20)
+        structlog.reset_defaults()
         assert not thread.is_alive()

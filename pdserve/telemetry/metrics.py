@@ -1,4 +1,4 @@
-"""Every metric pdserve exports, by name, in one place. Units are in the names; docs/operations.md explains them."""
+"""Every metric pdserve exports, by name, in one place. Units are in the names, in seconds."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
