@@ -40,7 +40,7 @@ def _pools(config: Config) -> Iterator[str]:
     pools = config.pools
     counts = (pools.prefill.engines, pools.decode.engines, pools.unified.engines)
     if counts[2] and (counts[0] or counts[1]):
-        yield "pools.unified.engines: unified engines stand alone; set pools.prefill.engines and pools.decode.engines to 0"
+        yield "pools.unified.engines: unified engines stand alone; set engines of prefill and decode to 0"
     elif not counts[2] and not (counts[0] and counts[1]):
         yield (
             f"pools: {counts[0]} prefill and {counts[1]} decode engines cannot serve; "

@@ -20,7 +20,7 @@ from pdserve.worker.service import WorkerHandle, open_worker
 
 _HOST = "127.0.0.1"
 """Engines of the process launcher are on one machine; only the gateway is for others."""
-_STOP_GRACE = 1.0
+_STOP_GRACE = 0.2
 """Seconds the server waits for streams that have nothing left to carry."""
 
 

@@ -14,6 +14,7 @@ from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
 from pdserve.core.errors import ConfigError
 from pdserve.launch.deployment import GATEWAY, desired
+from pdserve.launch.ports import settle_ports
 from pdserve.launch.welcome import until_answering, welcome
 from pdserve.telemetry.logs import configure_logs
 
@@ -26,7 +27,7 @@ def serve(config: Config) -> int:
     if not (config.model_path / "config.json").is_file():
         raise ConfigError(f"model: {config.model_path} has no config.json; give a Hugging Face checkpoint directory")
     configure_logs(json=config.log.format == "json", level=config.log.level)
-    return asyncio.run(_serve(config))
+    return asyncio.run(_serve(settle_ports(config)))
 
 
 async def _serve(config: Config) -> int:

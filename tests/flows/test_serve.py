@@ -1,0 +1,204 @@
+"""`pdserve serve` as a user runs it: real processes, real KV transfers, signals, deaths."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.checkpoints import make_checkpoint
+from tests.contract.processes import is_gone
+from tests.deployment import Deployment, deployed, write_config
+
+LONG = "the other nation is here and there on the road to ruin " * 4
+FIELDS = ["id", "role", "epoch", "pid", "address", "state", "running", "waiting", "kv_blocks"]
+BLOCKS = ["total", "free", "used", "leased", "quarantined"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"), "qwen3")
+
+
+@pytest.fixture(scope="module")
+def config(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = {
+        "model": str(checkpoint),
+        "served_model_name": "tiny",
+        "device": "cpu",
+        "kv": {"memory": "8MiB"},
+        "times": {"drain_timeout": 20},
+    }
+    return write_config(tmp_path_factory.mktemp("config") / "cluster.yaml", settings)
+
+
+@pytest.fixture(scope="module")
+def running(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A deployment tests may kill parts of, and must leave ready."""
+    with deployed(tmp_path_factory.mktemp("log") / "serve.log", str(config)) as deployment:
+        yield deployment
+
+
+def run_cli(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from pdserve.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def record(response: httpx.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()["pdserve"]
+    return answer
+
+
+def test_the_ready_line_shows_a_command_that_works_as_it_stands(running: Deployment) -> None:
+    assert "pdserve is ready: 1 prefill + 1 decode engines serve tiny at http://127.0.0.1:" in running.greeting
+    command = running.greeting[running.greeting.index("curl") : running.greeting.index("Ctrl-C")]
+    script = command.replace("curl -N", "curl -sS -N --max-time 60").replace('"stream"', '"max_tokens": 3, "stream"')
+    answer = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=90, check=True).stdout
+    assert answer.startswith("data: {")
+    assert answer.rstrip().endswith("data: [DONE]")
+
+
+def test_a_long_prompt_goes_through_both_engines_and_a_short_one_does_not(running: Deployment) -> None:
+    long, short = record(running.complete(LONG)), record(running.complete("the road"))
+    assert long["mode"] == "disaggregated"
+    assert (long["prefill"]["engine"], long["decode"]["engine"]) == ("prefill-0", "decode-0")
+    assert long["transfer"]["bytes"] > 0
+    assert short["mode"] == "decode_local"
+
+
+def test_status_prints_exactly_the_promised_names(running: Deployment) -> None:
+    done = run_cli("status", "--port", running.address.rpartition(":")[2], "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert list(answer) == ["engines"]
+    assert [list(engine) for engine in answer["engines"]] == [FIELDS, FIELDS]
+    assert [list(engine["kv_blocks"]) for engine in answer["engines"]] == [BLOCKS, BLOCKS]
+    assert [(engine["id"], engine["role"], engine["state"]) for engine in answer["engines"]] == [
+        ("prefill-0", "prefill", "ready"),
+        ("decode-0", "decode", "ready"),
+    ]
+
+
+def test_status_shows_a_table_to_people(running: Deployment) -> None:
+    done = run_cli("status", "--port", running.address.rpartition(":")[2])
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    assert header.split()[:4] == ["ENGINE", "ROLE", "STATE", "PID"]
+    assert [row.split()[:3] for row in rows] == [["prefill-0", "prefill", "ready"], ["decode-0", "decode", "ready"]]
+
+
+@pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
+def test_a_killed_engine_comes_back_under_a_new_epoch_and_serves(running: Deployment, victim: str) -> None:
+    before = running.engines()
+    os.kill(before[victim]["pid"], signal.SIGKILL)
+
+    def is_back() -> bool:
+        now = running.engines()
+        return bool(now[victim]["state"] == "ready" and now[victim]["epoch"] != before[victim]["epoch"])
+
+    running.eventually(is_back)
+    running.eventually(running.is_ready)
+    after = running.engines()
+    assert after[victim]["pid"] != before[victim]["pid"]
+    other = "decode-0" if victim == "prefill-0" else "prefill-0"
+    assert after[other]["epoch"] == before[other]["epoch"]
+    assert record(running.complete(LONG))["mode"] == "disaggregated"
+
+
+def test_a_frozen_engine_is_fenced_and_replaced(running: Deployment) -> None:
+    before = running.engines()["decode-0"]
+    os.kill(before["pid"], signal.SIGSTOP)
+    running.eventually(lambda: running.engines()["decode-0"]["epoch"] != before["epoch"])
+    assert is_gone(before["pid"], within=0)
+    running.eventually(running.is_ready)
+
+
+def test_a_killed_gateway_comes_back_on_its_port_while_the_engines_live_on(running: Deployment) -> None:
+    epochs = {id: engine["epoch"] for id, engine in running.engines().items()}
+    engines = {engine["pid"] for engine in running.engines().values()}
+    [gateway] = [pid for pid in running.children() if pid not in engines]
+    os.kill(gateway, signal.SIGKILL)
+    running.eventually(lambda: gateway not in running.children() and running.is_ready(), within=40)
+    assert {id: engine["epoch"] for id, engine in running.engines().items()} == epochs
+    assert record(running.complete(LONG))["mode"] == "disaggregated"
+
+
+def test_idle_engines_have_all_their_blocks_free(running: Deployment) -> None:
+    record(running.complete(LONG))
+
+    def all_free() -> bool:
+        blocks = [engine["kv_blocks"] for engine in running.engines().values()]
+        return all(b["free"] == b["total"] > 0 for b in blocks)
+
+    running.eventually(all_free)
+
+
+def test_ctrl_c_lets_a_running_answer_finish_and_leaves_no_process(config: Path, tmp_path: Path) -> None:
+    with deployed(tmp_path / "log", str(config)) as deployment:
+        children = deployment.children()
+        assert len(children) == 3
+        body = {"prompt": LONG, "max_tokens": 300, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{deployment.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            deployment.signal(signal.SIGINT)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in "".join(rest)
+        assert deployment.wait() == 0
+        assert all(is_gone(pid, within=0) for pid in children)
+
+
+def test_while_draining_new_requests_are_refused(config: Path, tmp_path: Path) -> None:
+    with deployed(tmp_path / "log", str(config)) as deployment:
+        body = {"prompt": LONG, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{deployment.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            deployment.signal(signal.SIGTERM)
+            deployment.eventually(lambda: deployment.complete("x").status_code == 503, within=10)
+            assert httpx.get(f"{deployment.url}/ready", timeout=10).status_code == 503
+            children = deployment.children()
+            deployment.signal(signal.SIGTERM)
+            started = time.monotonic()
+            assert deployment.wait(within=10) == 130
+            assert time.monotonic() - started < 5
+        assert all(is_gone(pid, within=2) for pid in children)
+
+
+def test_when_the_supervisor_is_killed_everything_dies_with_it(config: Path, tmp_path: Path) -> None:
+    with deployed(tmp_path / "log", str(config)) as deployment:
+        children = deployment.children()
+        assert len(children) == 3
+        deployment.signal(signal.SIGKILL)
+        assert all(is_gone(pid, within=5) for pid in children)
+
+
+def test_a_taken_port_is_a_clear_error_and_leaves_nothing_running(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_cli("serve", str(config), "--port", str(port), "--grpc-port", "0")
+    assert done.returncode == 2
+    assert f"port: {port} on 127.0.0.1 is in use" in done.stderr
+
+
+def test_a_model_that_cannot_be_served_is_a_clear_error(tmp_path: Path) -> None:
+    done = run_cli("serve", "--model", str(tmp_path))
+    assert done.returncode == 2
+    assert "has no config.json; give a Hugging Face checkpoint directory" in done.stderr
+
+    checkpoint = make_checkpoint(tmp_path / "model", "mistral")
+    raw = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    (checkpoint / "config.json").write_text(json.dumps({**raw, "sliding_window": 32}), encoding="utf-8")
+    done = run_cli("serve", "--model", str(checkpoint), "--port", "0", "--grpc-port", "0")
+    assert done.returncode == 2
+    assert "sliding" in done.stderr.splitlines()[-1]
