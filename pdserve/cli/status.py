@@ -24,6 +24,7 @@ def fetch_engines(host: str, port: int, api_key: str | None) -> bytes:
             answer: bytes = response.read()
             return answer
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 401:
             raise InvalidRequest(f"{url} wants an API key; give --api-key or set PDSERVE_API_KEY") from None
         raise PdserveError(f"{url} answered {error.code} {error.reason}; is this a pdserve gateway?") from None

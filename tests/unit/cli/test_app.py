@@ -1,0 +1,183 @@
+"""The command line: what it accepts, what it says, and how it exits."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import pdserve
+from pdserve import cli
+from pdserve.cli.app import app
+
+ENGINE = {
+    "id": "decode-0",
+    "role": "decode",
+    "epoch": "18446744073709551615",
+    "pid": 4321,
+    "address": "127.0.0.1:9",
+    "state": "ready",
+    "running": 3,
+    "waiting": 1,
+    "kv_blocks": {"total": 100, "free": 60, "used": 25, "leased": 10, "quarantined": 5},
+}
+
+
+class Gateway(http.server.BaseHTTPRequestHandler):
+    """GET /admin/engines as a gateway answers it; `key` and `body` are set per test."""
+
+    key = ""
+    body = json.dumps({"engines": [ENGINE]})
+
+    def do_GET(self) -> None:
+        allowed = not self.key or self.headers["Authorization"] == f"Bearer {self.key}"
+        status = 401 if not allowed else 200 if self.path == "/admin/engines" else 404
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(self.body.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    monkeypatch.setattr(Gateway, "key", "")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `pdserve ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["pdserve", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def test_version_and_help_are_quick_because_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys; from pdserve.cli.app import app\n"
+        "heavy = {'torch', 'grpc', 'fastapi', 'transformers', 'pydantic', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "app(['--version'])"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (0, f"pdserve {pdserve.__version__}\n"), done.stderr
+    assert time.monotonic() - started < 5
+
+
+def test_help_names_every_command() -> None:
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    assert all(name in shown.output for name in ("serve", "status", "config"))
+
+
+def test_status_passes_the_gateways_json_through(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(monkeypatch, capsys, "status", "--port", str(port), "--json")
+    assert code == 0
+    assert json.loads(out) == {"engines": [ENGINE]}
+
+
+def test_status_shows_every_number_of_an_engine_in_a_table(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(monkeypatch, capsys, "status", "--port", str(port))
+    header, row = out.splitlines()
+    assert code == 0
+    titles = "ENGINE ROLE STATE PID ADDRESS RUNNING WAITING KV FREE USED LEASED QUARANTINED TOTAL"
+    assert " ".join(header.split()) == titles
+    assert " ".join(row.split()) == "decode-0 decode ready 4321 127.0.0.1:9 3 1 60 25 10 5 100"
+
+
+def test_status_takes_the_port_from_the_environment(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PORT", str(port))
+    assert run(monkeypatch, capsys, "status")[0] == 0
+
+
+def test_status_sends_the_key_and_asks_for_one_when_it_is_missing(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Gateway, "key", "very-secret")
+    code, _, err = run(monkeypatch, capsys, "status", "--port", str(port))
+    assert code == 1
+    assert "wants an API key; give --api-key or set PDSERVE_API_KEY" in err
+    assert run(monkeypatch, capsys, "status", "--port", str(port), "--api-key", "very-secret")[0] == 0
+
+
+def test_status_says_so_when_nothing_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(monkeypatch, capsys, "status", "--port", "1")
+    assert (code, out) == (1, "")
+    assert "nothing answers at http://127.0.0.1:1/admin/engines" in err
+    assert "start it with `pdserve serve` or give its --port" in err
+
+
+def test_status_is_not_fooled_by_another_server(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Gateway, "body", "<html>")
+    code, _, err = run(monkeypatch, capsys, "status", "--port", str(port))
+    assert code == 1
+    assert "is this a pdserve gateway?" in err
+
+
+def test_dry_run_prints_the_configuration_that_flags_and_file_make_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("api_keys: [very-secret-key]\npools: {decode: {engines: 3}}\n", encoding="utf-8")
+    monkeypatch.setenv("GRPC_PORT", "9999")
+    code, out, _ = run(
+        monkeypatch, capsys, "serve", str(file), "--dry-run", "--prefill", "2", "--device", "cpu", "--port", "80"
+    )
+    shown = yaml.safe_load(out)
+    assert code == 0
+    assert (shown["pools"]["prefill"]["engines"], shown["pools"]["decode"]["engines"]) == (2, 3)
+    assert (shown["device"], shown["port"], shown["grpc_port"]) == ("cpu", 80, 9999)
+    assert "very-secret" not in out
+
+
+def test_config_show_prints_a_file_that_can_be_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(monkeypatch, capsys, "config", "show")
+    file = tmp_path / "shown.yaml"
+    file.write_text(out, encoding="utf-8")
+    assert code == 0
+    assert run(monkeypatch, capsys, "config", "show", str(file))[1] == out
+
+
+def test_a_wrong_configuration_exits_with_2_and_lists_the_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("prot: 1\n", encoding="utf-8")
+    for arguments in (("config", "check", str(file)), ("serve", str(file))):
+        code, out, err = run(monkeypatch, capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert 'prot: unknown key; did you mean "port"?' in err
+
+
+def test_a_wrong_option_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(monkeypatch, capsys, "serve", "--prefil", "1")
+    assert code == 2
+    assert "--prefill" in err

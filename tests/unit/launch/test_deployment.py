@@ -1,0 +1,68 @@
+"""Which processes a configuration asks for, and what each of them learns."""
+
+import json
+import socket
+
+import pytest
+
+from pdserve.config.schema import Config
+from pdserve.core.endpoint import Role
+from pdserve.core.errors import ConfigError
+from pdserve.launch.deployment import desired
+from pdserve.launch.ports import settle_ports
+from pdserve.launch.welcome import welcome
+
+
+def config(text: str) -> Config:
+    return Config.model_validate_json(text)
+
+
+def test_engines_are_numbered_within_their_role_and_the_gateway_comes_last() -> None:
+    wanted = desired(config('{"pools": {"prefill": {"engines": 2}, "decode": {"engines": 1}}}'), "127.0.0.1:5")
+    assert [(item.id, item.role) for item in wanted] == [
+        ("prefill-0", Role.PREFILL),
+        ("prefill-1", Role.PREFILL),
+        ("decode-0", Role.DECODE),
+        ("gateway", None),
+    ]
+
+
+def test_each_incarnation_is_told_its_own_epoch() -> None:
+    [prefill, *_] = desired(Config(), "127.0.0.1:5")
+    first, second = prefill.launch(2**64 - 1), prefill.launch(7)
+    assert (first.payload["epoch"], second.payload["epoch"]) == (2**64 - 1, 7)
+    assert first.payload["engine_id"] == "prefill-0"
+    assert json.loads(json.dumps(first.payload)) == first.payload
+
+
+def test_only_the_gateway_learns_the_keys() -> None:
+    *engines, gateway = desired(config('{"api_keys": ["very-secret-key"]}'), "127.0.0.1:5")
+    assert all("secret" not in json.dumps(dict(engine.launch(1).payload)) for engine in engines)
+    assert "very-secret-key" in json.dumps(dict(gateway.launch(1).payload))
+    assert gateway.launch(1).payload["registry"] == "127.0.0.1:5"
+
+
+def test_port_zero_becomes_a_free_port_that_stays() -> None:
+    settled = settle_ports(Config(port=0, grpc_port=0))
+    assert settled.port != settled.grpc_port
+    assert min(settled.port, settled.grpc_port) > 0
+    assert settle_ports(settled) == settled
+
+
+def test_a_taken_port_is_named_before_anything_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"grpc_port: {port} on 127.0.0.1 is in use; stop its owner or choose"):
+            settle_ports(Config(port=0, grpc_port=port))
+
+
+def test_an_address_of_another_machine_cannot_be_bound() -> None:
+    with pytest.raises(ConfigError, match=r"port: cannot listen on 192\.0\.2\.1:0"):
+        settle_ports(Config(host="192.0.2.1", port=0))
+
+
+def test_the_greeting_mentions_a_key_only_when_one_is_needed() -> None:
+    open_to_all, keyed = Config(), config('{"api_keys": ["very-secret-key"]}')
+    assert "Authorization" not in welcome(open_to_all, "127.0.0.1:8000")
+    assert "Authorization: Bearer YOUR_KEY" in welcome(keyed, "127.0.0.1:8000")
+    assert "secret" not in welcome(keyed, "127.0.0.1:8000")
