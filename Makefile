@@ -1,25 +1,26 @@
-# serve and test set everything up by themselves on Debian with Python 3.11, venv, make and git.
-PYTHON ?= python3.11
+# serve and test set everything up by themselves on Debian with Python 3.11 or newer, venv, make and git.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Which torch build: extra pip arguments, e.g. TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cu130".
 # Left empty, a machine without nvidia-smi gets the CPU build and any other the registry's default.
 TORCH_PIP_ARGS ?=
 TORCH ?= torch>=2.11,<2.14
 TORCH_CPU ?= torch==2.13.0+cpu
-PORT ?= 8000
-GRPC_PORT ?= 8001
+# make serve: PORT and GRPC_PORT reach pdserve through the environment, however they were given to make.
 SERVE_ARGS ?=
+# make test-gpu: the interpreter that has the CUDA build of torch.
+GPU_PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: serve test test-slow check test-gpu bench protos clean
 
 serve: .venv/.serve
-	PORT=$(PORT) GRPC_PORT=$(GRPC_PORT) $(BIN)/pdserve serve $(SERVE_ARGS)
+	$(BIN)/pdserve serve $(SERVE_ARGS)
 
 test: .venv/.dev check
 	$(BIN)/python -m pytest -m "not gpu and not slow"
 
 test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" || [ $$? -eq 5 ] # 5: no test is marked slow
 
 check: .venv/.dev
 	$(BIN)/ruff check .
@@ -29,7 +30,7 @@ check: .venv/.dev
 	$(BIN)/python protos/generate.py --check
 
 test-gpu:
-	python3 -m pytest -m gpu tests/gpu
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/run.py
@@ -39,7 +40,10 @@ protos: .venv/.dev
 
 # torch first and by itself: whatever build it is, the rest keeps it (docs/dependencies.md).
 .venv/.torch:
-	$(PYTHON) -m venv .venv
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pdserve needs Python 3.11 or newer: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing into .venv; the first time takes a minute or two"
+	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	if [ -n "$(TORCH_PIP_ARGS)" ] || command -v nvidia-smi >/dev/null; then \
 	  $(BIN)/python -m pip install --quiet $(TORCH_PIP_ARGS) "$(TORCH)"; \

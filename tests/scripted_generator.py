@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import structlog
 from tokenizers import Tokenizer as FastTokenizer
 
-from pdserve.core.blocks import BlockCounts
 from pdserve.core.cluster import EngineView, Mode, Route
-from pdserve.core.endpoint import Endpoint, EngineState, LoadSnapshot, Role
+from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
 from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.app import create_app

@@ -53,15 +53,3 @@ class KVEvent:
     number: int
     kind: KVEventKind
     hashes: tuple[BlockHash, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockCounts:
-    """Blocks of one device pool by state. A block has one state: quarantined > leased > used > free;
-    unreferenced cached blocks are free. free + used + leased + quarantined = total, always."""
-
-    total: int
-    free: int
-    used: int
-    leased: int
-    quarantined: int

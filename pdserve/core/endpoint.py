@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from secrets import randbits
 
-from pdserve.core.blocks import BlockCounts
-
 
 class Role(StrEnum):
     """What a pool is for. An engine's behaviour follows from EngineLimits, never from this name."""
@@ -41,6 +39,18 @@ class Endpoint:
     """host:port of its gRPC server."""
     pid: int
     state: EngineState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCounts:
+    """Blocks of one device pool by state. A block has one state: quarantined > leased > used > free;
+    unreferenced cached blocks are free. free + used + leased + quarantined = total, always."""
+
+    total: int
+    free: int
+    used: int
+    leased: int
+    quarantined: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

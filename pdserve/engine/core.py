@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
-from pdserve.core.blocks import BlockCounts, KVEvent, hash_namespace
+from pdserve.core.blocks import KVEvent, hash_namespace
 from pdserve.core.clock import Clock
-from pdserve.core.endpoint import EngineLimits
+from pdserve.core.endpoint import BlockCounts, EngineLimits
 from pdserve.core.errors import DeadlineExceeded, PdserveError
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo

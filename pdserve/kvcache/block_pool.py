@@ -18,7 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
-from pdserve.core.blocks import BlockCounts
+from pdserve.core.endpoint import BlockCounts
 
 
 class BlockState(IntEnum):

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pdserve.core.blocks import BlockCounts, BlockHash, KVEvent, next_block_hash
+from pdserve.core.blocks import BlockHash, KVEvent, next_block_hash
+from pdserve.core.endpoint import BlockCounts
 from pdserve.kvcache.block_pool import BlockPool, BlockState
 from pdserve.kvcache.prefix_cache import PrefixCache
 

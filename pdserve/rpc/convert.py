@@ -1,7 +1,6 @@
 """Messages of protos/pdserve/v1/engine.proto ↔ core types. The only module that knows both."""
 
-from pdserve.core.blocks import BlockCounts
-from pdserve.core.endpoint import Endpoint, EngineState, LoadSnapshot, Role
+from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
 from pdserve.core.protocols import PeerAddress
 from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
 from pdserve.core.ticket import PrefillDone, RankSource, RegionReady, TicketGone, TransferTicket

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.config.times import Times
-from pdserve.core.blocks import BlockCounts
-from pdserve.core.endpoint import EngineLimits, Role
+from pdserve.core.endpoint import BlockCounts, EngineLimits, Role
 from pdserve.core.errors import DigestMismatch, TransferFailed, TransferTimeout
 from pdserve.core.request import SamplingParams
 from pdserve.transfer.loopback import LoopbackBackend

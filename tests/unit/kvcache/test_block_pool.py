@@ -1,6 +1,6 @@
 import pytest
 
-from pdserve.core.blocks import BlockCounts
+from pdserve.core.endpoint import BlockCounts
 from pdserve.kvcache.block_pool import BlockPool, BlockState
 
 

@@ -2,9 +2,8 @@
 
 import pytest
 
-from pdserve.core.blocks import BlockCounts
 from pdserve.core.cluster import ClusterState, EngineView, Mode
-from pdserve.core.endpoint import Endpoint, EngineState, LoadSnapshot, Role
+from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
 from pdserve.core.errors import Unavailable
 from pdserve.router.route import RoutingRules, choose_route
 

@@ -1,8 +1,7 @@
 """Every metric is exported under its name, and two sets of metrics do not meet."""
 
-from pdserve.core.blocks import BlockCounts
 from pdserve.core.cluster import EngineView
-from pdserve.core.endpoint import Endpoint, EngineState, LoadSnapshot, Role
+from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
 from pdserve.telemetry.metrics import Metrics
 
 
