@@ -33,7 +33,7 @@ test-gpu:
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu
 
 bench: .venv/.dev
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.handoff
 
 protos: .venv/.dev
 	$(BIN)/python protos/generate.py
