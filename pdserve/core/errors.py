@@ -16,6 +16,7 @@ PdserveError
     ├── TransferFailed        the backend reported an error; the transfer is over
     ├── DigestMismatch        bytes arrived, but not the bytes that were sent
     ├── LayoutMismatch        the two engines cannot exchange KV
+    ├── LinkLost              the line to the peer broke or went silent; the peer may be well
     ├── StaleEpoch            the peer is another incarnation than the ticket names
     └── LeaseExpired          the source no longer vouches for its blocks
 
@@ -97,6 +98,10 @@ class DigestMismatch(TransferError):
 
 class LayoutMismatch(TransferError):
     code = "layout_mismatch"
+
+
+class LinkLost(TransferError):
+    code = "link_lost"
 
 
 class StaleEpoch(TransferError):

@@ -1,7 +1,7 @@
 """One engine incarnation over one gRPC session: submits requests and hands each its own deltas."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import grpc
@@ -55,10 +55,14 @@ class RequestStream:
 
 
 class EngineConnection:
-    """core.protocols.EngineClient for one (engine, epoch). `close` fails whatever still streams."""
+    """core.protocols.EngineClient for one (engine, epoch). `close` fails whatever still streams.
 
-    def __init__(self, endpoint: Endpoint, times: Times, clock: Clock) -> None:
+    on_change is called when the engine becomes usable and when it is lost.
+    """
+
+    def __init__(self, endpoint: Endpoint, times: Times, clock: Clock, on_change: Callable[[], None]) -> None:
         self.endpoint = endpoint
+        self._on_change = on_change
         self._times = times
         self._clock = clock
         self._outbox: asyncio.Queue[pb.SessionCommand] = asyncio.Queue()
@@ -132,7 +136,7 @@ class EngineConnection:
                     for message in event.step.deltas:
                         self._push(message.request_id, convert.delta_from_proto(message))
                 case "load":
-                    self._load = convert.load_from_proto(event.load)
+                    self._on_load(convert.load_from_proto(event.load))
                 case "ticket":
                     self._push(event.ticket.request_id, convert.ticket_from_proto(event.ticket))
         raise EngineDied(f"{self.endpoint.engine_id} ended its session")
@@ -140,6 +144,11 @@ class EngineConnection:
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self.endpoint.epoch:
             raise EngineDied(f"{self.endpoint.engine_id} has restarted")
+
+    def _on_load(self, load: LoadSnapshot) -> None:
+        first, self._load = self._load is None, load
+        if first:
+            self._on_change()
 
     def _push(self, request_id: str, item: TokenDelta | TransferTicket) -> None:
         if stream := self._streams.get(request_id):
@@ -157,3 +166,4 @@ class EngineConnection:
         for stream in list(self._streams.values()):
             stream.push(self._error)
         self._streams.clear()
+        self._on_change()

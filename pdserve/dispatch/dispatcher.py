@@ -1,19 +1,22 @@
-"""One request from route to last token, in one place."""
+"""One request from route to last token, whatever dies on the way."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TypeVar
 
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import EngineView, Mode, Route
-from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable, from_wire
-from pdserve.core.protocols import DeltaStream
-from pdserve.core.request import FinishReason, Request, TokenDelta
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.cluster import ClusterState, EngineView, Route
+from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
+from pdserve.core.request import Request, TokenDelta
+from pdserve.dispatch.attempt import Attempt
+from pdserve.dispatch.replay import EngineKey, Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.router.route import RoutingRules, choose_route
 from pdserve.telemetry.record import RequestRecord
+
+T = TypeVar("T")
 
 _DEADLINE_GRACE = 1.0
 """Seconds an engine gets to report an expired deadline itself, with its trace."""
@@ -22,10 +25,14 @@ _DEADLINE_GRACE = 1.0
 class Dispatcher:
     """Runs requests on the engines of a SessionPool."""
 
-    def __init__(self, sessions: SessionPool, rules: RoutingRules, clock: Clock) -> None:
+    def __init__(
+        self, sessions: SessionPool, rules: RoutingRules, clock: Clock, replay: ReplayRules | None = None
+    ) -> None:
         self._sessions = sessions
         self._rules = rules
         self._clock = clock
+        self._replay = replay or ReplayRules()
+        self._budget = ReplayBudget(self._replay, clock)
 
     @property
     def ready(self) -> bool:
@@ -42,100 +49,85 @@ class Dispatcher:
     async def generate(self, request: Request, record: RequestRecord) -> AsyncGenerator[TokenDelta, None]:
         """Stream a request's tokens; every delta but the last has no finish_reason.
 
-        Closing the iterator cancels the request everywhere. Raises Unavailable, EngineDied,
-        DeadlineExceeded, a TransferError, or what an engine refused the request with.
+        Losing an engine or a link is not seen: the request goes on elsewhere from its last token, within
+        ReplayRules. Closing the iterator cancels it everywhere. Raises Unavailable, EngineDied or a
+        TransferError when that is impossible, DeadlineExceeded, or what an engine refused it with.
         """
         record.stamp("received", self._clock.unix())
-        route = choose_route(self._sessions.state(), len(request.prompt_token_ids), self._rules)
-        record.route = route
-        run = self._run_disaggregated if route.mode is Mode.DISAGGREGATED else self._run_local
         deadline = asyncio.get_running_loop().time() + request.timeout + _DEADLINE_GRACE
-        emitted = 0
+        history = ReplayHistory(self._replay)
+        emitted: list[int] = []
         try:
-            with self._sessions.book(request, route):
-                async with aclosing(run(request, route, record)) as deltas:
-                    while delta := await _before(deadline, anext(deltas, None)):
-                        emitted = self._count(record, emitted, delta)
-                        yield delta
+            while True:
+                share = continuation(request, emitted, history.attempts)
+                offset = len(emitted)
+                try:
+                    async with aclosing(self._attempt(share, history, record, deadline)) as deltas:
+                        async for delta in deltas:
+                            whole = rebased(delta, request.id, offset)
+                            self._extend(record, emitted, whole)
+                            yield whole
+                    return
+                except Lost as loss:
+                    history.note(loss)
+                    record.give_up(loss.error, len(emitted), self._clock.unix())
+                    await _before(deadline, self._budget.admit())
         except TimeoutError:
             raise DeadlineExceeded(f"the request took longer than {request.timeout:g} s") from None
         finally:
             record.stamp("finished", self._clock.unix())
 
-    async def _run_local(
-        self, request: Request, route: Route, record: RequestRecord
+    async def _attempt(
+        self, share: Request, history: ReplayHistory, record: RequestRecord, deadline: float
     ) -> AsyncGenerator[TokenDelta, None]:
-        async with aclosing(self._sessions.client(route.decode).submit(request)) as stream:
-            async for item in stream:
-                delta = _checked(item)
-                record.decode_trace = delta.trace or record.decode_trace
-                yield delta
-
-    async def _run_disaggregated(
-        self, request: Request, route: Route, record: RequestRecord
-    ) -> AsyncGenerator[TokenDelta, None]:
-        prefill_engine = self._sessions.client(route.prefill)
-        decode_engine = self._sessions.client(route.decode)
-        async with aclosing(prefill_engine.submit(request, handoff=True)) as prefill:
-            ticket = await anext(prefill)
-            if not isinstance(ticket, TransferTicket):
-                yield _checked(ticket)
-                return
-            record.stamp("ticket", self._clock.unix())
-            async with aclosing(decode_engine.submit(request, ticket=ticket)) as decode:
-                first_decoded = asyncio.ensure_future(anext(decode))
-                try:
-                    delta = _checked(await _unless_failed(prefill, first_decoded))
-                    record.prefill_trace = delta.trace
-                    if delta.finish_reason is not FinishReason.HANDOFF:
-                        yield delta
-                        return
-                    yield replace(delta, finish_reason=None, trace=None)
-                    delta = _checked(await first_decoded)
-                finally:
-                    first_decoded.cancel()
-                while True:
-                    record.decode_trace = delta.trace or record.decode_trace
+        route = await _before(deadline, self._route(share, history))
+        record.route = route
+        with self._sessions.book(share, route):
+            attempt = Attempt(self._sessions, route, record, self._clock)
+            async with aclosing(attempt.deltas(share)) as deltas:
+                while delta := await _before(deadline, anext(deltas, None)):
                     yield delta
-                    if delta.finish_reason:
-                        return
-                    delta = _checked(await anext(decode))
 
-    def _count(self, record: RequestRecord, emitted: int, delta: TokenDelta) -> int:
-        if delta.index != emitted:
-            raise EngineDied(f"tokens {emitted} to {delta.index} of the answer were lost")
-        total = emitted + len(delta.token_ids)
+    async def _route(self, share: Request, history: ReplayHistory) -> Route:
+        """A route around what was lost. A new request hears at once that there is none; one that already
+        runs waits for an engine to come back."""
+        give_up = self._clock.monotonic() + (self._replay.patience if history.attempts else 0.0)
+        while True:
+            changed = self._sessions.changed()
+            try:
+                state = _without(self._sessions.state(), history.excluded)
+                return choose_route(state, len(share.prompt_token_ids), self._rules)
+            except Unavailable as error:
+                if not await self._changes_before(changed, give_up):
+                    raise history.error or error from error
+
+    async def _changes_before(self, changed: asyncio.Event, give_up: float) -> bool:
+        wait = asyncio.ensure_future(changed.wait())
+        patience = asyncio.ensure_future(self._clock.sleep(max(0.0, give_up - self._clock.monotonic())))
+        try:
+            await asyncio.wait((wait, patience), return_when=asyncio.FIRST_COMPLETED)
+            return wait.done() and self._clock.monotonic() < give_up
+        finally:
+            wait.cancel()
+            patience.cancel()
+
+    def _extend(self, record: RequestRecord, emitted: list[int], delta: TokenDelta) -> None:
+        if delta.index != len(emitted):
+            raise EngineDied(f"tokens {len(emitted)} to {delta.index} of the answer were lost")
         for position, name in ((0, "first_token"), (1, "second_token")):
-            if emitted <= position < total:
+            if len(emitted) <= position < len(emitted) + len(delta.token_ids):
                 record.stamp(name, self._clock.unix())
-        return total
+        emitted += delta.token_ids
 
 
-async def _before(deadline: float, item: Awaitable[TokenDelta | None]) -> TokenDelta | None:
-    """The item, awaited no longer than the deadline in event-loop seconds. Raises TimeoutError."""
+def _without(state: ClusterState, excluded: frozenset[EngineKey]) -> ClusterState:
+    return replace(
+        state,
+        engines=tuple(v for v in state.engines if (v.endpoint.engine_id, v.endpoint.epoch) not in excluded),
+    )
+
+
+async def _before(deadline: float, work: Awaitable[T]) -> T:
+    """The result, awaited no longer than the deadline in event-loop seconds. Raises TimeoutError."""
     async with asyncio.timeout_at(deadline):
-        return await item
-
-
-async def _unless_failed(
-    stream: DeltaStream, other: asyncio.Future[TokenDelta | TransferTicket]
-) -> TokenDelta | TransferTicket:
-    """The stream's next item, or the other future's error if that comes first."""
-    item = asyncio.ensure_future(anext(stream))
-    try:
-        await asyncio.wait((item, other), return_when=asyncio.FIRST_COMPLETED)
-        if not item.done():
-            _checked(other.result())
-        return await item
-    finally:
-        item.cancel()
-
-
-def _checked(item: TokenDelta | TransferTicket) -> TokenDelta:
-    """The delta, unless it reports an error."""
-    if isinstance(item, TransferTicket):
-        raise EngineDied("an engine sent a ticket where tokens were expected")
-    if item.finish_reason is FinishReason.ERROR:
-        code, message = item.error or ("internal_error", "the engine failed")
-        raise from_wire(code, message)
-    return item
+        return await work

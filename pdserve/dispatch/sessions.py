@@ -26,6 +26,11 @@ class SessionPool:
         self._connections: dict[tuple[str, int], EngineConnection] = {}
         self._reservations: dict[str, Reservation] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+
+    def changed(self) -> asyncio.Event:
+        """Set as soon as an engine joins, becomes usable or is lost after this call."""
+        return self._changed
 
     def update(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Connect to new incarnations, drop those that are gone; their requests fail with EngineDied."""
@@ -36,7 +41,8 @@ class SessionPool:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         for key in live.keys() - self._connections.keys():
-            self._connections[key] = EngineConnection(live[key], self._times, self._clock)
+            self._connections[key] = EngineConnection(live[key], self._times, self._clock, self._note_change)
+        self._note_change()
 
     def state(self) -> ClusterState:
         """What routing decides on: registry, heartbeats and own bookings together."""
@@ -75,6 +81,10 @@ class SessionPool:
     async def close(self) -> None:
         self.update(())
         await asyncio.gather(*self._closing)
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _view(self, endpoint: Endpoint, requests: Counter[str], tokens: Counter[str]) -> EngineView:
         connection = self._connections.get((endpoint.engine_id, endpoint.epoch))

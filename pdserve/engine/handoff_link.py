@@ -13,9 +13,9 @@ import grpc
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.errors import (
-    EngineDied,
     LayoutMismatch,
     LeaseExpired,
+    LinkLost,
     PdserveError,
     StaleEpoch,
     TransferFailed,
@@ -164,7 +164,7 @@ class HandoffLink:
             if event.source_epoch != self.epoch:
                 raise StaleEpoch(f"{self.engine_id} answers under another epoch")
             self._on_event(event)
-        raise EngineDied(f"{self.engine_id} ended the handoff stream")
+        raise LinkLost(f"{self.engine_id} ended the handoff stream")
 
     def _on_event(self, event: pb.HandoffEvent) -> None:
         match event.WhichOneof("event"):
@@ -203,7 +203,7 @@ class HandoffLink:
             now = self._clock.monotonic()
             silence = now - self._last_heard
             if silence > self._times.suspect:
-                raise EngineDied(f"{self.engine_id} has been silent for {silence:.1f} s")
+                raise LinkLost(f"{self.engine_id} has been silent for {silence:.1f} s")
             number += 1
             ticket_ids = tuple(self._held)
             self._heartbeats_sent[number] = (now, ticket_ids)
@@ -222,7 +222,7 @@ def _translate(engine_id: str, error: BaseException) -> PdserveError:
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
         return LayoutMismatch(error.details() or f"{engine_id} refused the handshake")
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
-        return EngineDied(f"{engine_id} is gone")
+        return LinkLost(f"{engine_id} cannot be reached")
     return TransferFailed(f"the link to {engine_id} failed")
 
 

@@ -68,7 +68,7 @@ class Bench:
             pid=1,
             state=EngineState.READY,
         )
-        connection = EngineConnection(endpoint, Times(suspect=3.0), self.clock)
+        connection = EngineConnection(endpoint, Times(suspect=3.0), self.clock, on_change=lambda: None)
         self.engine.say.put_nowait(pb.SessionEvent(description=pb.EngineDescription(engine_id="d0", epoch=EPOCH)))
         self.engine.say.put_nowait(pb.SessionEvent(load=pb.LoadSnapshot(engine_id="d0", epoch=EPOCH, number=1)))
         while not connection.usable:

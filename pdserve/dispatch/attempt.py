@@ -1,0 +1,120 @@
+"""One attempt at a request on one route: the prefill/decode story."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from pdserve.core.clock import Clock
+from pdserve.core.cluster import Mode, Route
+from pdserve.core.endpoint import Endpoint
+from pdserve.core.errors import EngineDied, PdserveError, from_wire
+from pdserve.core.protocols import DeltaStream
+from pdserve.core.request import FinishReason, Request, TokenDelta
+from pdserve.core.ticket import TransferTicket
+from pdserve.dispatch.replay import lost
+from pdserve.dispatch.sessions import SessionPool
+from pdserve.telemetry.record import RequestRecord
+
+
+class Attempt:
+    """Streams a request's deltas over a route. Closing `deltas` cancels it on every engine.
+
+    Raises Lost when an engine or link was lost, else what an engine refused the request with.
+    """
+
+    def __init__(self, sessions: SessionPool, route: Route, record: RequestRecord, clock: Clock) -> None:
+        self._sessions = sessions
+        self._route = route
+        self._record = record
+        self._clock = clock
+
+    def deltas(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
+        if self._route.mode is Mode.DISAGGREGATED:
+            return self._disaggregated(request)
+        return self._local(request)
+
+    async def _local(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
+        async with aclosing(self._submit(self._route.decode, request)) as stream:
+            while True:
+                delta = await stream.delta()
+                self._record.decode_trace = delta.trace
+                yield delta
+                if delta.finish_reason:
+                    return
+
+    async def _disaggregated(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
+        async with aclosing(self._submit(self._route.prefill, request, handoff=True)) as prefill:
+            ticket = await prefill.ticket()
+            self._record.stamp("ticket", self._clock.unix())
+            async with aclosing(self._submit(self._route.decode, request, ticket=ticket)) as decode:
+                decoded = asyncio.ensure_future(decode.delta())
+                try:
+                    delta = await _unless_failed(asyncio.ensure_future(prefill.delta()), decoded)
+                    self._record.prefill_trace = delta.trace
+                    if delta.finish_reason is not FinishReason.HANDOFF:
+                        yield delta
+                        return
+                    yield replace(delta, finish_reason=None, trace=None)
+                    delta = await decoded
+                finally:
+                    decoded.cancel()
+                while True:
+                    self._record.decode_trace = delta.trace
+                    yield delta
+                    if delta.finish_reason:
+                        return
+                    delta = await decode.delta()
+
+    def _submit(
+        self, engine: Endpoint, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None
+    ) -> "_EngineStream":
+        try:
+            stream = self._sessions.client(engine).submit(request, handoff=handoff, ticket=ticket)
+        except PdserveError as error:
+            raise lost(error, engine, self._route) or error from error
+        return _EngineStream(stream, engine, self._route)
+
+
+class _EngineStream:
+    """One engine's stream, with its errors told apart."""
+
+    def __init__(self, stream: DeltaStream, engine: Endpoint, route: Route) -> None:
+        self._stream = stream
+        self._engine = engine
+        self._route = route
+
+    async def ticket(self) -> TransferTicket:
+        item = await self._next()
+        if isinstance(item, TokenDelta):
+            raise EngineDied(f"{self._engine.engine_id} sent tokens where a ticket was expected")
+        return item
+
+    async def delta(self) -> TokenDelta:
+        item = await self._next()
+        if isinstance(item, TransferTicket):
+            raise EngineDied(f"{self._engine.engine_id} sent a ticket where tokens were expected")
+        return item
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def _next(self) -> TokenDelta | TransferTicket:
+        try:
+            item = await anext(self._stream)
+            if isinstance(item, TokenDelta) and item.finish_reason is FinishReason.ERROR:
+                raise from_wire(*(item.error or ("internal_error", "the engine failed")))
+        except PdserveError as error:
+            raise lost(error, self._engine, self._route) or error from error
+        return item
+
+
+async def _unless_failed(item: asyncio.Future[TokenDelta], other: asyncio.Future[TokenDelta]) -> TokenDelta:
+    """The item, or the other future's error if that comes first."""
+    try:
+        await asyncio.wait((item, other), return_when=asyncio.FIRST_COMPLETED)
+        if not item.done():
+            other.result()
+        return await item
+    finally:
+        item.cancel()

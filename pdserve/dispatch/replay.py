@@ -1,0 +1,122 @@
+"""Going on with a request elsewhere after an engine or a link was lost: pure rules, and the replays' rate.
+
+Emitted tokens never change. The continuation's prompt is the prompt plus everything emitted; randomness is
+keyed by position, so in deterministic mode the client gets exactly the bytes of an undisturbed run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pdserve.core.clock import Clock
+from pdserve.core.cluster import Route
+from pdserve.core.endpoint import Endpoint
+from pdserve.core.errors import EngineDied, Overloaded, PdserveError, TransferError, Unavailable
+from pdserve.core.request import Request, TokenDelta
+
+EngineKey = tuple[str, int]
+"""(engine id, epoch): one incarnation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRules:
+    """max_attempts counts the first one. A request that was on poison_deaths engines as they died is refused.
+
+    rate (per second) and burst bound all replays of a gateway together, so that a lost engine's requests
+    do not crowd out new ones. patience is how long, in seconds, a replay waits for an engine to come back.
+    """
+
+    max_attempts: int = 3
+    poison_deaths: int = 2
+    rate: float = 64.0
+    burst: int = 128
+    patience: float = 10.0
+
+
+class Lost(Exception):
+    """An attempt lost an incarnation, or the link to it. died: the engine itself is gone or silent."""
+
+    def __init__(self, error: PdserveError, engine: Endpoint, *, died: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.engine = engine
+        self.died = died
+
+
+def lost(error: PdserveError, reporter: Endpoint, route: Route) -> Lost | None:
+    """What was lost, or None if another attempt could not help. reporter is the engine whose stream ended
+    with the error; a decode engine that reports a failed transfer is itself well."""
+    if isinstance(error, TransferError) and reporter == route.decode:
+        return Lost(error, route.prefill, died=False)
+    if isinstance(error, (EngineDied, TransferError, Unavailable)):
+        return Lost(error, reporter, died=isinstance(error, EngineDied))
+    return None
+
+
+def continuation(request: Request, emitted: Sequence[int], attempt: int) -> Request:
+    """The request as attempt number `attempt` (0 is the first) submits it."""
+    if not attempt:
+        return request
+    sampling = request.sampling
+    return replace(
+        request,
+        id=f"{request.id}~{attempt}",
+        prompt_token_ids=(*request.prompt_token_ids, *emitted),
+        sampling=replace(
+            sampling,
+            max_tokens=sampling.max_tokens - len(emitted),
+            min_tokens=max(0, sampling.min_tokens - len(emitted)),
+        ),
+    )
+
+
+def rebased(delta: TokenDelta, request_id: str, offset: int) -> TokenDelta:
+    """A continuation's delta as part of the whole answer."""
+    return replace(delta, request_id=request_id, index=delta.index + offset)
+
+
+@dataclass(slots=True)
+class ReplayHistory:
+    """The losses of one request so far."""
+
+    rules: ReplayRules
+    attempts: int = 0
+    deaths: int = 0
+    error: PdserveError | None = None
+    """What the last loss looked like from here."""
+    excluded: frozenset[EngineKey] = field(default_factory=frozenset)
+
+    def note(self, loss: Lost) -> None:
+        """Count a loss. Raises its error when the request may not be tried again."""
+        self.attempts += 1
+        self.deaths += loss.died
+        self.error = loss.error
+        self.excluded |= {(loss.engine.engine_id, loss.engine.epoch)}
+        if self.deaths >= self.rules.poison_deaths:
+            raise EngineDied(
+                f"{self.deaths} engines died while they served this request; it is not tried again"
+            ) from loss
+        if self.attempts >= self.rules.max_attempts:
+            raise loss.error
+
+
+class ReplayBudget:
+    """A token bucket over all replays of one gateway."""
+
+    def __init__(self, rules: ReplayRules, clock: Clock) -> None:
+        self._rules = rules
+        self._clock = clock
+        self._tokens = float(rules.burst)
+        self._refilled = clock.monotonic()
+
+    async def admit(self) -> None:
+        """Wait for this replay's turn. Raises Overloaded when that is further away than patience."""
+        now = self._clock.monotonic()
+        self._tokens = min(self._rules.burst, self._tokens + (now - self._refilled) * self._rules.rate)
+        self._refilled = now
+        self._tokens -= 1
+        wait = max(0.0, -self._tokens) / self._rules.rate
+        if wait > self._rules.patience:
+            self._tokens += 1
+            raise Overloaded("too many requests lost their engines at once; try again", retry_after=wait)
+        if wait:
+            await self._clock.sleep(wait)
