@@ -25,6 +25,7 @@ from pdserve.core.errors import InvalidRequest, from_wire
 from pdserve.core.request import MAX_SEED, FinishReason, Request, SamplingParams, TokenDelta
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.engine import Engine
+from pdserve.engine.server import grpc_links
 from pdserve.gateway.detokenizer import Detokenizer
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.device import find_device
@@ -141,14 +142,16 @@ class LLM:
             pid=getpid(),
             state=EngineState.READY,
         )
+        times, clock = Times(), SystemClock()
         engine = Engine(
             endpoint=endpoint,
             info=worker.info,
             limits=self._limits,
             executor=worker.executor,
             transfer=worker.transfer,
-            times=Times(),
-            clock=SystemClock(),
+            open_link=grpc_links(worker.transfer, times, clock),
+            times=times,
+            clock=clock,
         )
         return await self._stack.enter_async_context(engine)
 

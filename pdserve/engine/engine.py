@@ -31,6 +31,7 @@ from pdserve.engine.core_events import (
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.pump import StepPump
+from pdserve.engine.source_link import OpenLink
 
 EngineItem = TokenDelta | TransferTicket
 Sink = Callable[[list[EngineItem]], None]
@@ -63,6 +64,7 @@ class Engine:
         limits: EngineLimits,
         executor: Executor,
         transfer: TransferService,
+        open_link: OpenLink,
         times: Times,
         clock: Clock,
     ) -> None:
@@ -82,7 +84,12 @@ class Engine:
             endpoint=endpoint, transfer=transfer, times=times, clock=clock, on_end=self._on_lease_end
         )
         self._target = HandoffTarget(
-            transfer=transfer, times=times, clock=clock, on_outcome=self._on_outcome, on_settled=self._on_settled
+            transfer=transfer,
+            open_link=open_link,
+            times=times,
+            clock=clock,
+            on_outcome=self._on_outcome,
+            on_settled=self._on_settled,
         )
         self._live: dict[int, _Live] = {}
         self._by_request: dict[str, int] = {}
@@ -218,6 +225,7 @@ class Engine:
     def _on_emitted(self, event: Emitted, out: dict[Sink, list[EngineItem]]) -> None:
         live = self._live[event.sequence_id]
         reason = event.finish_reason
+        if event.token_ids:
         if live.handoff and event.token_ids:
             self.source.prefilled(event.sequence_id, event.token_ids[0], finished=reason is not None)
             reason = reason or FinishReason.HANDOFF

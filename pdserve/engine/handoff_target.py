@@ -28,7 +28,7 @@ from pdserve.core.errors import (
 )
 from pdserve.core.protocols import Pull, PullReceipt, PullSpec, TransferService
 from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket, region_seed
-from pdserve.engine.handoff_link import HandoffLink
+from pdserve.engine.source_link import OpenLink, SourceLink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class FetchOutcome:
 @dataclass(slots=True)
 class _Fetch:
     ticket: TransferTicket
-    link: HandoffLink
+    link: SourceLink
     task: asyncio.Task[None] | None = None
     targets: dict[int, int] = field(default_factory=dict)
     """Logical block index → target block."""
@@ -77,17 +77,19 @@ class HandoffTarget:
         self,
         *,
         transfer: TransferService,
+        open_link: OpenLink,
         times: Times,
         clock: Clock,
         on_outcome: Callable[[int, FetchOutcome], None],
         on_settled: Callable[[tuple[int, ...]], None],
     ) -> None:
         self._transfer = transfer
+        self._open_link = open_link
         self._times = times
         self._clock = clock
         self._on_outcome = on_outcome
         self._on_settled = on_settled
-        self._links: dict[str, HandoffLink] = {}
+        self._links: dict[str, SourceLink] = {}
         self._fetches: dict[int, _Fetch] = {}
         self._settling: set[asyncio.Task[None]] = set()
 
@@ -129,26 +131,18 @@ class HandoffTarget:
         for link in self._links.values():
             await link.close()
 
-    def _link(self, ticket: TransferTicket) -> HandoffLink:
+    def _link(self, ticket: TransferTicket) -> SourceLink:
         link = self._links.get(ticket.engine_id)
         if link and link.epoch == ticket.epoch and link.error is None:
             return link
         if link:
             self._retire(link)
-        link = HandoffLink(
-            engine_id=ticket.engine_id,
-            epoch=ticket.epoch,
-            address=ticket.address,
-            transfer=self._transfer,
-            times=self._times,
-            clock=self._clock,
-            on_failure=lambda error: self._on_link_failure(ticket.engine_id, ticket.epoch, error),
-        )
+        link = self._open_link(ticket, lambda error: self._on_link_failure(ticket.engine_id, ticket.epoch, error))
         self._links[ticket.engine_id] = link
         link.start()
         return link
 
-    def _retire(self, link: HandoffLink) -> None:
+    def _retire(self, link: SourceLink) -> None:
         self._keep(asyncio.get_running_loop().create_task(link.close()))
 
     def _keep(self, task: asyncio.Task[None]) -> None:

@@ -1,16 +1,21 @@
 """The gRPC face of an engine: sessions for gateways and the supervisor, handoffs for decode engines."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
 import grpc
 
 from pdserve.config.times import Times
-from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone
+from pdserve.core.clock import Clock
+from pdserve.core.errors import PdserveError
+from pdserve.core.protocols import TransferService
+from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket
 from pdserve.engine.engine import Engine
+from pdserve.engine.handoff_link import HandoffLink
 from pdserve.engine.handoff_source import Deliver
 from pdserve.engine.session import EngineSession
+from pdserve.engine.source_link import OpenLink
 from pdserve.rpc import convert
 from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
@@ -38,6 +43,23 @@ class EngineServer:
     async def stop(self, grace: float) -> None:
         """End all streams, waiting at most grace seconds for running calls."""
         await self._server.stop(grace)
+
+
+def grpc_links(transfer: TransferService, times: Times, clock: Clock) -> OpenLink:
+    """Links to other engines' servers, for the Engine that owns the transfer service."""
+
+    def open_link(ticket: TransferTicket, on_failure: Callable[[PdserveError], None]) -> HandoffLink:
+        return HandoffLink(
+            engine_id=ticket.engine_id,
+            epoch=ticket.epoch,
+            address=ticket.address,
+            transfer=transfer,
+            times=times,
+            clock=clock,
+            on_failure=on_failure,
+        )
+
+    return open_link
 
 
 class _EngineService(pb_grpc.EngineServiceServicer):

@@ -11,7 +11,7 @@ from pdserve.config.schema import Config, WorkerMode, from_wire
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.engine.engine import Engine
-from pdserve.engine.server import EngineServer
+from pdserve.engine.server import EngineServer, grpc_links
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.device import find_device
 from pdserve.launch.sizing import worker_mode, worker_spec
@@ -44,6 +44,7 @@ async def _serve(
     role = Role(payload["role"])
     max_model_len = min(config.max_model_len, worker.info.max_model_len)
     server = EngineServer(_HOST)
+    clock = SystemClock()
     engine = Engine(
         endpoint=Endpoint(
             engine_id=payload["engine_id"],
@@ -57,8 +58,9 @@ async def _serve(
         limits=config.pools.by_role()[role].limits(max_model_len),
         executor=worker.executor,
         transfer=worker.transfer,
+        open_link=grpc_links(worker.transfer, config.times, clock),
         times=config.times,
-        clock=SystemClock(),
+        clock=clock,
     )
     async with engine:
         await server.start(engine, config.times)

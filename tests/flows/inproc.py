@@ -16,7 +16,7 @@ from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.engine.engine import Engine
-from pdserve.engine.server import EngineServer
+from pdserve.engine.server import EngineServer, grpc_links
 from pdserve.router.route import RoutingRules
 from pdserve.telemetry.record import RequestRecord
 from pdserve.transfer.base import TransferBackend
@@ -132,6 +132,7 @@ async def _open_engine(
         limits=spec.limits,
         executor=worker.executor,
         transfer=transfer,
+        open_link=grpc_links(transfer, times, clock),
         times=times,
         clock=clock,
     )

@@ -1,0 +1,63 @@
+"""A decode engine's line to one incarnation of a prefill engine, as the handoff's target sees it."""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from pdserve.core.errors import PdserveError
+from pdserve.core.ticket import TransferTicket
+from pdserve.engine.handoff_source import Deliver
+
+
+class SourceLink(Protocol):
+    """Keeps leases alive and carries news. Fails as a whole: `error` is then set, for good.
+
+    Implementations: gRPC (handoff_link), simulated.
+    """
+
+    @property
+    def engine_id(self) -> str: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def error(self) -> PdserveError | None: ...
+
+    @property
+    def backend(self) -> str:
+        """Name of the transfer backend, once ready."""
+        ...
+
+    def start(self) -> None:
+        """Begin to open; never raises."""
+        ...
+
+    def ready(self) -> Awaitable[None]:
+        """Wait until pulls may start. Raises what made the link fail."""
+        ...
+
+    def hold(self, ticket: TransferTicket) -> None:
+        """Renew the ticket's lease until released."""
+        ...
+
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
+        """Ask for the regions from first_block on."""
+        ...
+
+    def lease_holds(self, ticket_id: str) -> bool:
+        """Whether a pull may still start."""
+        ...
+
+    def release(self, ticket_id: str) -> Awaitable[None]:
+        """Tell the source we are done. Raises LeaseExpired if what was read must be discarded."""
+        ...
+
+    def give_up(self, ticket_id: str) -> None:
+        """Release without waiting for the answer; for KV nobody wants any more."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+OpenLink = Callable[[TransferTicket, Callable[[PdserveError], None]], SourceLink]
+"""Makes the link to a ticket's source. The callback is told once when the link fails."""
