@@ -114,8 +114,8 @@ class Deployment:
 
 
 @contextmanager
-def deployed(log: Path, *arguments: str) -> Iterator[Deployment]:
-    deployment = Deployment.start(log, *arguments)
+def deployed(log: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Deployment]:
+    deployment = Deployment.start(log, *arguments, env=env)
     try:
         yield deployment
     finally:

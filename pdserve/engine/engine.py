@@ -15,6 +15,7 @@ from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot
 from pdserve.core.errors import EngineDied, InvalidRequest, LeaseExpired, PdserveError, Unavailable
+from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
 from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
 from pdserve.core.ticket import TransferTicket
@@ -132,6 +133,7 @@ class Engine:
         if request.id in self._by_request:
             raise InvalidRequest(f"request id {request.id!r} is already running here", "id")
         sequence_id = self._core.add(request, handoff=handoff, ticket=ticket)
+        reach("queued")
         self._live[sequence_id] = _Live(request.id, sink, handoff)
         self._by_request[request.id] = sequence_id
         if ticket:
@@ -213,6 +215,7 @@ class Engine:
                     self._on_handoff_scheduled(event, out)
                 case Computed():
                     self.source.computed(event.sequence_id, event.num_tokens)
+                    reach("prefilling")
                 case FetchReady():
                     self._target.fetch(event.sequence_id, dict(event.fetch_blocks))
                 case FetchAborted():
@@ -226,6 +229,7 @@ class Engine:
         live = self._live[event.sequence_id]
         reason = event.finish_reason
         if event.token_ids:
+            reach("first_token" if event.index == 0 else "decoding")
         if live.handoff and event.token_ids:
             self.source.prefilled(event.sequence_id, event.token_ids[0], finished=reason is not None)
             reason = reason or FinishReason.HANDOFF
@@ -248,6 +252,7 @@ class Engine:
         )
         self.source.computed(event.sequence_id, event.num_cached_tokens)
         out[self._live[event.sequence_id].sink].append(ticket)
+        reach("leased")
 
     def _on_finished(self, event: Finished, out: dict[Sink, list[EngineItem]]) -> None:
         live = self._live.pop(event.sequence_id)

@@ -19,6 +19,7 @@ from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import Cancelled, LeaseExpired, PdserveError
+from pdserve.core.failpoints import reach
 from pdserve.core.protocols import TransferService
 from pdserve.core.ticket import (
     HandoffNews,
@@ -104,6 +105,8 @@ class HandoffSource:
         if offer is None:
             return
         complete = num_tokens >= offer.ticket.num_tokens
+        if complete:
+            reach("last_chunk")
         offer.final_blocks = offer.ticket.num_blocks if complete else num_tokens // offer.ticket.block_size
         self._publish(offer)
 

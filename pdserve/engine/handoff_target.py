@@ -26,6 +26,7 @@ from pdserve.core.errors import (
     TransferFailed,
     from_wire,
 )
+from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Pull, PullReceipt, PullSpec, TransferService
 from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket, region_seed
 from pdserve.engine.source_link import OpenLink, SourceLink
@@ -216,6 +217,7 @@ class HandoffTarget:
         if any(index not in fetch.targets for index in logical):
             raise TransferFailed(f"{ticket.engine_id} offered blocks that were not asked for")
         targets = tuple(fetch.targets[index] for index in logical)
+        reach("transferring")
         pull = self._transfer.pull(
             PullSpec(
                 peer=ticket.engine_id,

@@ -5,9 +5,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pdserve.config.schema import Config, WorkerMode, from_wire
+from pdserve.core import failpoints
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.engine.engine import Engine
@@ -28,6 +30,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     """Open the worker, serve until told to drain, drain. Raises EngineDied when the engine is lost."""
     config = from_wire(json.dumps(payload["config"]))
     configure_logs(json=config.log.format == "json", level=config.log.level)
+    if folder := os.environ.get(failpoints.ENVIRONMENT):
+        failpoints.arm(Path(folder), payload["engine_id"])
     device = find_device(config.device)
     spec = worker_spec(config, payload["engine_id"], payload["epoch"], device)
     mode = worker_mode(config.worker, device)

@@ -1,0 +1,45 @@
+"""Named places in an engine's life at which a test makes its process die or freeze, exactly there.
+
+Inert unless a process calls `arm` with a folder. Then reaching point POINT on engine ENGINE looks for the file
+FOLDER/ENGINE.POINT, takes it (so that it acts once) and does what it says: `kill` or `stop`. Points, in the
+order in which a request passes them:
+
+    queued         accepted, nothing computed
+    leased         ticket issued, prompt not computed
+    prefilling     a chunk of the prompt is computed, not the last
+    transferring   a pull is about to start
+    last_chunk     the whole prompt is computed
+    first_token    the first token is known, not sent
+    decoding       a later token is known, not sent
+"""
+
+import os
+import signal
+from pathlib import Path
+
+POINTS = ("queued", "leased", "prefilling", "transferring", "last_chunk", "first_token", "decoding")
+ENVIRONMENT = "PDSERVE_FAILPOINTS"
+"""Names the folder for engine processes."""
+
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+_armed: tuple[Path, str] | None = None
+
+
+def arm(folder: Path, engine_id: str) -> None:
+    """Make this process's points live."""
+    global _armed
+    _armed = (folder, engine_id)
+
+
+def reach(point: str) -> None:
+    """The process is at a point."""
+    if _armed is None:
+        return
+    folder, engine_id = _armed
+    order = folder / f"{engine_id}.{point}"
+    taken = folder / f"{engine_id}.{point}.taken"
+    try:
+        os.rename(order, taken)
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), _SIGNALS[taken.read_text(encoding="utf-8").strip()])

@@ -1,0 +1,105 @@
+"""An engine dies or freezes at a named point of a request's life, under 32 streams: every one of them ends with
+exactly the tokens of an undisturbed run."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pdserve import RequestOutput, SamplingParams
+from pdserve.core.failpoints import ENVIRONMENT
+from tests.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.deployment import Deployment, deployed, write_config
+from tests.streams import Ask, ask_all, expected
+
+STREAMS = 32
+PREFILL_POINTS = ("queued", "leased", "prefilling", "last_chunk", "first_token")
+DECODE_POINTS = ("queued", "transferring", "decoding")
+EVERYWHERE = [("prefill-0", p) for p in PREFILL_POINTS] + [("decode-0", p) for p in DECODE_POINTS]
+EXTRA_PAUSE = {"kill": 4.0, "stop": 6.0}
+"""Seconds a client may wait for a chunk. A frozen engine is told by 3 s of silence."""
+
+
+@dataclass
+class Bench:
+    deployment: Deployment
+    failpoints: Path
+    asks: list[Ask]
+    wanted: list[RequestOutput]
+
+
+def make_asks() -> list[Ask]:
+    return [
+        Ask(
+            tuple((19 * i + 7 * (n % 11)) % VOCAB_SIZE for i in range(40 + 9 * n)),
+            SamplingParams(
+                temperature=0.0 if n % 2 else 0.8,
+                seed=n,
+                repetition_penalty=1.1 if n % 3 else 1.0,
+                max_tokens=24,
+                ignore_eos=True,
+                logprobs=True,
+            ),
+        )
+        for n in range(STREAMS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("no_request_lost")
+    checkpoint = make_checkpoint(folder / "model", "qwen3")
+    failpoints = folder / "failpoints"
+    failpoints.mkdir()
+    asks = make_asks()
+    settings = {
+        "model": str(checkpoint),
+        "device": "cpu",
+        "kv": {"num_blocks": 2048},
+        "pools": {"prefill": {"engines": 2, "chunk_size": 64, "max_tokens_per_step": 128}, "decode": {"engines": 2}},
+    }
+    config = write_config(folder / "cluster.yaml", settings)
+    env = {ENVIRONMENT: str(failpoints)}
+    with deployed(folder / "serve.log", str(config), env=env) as deployment:
+        yield Bench(deployment, failpoints, asks, expected(checkpoint, asks))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("victim", "point"), EVERYWHERE)
+def test_killed(bench: Bench, victim: str, point: str) -> None:
+    strike(bench, victim, point, "kill")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("victim", "point"), EVERYWHERE)
+def test_frozen(bench: Bench, victim: str, point: str) -> None:
+    strike(bench, victim, point, "stop")
+
+
+def strike(bench: Bench, victim: str, point: str, blow: str) -> None:
+    deployment = bench.deployment
+
+    def whole() -> bool:
+        engines = deployment.engines().values()
+        blocks = [engine["kv_blocks"] for engine in engines]
+        return (
+            len(engines) == 4
+            and all(e["state"] == "ready" for e in engines)
+            and all(b["free"] == b["total"] for b in blocks)
+        )
+
+    deployment.eventually(whole)
+    order = bench.failpoints / f"{victim}.{point}"
+    order.write_text(blow, encoding="utf-8")
+    with ThreadPoolExecutor(STREAMS) as pool:
+        streams = [future.result() for future in ask_all(deployment, bench.asks, pool)]
+    assert not order.exists(), "the engine never came to this point"
+    wrong = [f"stream {n} {w}" for n, (s, o) in enumerate(zip(streams, bench.wanted, strict=True)) if (w := s.wrong(o))]
+    assert not wrong
+    replayed = [stream for stream in streams if stream.record["failed_attempts"]]
+    assert replayed, "nobody was served by the engine that was lost"
+    assert max(stream.longest_pause for stream in streams) < EXTRA_PAUSE[blow]
+    deployment.eventually(whole)

@@ -1,0 +1,101 @@
+"""Streaming clients that note what they got and when, to judge a deployment under faults."""
+
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import httpx
+
+from pdserve import LLM, RequestOutput, SamplingParams
+from tests.deployment import Deployment
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request, by token ids, with everything that decides its answer."""
+
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+
+    def body(self) -> dict[str, Any]:
+        s = self.sampling
+        return {
+            "prompt": list(self.prompt),
+            "temperature": s.temperature,
+            "seed": s.seed,
+            "max_tokens": s.max_tokens,
+            "top_p": s.top_p,
+            "repetition_penalty": s.repetition_penalty,
+            "ignore_eos": s.ignore_eos,
+            "logprobs": 0,
+            "stream": True,
+        }
+
+
+@dataclass
+class Stream:
+    """What a client saw: text, log probabilities, when each chunk came (monotonic), and the end."""
+
+    started: float
+    text: str = ""
+    logprobs: list[float] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+    finish_reasons: list[str] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+
+    @property
+    def longest_pause(self) -> float:
+        """Seconds, from the request on."""
+        times = [self.started, *self.arrivals]
+        return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
+
+    def wrong(self, wanted: RequestOutput) -> str:
+        """How the answer differs from the wanted one; empty if it does not."""
+        if self.error:
+            return f"ended with {self.error}"
+        if self.finish_reasons != [wanted.finish_reason.value]:
+            return f"ended {self.finish_reasons} instead of once with {wanted.finish_reason.value}"
+        if self.text != wanted.text or tuple(self.logprobs) != wanted.logprobs:
+            return f"said {self.text!r} instead of {wanted.text!r}"
+        return ""
+
+
+def ask(deployment: Deployment, request: Ask, timeout: float = 90.0) -> Stream:
+    """Stream one answer to its end."""
+    stream = Stream(time.monotonic())
+    with httpx.stream("POST", f"{deployment.url}/v1/completions", json=request.body(), timeout=timeout) as response:
+        if response.status_code != 200:
+            response.read()
+            stream.error = response.json()["error"]
+            return stream
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                stream.arrivals.append(time.monotonic())
+                _take(stream, json.loads(line.removeprefix("data: ")))
+    return stream
+
+
+def ask_all(deployment: Deployment, requests: list[Ask], pool: ThreadPoolExecutor) -> list["Future[Stream]"]:
+    return [pool.submit(ask, deployment, request) for request in requests]
+
+
+def expected(checkpoint: Any, requests: list[Ask]) -> list[RequestOutput]:
+    """What one engine in this process says, undisturbed."""
+    with LLM(checkpoint, device="cpu", dtype="float32") as llm:
+        return llm.generate([request.prompt for request in requests], [request.sampling for request in requests])
+
+
+def _take(stream: Stream, chunk: dict[str, Any]) -> None:
+    if "error" in chunk:
+        stream.error = chunk["error"]
+        return
+    for choice in chunk["choices"]:
+        stream.text += choice["text"]
+        stream.logprobs += (choice["logprobs"] or {}).get("token_logprobs", [])
+        if choice["finish_reason"]:
+            stream.finish_reasons.append(choice["finish_reason"])
+            stream.record = chunk["pdserve"]
