@@ -9,6 +9,7 @@ import yaml
 from pdserve.core.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1024 * 1024
+MAX_DEPTH = 16
 ENVIRONMENT = {"PORT": "port", "GRPC_PORT": "grpc_port"}
 
 Tree = dict[str, Any]
@@ -41,13 +42,13 @@ def read_yaml(path: Path) -> Tree:
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; this does not look like a configuration")
     try:
-        _refuse_aliases(data, path)
+        _refuse_bombs(data, path)
         tree = yaml.load(data, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise ConfigError(f"{where}: {error.problem}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if tree is None:
         return {}
@@ -56,12 +57,16 @@ def read_yaml(path: Path) -> Tree:
     return tree
 
 
-def _refuse_aliases(data: bytes, path: Path) -> None:
-    """Aliases let a small file expand without bound."""
+def _refuse_bombs(data: bytes, path: Path) -> None:
+    """Aliases let a small file expand without bound, deep nesting takes the parser quadratic time."""
+    depth = 0
     for event in yaml.parse(data, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else "?"
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1 if event.start_mark else "?"
             raise ConfigError(f"{path}:{line}: aliases (*{event.anchor}) are not supported; repeat the value")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{path}:{line}: nested deeper than {MAX_DEPTH} levels; no setting lies that deep")
 
 
 def from_environment(env: Mapping[str, str]) -> dict[str, Any]:
