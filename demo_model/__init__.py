@@ -1,0 +1,1 @@
+"""Trains pdserve's demo model from the Python documentation; see README.md for the order of the steps."""
