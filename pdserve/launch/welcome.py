@@ -6,7 +6,8 @@ from contextlib import suppress
 
 from pdserve.config.schema import Config
 
-_INTERVAL = 0.1
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
 _ANSWER_TIMEOUT = 2.0
 
 EXAMPLE = (
@@ -38,10 +39,10 @@ def welcome(config: Config, address: str) -> str:
 
 async def until_answering(address: str, path: str) -> None:
     """Return once GET path answers 200: only a client's view proves that a client would be served."""
-    while True:
-        if await _status(address, path) == 200:
-            return
-        await asyncio.sleep(_INTERVAL)
+    pause = _FIRST_PAUSE
+    while await _status(address, path) != 200:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 async def _status(address: str, path: str) -> int | None:
