@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Protocol
 
 import grpc
 
@@ -18,10 +19,18 @@ from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import EngineServiceStub
 
 
+class StreamOwner(Protocol):
+    """Whom a stream tells that its request is to end, or has ended."""
+
+    def cancel(self, request_id: str) -> None: ...
+
+    def forget(self, request_id: str) -> None: ...
+
+
 class RequestStream:
     """core.protocols.DeltaStream over a session. Holds at most what the request may produce."""
 
-    def __init__(self, connection: "EngineConnection", request_id: str) -> None:
+    def __init__(self, connection: StreamOwner, request_id: str) -> None:
         self._connection = connection
         self._request_id = request_id
         self._items: asyncio.Queue[TokenDelta | TransferTicket | PdserveError] = asyncio.Queue()

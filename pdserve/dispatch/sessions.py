@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
@@ -16,14 +18,32 @@ from pdserve.core.request import Request
 from pdserve.dispatch.connection import EngineConnection
 
 
+class Connection(EngineClient, Protocol):
+    """An EngineClient with a life: gRPC (connection) or simulated."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the engine has been heard from recently enough to get new work."""
+        ...
+
+    async def close(self) -> None:
+        """Fail whatever still streams."""
+        ...
+
+
+Connect = Callable[[Endpoint, Callable[[], None]], Connection]
+"""Opens a connection. The callback is to be called when the engine becomes usable and when it is lost."""
+
+
 class SessionPool:
     """One connection per live engine incarnation, following the registry's endpoint set."""
 
-    def __init__(self, times: Times, clock: Clock) -> None:
-        self._times = times
+    def __init__(self, times: Times, clock: Clock, connect: Connect | None = None) -> None:
+        """connect: gRPC by default."""
         self._clock = clock
+        self._connect = connect or partial(_connect, times, clock)
         self._endpoints: tuple[Endpoint, ...] = ()
-        self._connections: dict[tuple[str, int], EngineConnection] = {}
+        self._connections: dict[tuple[str, int], Connection] = {}
         self._reservations: dict[str, Reservation] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -36,12 +56,13 @@ class SessionPool:
         """Connect to new incarnations, drop those that are gone; their requests fail with EngineDied."""
         self._endpoints = endpoints
         live = {(e.engine_id, e.epoch): e for e in endpoints if e.state not in (EngineState.STARTING, EngineState.DEAD)}
-        for key in self._connections.keys() - live.keys():
+        for key in [key for key in self._connections if key not in live]:
             task = asyncio.get_running_loop().create_task(self._connections.pop(key).close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        for key in live.keys() - self._connections.keys():
-            self._connections[key] = EngineConnection(live[key], self._times, self._clock, self._note_change)
+        for key, endpoint in live.items():
+            if key not in self._connections:
+                self._connections[key] = self._connect(endpoint, self._note_change)
         self._note_change()
 
     def state(self) -> ClusterState:
@@ -96,3 +117,7 @@ class SessionPool:
             booked_requests=requests[endpoint.engine_id],
             booked_tokens=tokens[endpoint.engine_id],
         )
+
+
+def _connect(times: Times, clock: Clock, endpoint: Endpoint, on_change: Callable[[], None]) -> Connection:
+    return EngineConnection(endpoint, times, clock, on_change)
