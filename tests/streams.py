@@ -64,10 +64,12 @@ class Stream:
         return ""
 
 
-def ask(deployment: Deployment, request: Ask, timeout: float = 90.0) -> Stream:
+def ask(deployment: Deployment, request: Ask, *, request_id: str = "", timeout: float = 90.0) -> Stream:
     """Stream one answer to its end."""
     stream = Stream(time.monotonic())
-    with httpx.stream("POST", f"{deployment.url}/v1/completions", json=request.body(), timeout=timeout) as response:
+    headers = {"x-request-id": request_id} if request_id else {}
+    url = f"{deployment.url}/v1/completions"
+    with httpx.stream("POST", url, json=request.body(), headers=headers, timeout=timeout) as response:
         if response.status_code != 200:
             response.read()
             stream.error = response.json()["error"]
