@@ -120,6 +120,10 @@ class KVConfig(Section):
 class RoutingConfig(Section):
     decode_local_below: Annotated[int, Field(ge=0)] = 32
     """Prompts with fewer tokens than this left to compute are read by the decode engine itself."""
+    policy: NonEmpty = "kv_aware"
+    """kv_aware, prefix, least_loaded, round_robin, or a class of your own as "module:Class"."""
+    fallback: bool = True
+    """Whether one pool may serve whole requests while the other has no engine, or every decode engine is full."""
 
 
 class LimitsConfig(Section):

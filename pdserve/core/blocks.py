@@ -53,3 +53,13 @@ class KVEvent:
     number: int
     kind: KVEventKind
     hashes: tuple[BlockHash, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVSnapshot:
+    """Part of all hashes an engine holds after event `number`; the parts from first to last make a whole."""
+
+    number: int
+    hashes: tuple[BlockHash, ...]
+    first: bool
+    last: bool

@@ -1,9 +1,24 @@
 """State and decisions of routing: inputs and outputs of pure functions, the same in cluster and simulator."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pdserve.core.endpoint import Endpoint, LoadSnapshot
+from pdserve.core.endpoint import Endpoint, EngineCapacity, LoadSnapshot
+
+EngineKey = tuple[str, int]
+"""(engine id, epoch): one incarnation."""
+
+RECENT_SECONDS = 30.0
+"""Time constant with which EngineView.recent_work fades."""
+
+
+OUTPUT_HORIZON = 256
+
+
+def expected_output(max_tokens: int) -> int:
+    """Output tokens to reckon with: few requests write all they may."""
+    return min(max_tokens, OUTPUT_HORIZON)
 
 
 class Mode(StrEnum):
@@ -15,17 +30,61 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepModel:
+    """Seconds one engine step takes: base + per_token · tokens + per_context · context.
+
+    tokens are those the step computes, context the tokens whose KV its rows read, themselves included.
+    The defaults are a prior of the right order for a small model on a GPU, until steps have been seen.
+    """
+
+    base: float = 5e-3
+    per_token: float = 4e-5
+    per_context: float = 1e-8
+
+    def seconds(self, tokens: float, context: float) -> float:
+        return self.base + self.per_token * tokens + self.per_context * context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booked:
+    """Work of this gateway that runs on one engine now.
+
+    decoding: requests that write their tokens there, and reserved_tokens the KV they may grow to (prompt
+    and expected output). prefilling: requests whose prompt the engine has yet to finish, and prompt_tokens
+    their uncached tokens; unseen_tokens is the part its last snapshot cannot have counted yet.
+    context_tokens: KV the decoding requests read at every step, prompts only. A request that does both on
+    one engine counts in decoding alone.
+    """
+
+    decoding: int = 0
+    reserved_tokens: int = 0
+    context_tokens: int = 0
+    prefilling: int = 0
+    prompt_tokens: int = 0
+    unseen_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineView:
     """One engine as the router knows it: its last snapshot plus what was booked since.
 
-    booked_requests and booked_tokens count work dispatched there that has not ended yet, so that the
-    view never waits for a snapshot. load is None until the first heartbeat.
+    load and capacity are None until the engine has sent them. load_at is when load arrived (monotonic
+    seconds). others_requests: requests in the last snapshot that this gateway had not booked.
+    recent_work: seconds of prompt computing booked there, fading with the time constant RECENT_SECONDS.
     """
 
     endpoint: Endpoint
     load: LoadSnapshot | None
-    booked_requests: int = 0
-    booked_tokens: int = 0
+    load_at: float = 0.0
+    capacity: EngineCapacity | None = None
+    step_model: StepModel = StepModel()
+    booked: Booked = Booked()
+    others_requests: int = 0
+    recent_work: float = 0.0
+
+    @property
+    def key(self) -> EngineKey:
+        return self.endpoint.engine_id, self.endpoint.epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +96,48 @@ class ClusterState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixHit:
+    """Leading prompt tokens whose KV an engine holds: tokens by its own events, likely_tokens (never fewer)
+    with those of prompts just dispatched there, which it is about to hold."""
+
+    tokens: int = 0
+    likely_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteAsk:
+    """One request as a routing policy sees it. Engines without an entry in hits hold nothing of the prompt.
+
+    excluded incarnations must not be chosen: the request has just lost them.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+    hits: Mapping[EngineKey, PrefixHit] = field(default_factory=dict)
+    excluded: frozenset[EngineKey] = frozenset()
+
+    def uncached(self, key: EngineKey) -> int:
+        """Prompt tokens the engine would have to compute or fetch; the last one always is computed."""
+        hit = self.hits.get(key)
+        return self.prompt_tokens - min(hit.likely_tokens, self.prompt_tokens - 1) if hit else self.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the cost function expects of a candidate, in seconds.
+
+    ttft from dispatch to first token, handoff_gap from first to second token beyond tpot, tpot per later
+    token. cost is the one scalar candidates are compared by.
+    """
+
+    ttft: float
+    handoff_gap: float
+    tpot: float
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One way a request could have gone; cost is in the routing policy's unit, lower is better."""
 
@@ -44,6 +145,8 @@ class Candidate:
     decode: str | None
     mode: Mode
     cost: float
+    reason: str = ""
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +154,8 @@ class Route:
     """The joint choice for one request. In a local mode both endpoints are the one engine.
 
     alternatives are the candidates that lost, cheapest first; reason says in words why this won.
+    uncached_tokens is what the prompt-computing engine has to compute. prediction is None for policies
+    that predict nothing.
     """
 
     mode: Mode
@@ -58,14 +163,21 @@ class Route:
     decode: Endpoint
     reason: str
     alternatives: tuple[Candidate, ...] = ()
+    uncached_tokens: int = 0
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
-    """Load booked on a route until the request ends; released exactly once."""
+    """Load booked on a route; released exactly once, when the request ends.
+
+    uncached_tokens are computed on prefill until the first token; prompt_tokens and horizon_tokens (the
+    expected output) occupy decode until the end.
+    """
 
     request_id: str
-    prefill: str
-    decode: str
+    prefill: EngineKey
+    decode: EngineKey
     prompt_tokens: int
+    uncached_tokens: int
     horizon_tokens: int

@@ -54,6 +54,17 @@ class BlockCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepTally:
+    """Sums over the steps of one size an engine has completed since it started, so that the difference of two
+    snapshots tells what happened between them. context counts the tokens whose KV the rows read."""
+
+    steps: int = 0
+    tokens: int = 0
+    context: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSnapshot:
     """Load of one engine, sent once per heartbeat and never from another epoch than it names.
 
@@ -69,6 +80,20 @@ class LoadSnapshot:
     backlog_tokens: int
     blocks: BlockCounts
     draining: bool
+    steps: tuple[StepTally, ...] = ()
+    """By the bit length of a step's tokens: steps[n] tallies steps of 2**(n-1) to 2**n - 1 tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCapacity:
+    """What an engine tells of itself once, when a session begins. model_revision names the weights its block
+    hashes are made for; the rest as in KVLayout and EngineLimits."""
+
+    model_revision: str
+    block_size: int
+    num_blocks: int
+    max_rows: int
+    max_tokens_per_step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from pdserve.core.endpoint import Endpoint, LoadSnapshot
 from pdserve.core.errors import EngineDied, PdserveError
 from pdserve.core.request import Request, TokenDelta
 from pdserve.core.ticket import TransferTicket
+from pdserve.dispatch.ledger import EngineLedger
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
@@ -66,17 +67,22 @@ class RequestStream:
 class EngineConnection:
     """core.protocols.EngineClient for one (engine, epoch). `close` fails whatever still streams.
 
-    on_change is called when the engine becomes usable and when it is lost.
+    What the engine reports of itself goes to the ledger. on_change is called when the engine becomes usable and
+    when it is lost.
     """
 
-    def __init__(self, endpoint: Endpoint, times: Times, clock: Clock, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, ledger: EngineLedger, times: Times, clock: Clock, on_change: Callable[[], None]
+    ) -> None:
         self.endpoint = endpoint
+        self._ledger = ledger
         self._on_change = on_change
         self._times = times
         self._clock = clock
         self._outbox: asyncio.Queue[pb.SessionCommand] = asyncio.Queue()
         self._streams: dict[str, RequestStream] = {}
         self._load: LoadSnapshot | None = None
+        self._kv_asked = False
         self._last_heard = clock.monotonic()
         self._error: PdserveError | None = None
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -140,6 +146,7 @@ class EngineConnection:
             match event.WhichOneof("event"):
                 case "description":
                     self._check_epoch(event.description.epoch)
+                    self._ledger.described(convert.capacity_from_proto(event.description))
                 case "step":
                     self._check_epoch(event.step.epoch)
                     for message in event.step.deltas:
@@ -148,6 +155,13 @@ class EngineConnection:
                     self._on_load(convert.load_from_proto(event.load))
                 case "ticket":
                     self._push(event.ticket.request_id, convert.ticket_from_proto(event.ticket))
+                case "kv_events":
+                    self._check_epoch(event.kv_events.epoch)
+                    self._on_kv_events(event.kv_events)
+                case "kv_snapshot":
+                    self._check_epoch(event.kv_snapshot.epoch)
+                    self._ledger.kv_restored(convert.kv_snapshot_from_proto(event.kv_snapshot))
+                    self._kv_asked = self._kv_asked and not event.kv_snapshot.last
         raise EngineDied(f"{self.endpoint.engine_id} ended its session")
 
     def _check_epoch(self, epoch: int) -> None:
@@ -156,10 +170,19 @@ class EngineConnection:
 
     def _on_load(self, load: LoadSnapshot) -> None:
         first, self._load = self._load is None, load
+        self._ledger.loaded(load)
         if first:
             self._on_change()
 
+    def _on_kv_events(self, message: pb.KVEvents) -> None:
+        known = self._ledger.kv_changed(convert.kv_events_from_proto(message))
+        if not known and not self._kv_asked:
+            self._kv_asked = True
+            self._outbox.put_nowait(pb.SessionCommand(resend_kv=pb.ResendKV()))
+
     def _push(self, request_id: str, item: TokenDelta | TransferTicket) -> None:
+        if isinstance(item, TokenDelta):
+            self._ledger.prompt_computed(request_id)
         if stream := self._streams.get(request_id):
             stream.push(item)
 

@@ -3,17 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import TypeVar
 
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import ClusterState, EngineView, Route
+from pdserve.core.cluster import EngineView, Route
 from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
 from pdserve.dispatch.attempt import Attempt
-from pdserve.dispatch.replay import EngineKey, Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
+from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
 from pdserve.dispatch.sessions import SessionPool
-from pdserve.router.route import RoutingRules, choose_route
+from pdserve.router.router import Router
 from pdserve.telemetry.record import RequestRecord
 
 T = TypeVar("T")
@@ -25,11 +24,9 @@ _DEADLINE_GRACE = 1.0
 class Dispatcher:
     """Runs requests on the engines of a SessionPool."""
 
-    def __init__(
-        self, sessions: SessionPool, rules: RoutingRules, clock: Clock, replay: ReplayRules | None = None
-    ) -> None:
+    def __init__(self, sessions: SessionPool, router: Router, clock: Clock, replay: ReplayRules | None = None) -> None:
         self._sessions = sessions
-        self._rules = rules
+        self._router = router
         self._clock = clock
         self._replay = replay or ReplayRules()
         self._budget = ReplayBudget(self._replay, clock)
@@ -37,11 +34,7 @@ class Dispatcher:
     @property
     def ready(self) -> bool:
         """Whether a long prompt could be served now."""
-        try:
-            choose_route(self._sessions.state(), self._rules.decode_local_below, self._rules)
-        except Unavailable:
-            return False
-        return True
+        return self._router.ready(self._sessions.state())
 
     def engines(self) -> tuple[EngineView, ...]:
         return self._sessions.state().engines
@@ -95,8 +88,7 @@ class Dispatcher:
         while True:
             changed = self._sessions.changed()
             try:
-                state = _without(self._sessions.state(), history.excluded)
-                return choose_route(state, len(share.prompt_token_ids), self._rules)
+                return self._router.route(share, self._sessions.state(), history.excluded)
             except Unavailable as error:
                 if not await self._changes_before(changed, give_up):
                     raise history.error or error from error
@@ -118,13 +110,6 @@ class Dispatcher:
             if len(emitted) <= position < len(emitted) + len(delta.token_ids):
                 record.stamp(name, self._clock.unix())
         emitted += delta.token_ids
-
-
-def _without(state: ClusterState, excluded: frozenset[EngineKey]) -> ClusterState:
-    return replace(
-        state,
-        engines=tuple(v for v in state.engines if (v.endpoint.engine_id, v.endpoint.epoch) not in excluded),
-    )
 
 
 async def _before(deadline: float, work: Awaitable[T]) -> T:

@@ -1,8 +1,7 @@
 """All engines a gateway talks to, and the load it has booked on them."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -10,12 +9,14 @@ from typing import Protocol
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import ClusterState, EngineView, Reservation, Route
+from pdserve.core.cluster import ClusterState, EngineKey, EngineView, Reservation, Route, StepModel, expected_output
 from pdserve.core.endpoint import Endpoint, EngineState
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import EngineClient
 from pdserve.core.request import Request
 from pdserve.dispatch.connection import EngineConnection
+from pdserve.dispatch.ledger import EngineLedger
+from pdserve.router.kv_index import KVIndex
 
 
 class Connection(EngineClient, Protocol):
@@ -31,20 +32,24 @@ class Connection(EngineClient, Protocol):
         ...
 
 
-Connect = Callable[[Endpoint, Callable[[], None]], Connection]
-"""Opens a connection. The callback is to be called when the engine becomes usable and when it is lost."""
+Connect = Callable[[Endpoint, EngineLedger, Callable[[], None]], Connection]
+"""Opens a connection, which tells the ledger what the engine reports of itself. The callback is to be called when
+the engine becomes usable and when it is lost."""
 
 
 class SessionPool:
     """One connection per live engine incarnation, following the registry's endpoint set."""
 
-    def __init__(self, times: Times, clock: Clock, connect: Connect | None = None) -> None:
-        """connect: gRPC by default."""
+    def __init__(
+        self, times: Times, clock: Clock, connect: Connect | None = None, index: KVIndex | None = None
+    ) -> None:
+        """connect: gRPC by default. index follows the engines' KV events; the router reads it."""
+        self.index = index or KVIndex()
         self._clock = clock
         self._connect = connect or partial(_connect, times, clock)
         self._endpoints: tuple[Endpoint, ...] = ()
-        self._connections: dict[tuple[str, int], Connection] = {}
-        self._reservations: dict[str, Reservation] = {}
+        self._connections: dict[EngineKey, Connection] = {}
+        self._ledgers: dict[EngineKey, EngineLedger] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
@@ -57,24 +62,20 @@ class SessionPool:
         self._endpoints = endpoints
         live = {(e.engine_id, e.epoch): e for e in endpoints if e.state not in (EngineState.STARTING, EngineState.DEAD)}
         for key in [key for key in self._connections if key not in live]:
+            self._ledgers.pop(key).forget()
             task = asyncio.get_running_loop().create_task(self._connections.pop(key).close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
         for key, endpoint in live.items():
             if key not in self._connections:
-                self._connections[key] = self._connect(endpoint, self._note_change)
+                self._ledgers[key] = EngineLedger(key, self.index, self._clock, self._prior(endpoint))
+                self._connections[key] = self._connect(endpoint, self._ledgers[key], self._note_change)
         self._note_change()
 
     def state(self) -> ClusterState:
         """What routing decides on: registry, heartbeats and own bookings together."""
-        requests: Counter[str] = Counter()
-        tokens: Counter[str] = Counter()
-        for reservation in self._reservations.values():
-            requests[reservation.decode] += 1
-            tokens[reservation.prefill] += reservation.prompt_tokens
         return ClusterState(
-            now=self._clock.monotonic(),
-            engines=tuple(self._view(endpoint, requests, tokens) for endpoint in self._endpoints),
+            now=self._clock.monotonic(), engines=tuple(self._view(endpoint) for endpoint in self._endpoints)
         )
 
     def client(self, endpoint: Endpoint) -> EngineClient:
@@ -85,19 +86,13 @@ class SessionPool:
         return connection
 
     @contextmanager
-    def book(self, request: Request, route: Route) -> Iterator[None]:
-        """Count the request's load on its engines until it ends."""
-        self._reservations[request.id] = Reservation(
-            request_id=request.id,
-            prefill=route.prefill.engine_id,
-            decode=route.decode.engine_id,
-            prompt_tokens=len(request.prompt_token_ids),
-            horizon_tokens=request.sampling.max_tokens,
-        )
+    def book(self, request: Request, route: Route) -> Iterator["Booking"]:
+        """Count the request's load on its engines until it ends; its prompt, until its first token."""
+        booking = Booking(self._ledgers, request, route)
         try:
-            yield
+            yield booking
         finally:
-            del self._reservations[request.id]
+            booking.release()
 
     async def close(self) -> None:
         self.update(())
@@ -107,17 +102,55 @@ class SessionPool:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _view(self, endpoint: Endpoint, requests: Counter[str], tokens: Counter[str]) -> EngineView:
-        connection = self._connections.get((endpoint.engine_id, endpoint.epoch))
-        if endpoint.state is EngineState.READY and not (connection and connection.usable):
-            endpoint = replace(endpoint, state=EngineState.SUSPECT)
-        return EngineView(
-            endpoint=endpoint,
-            load=connection.snapshot() if connection else None,
-            booked_requests=requests[endpoint.engine_id],
-            booked_tokens=tokens[endpoint.engine_id],
+    def _view(self, endpoint: Endpoint) -> EngineView:
+        key = endpoint.engine_id, endpoint.epoch
+        ledger = self._ledgers.get(key)
+        if ledger is None:
+            return EngineView(endpoint=endpoint, load=None)
+        return ledger.view(endpoint, usable=self._connections[key].usable)
+
+    def _prior(self, newcomer: Endpoint) -> StepModel | None:
+        """What a peer of the same role has learned of its steps."""
+        peers = (e for e in self._endpoints if e.role is newcomer.role)
+        ledgers = (self._ledgers.get((peer.engine_id, peer.epoch)) for peer in peers)
+        return next((ledger.step_model for ledger in ledgers if ledger and ledger.step_model), None)
+
+
+class Booking:
+    """The load of one request on the engines of its route, until release."""
+
+    def __init__(self, ledgers: Mapping[EngineKey, EngineLedger], request: Request, route: Route) -> None:
+        self._ledgers = ledgers
+        self._reservation = Reservation(
+            request_id=request.id,
+            prefill=(route.prefill.engine_id, route.prefill.epoch),
+            decode=(route.decode.engine_id, route.decode.epoch),
+            prompt_tokens=len(request.prompt_token_ids),
+            uncached_tokens=route.uncached_tokens,
+            horizon_tokens=expected_output(request.sampling.max_tokens),
         )
+        for key in self._keys():
+            if ledger := ledgers.get(key):
+                ledger.book(self._reservation)
+
+    def move(self, decode: Endpoint) -> None:
+        """Exchange the decode engine's share for one on another decode engine, in one go."""
+        if ledger := self._ledgers.get(self._reservation.decode):
+            ledger.release_decode(self._reservation.request_id)
+        self._reservation = replace(self._reservation, decode=(decode.engine_id, decode.epoch))
+        if ledger := self._ledgers.get(self._reservation.decode):
+            ledger.book_decode(self._reservation)
+
+    def release(self) -> None:
+        for key in self._keys():
+            if ledger := self._ledgers.get(key):
+                ledger.release(self._reservation.request_id)
+
+    def _keys(self) -> set[EngineKey]:
+        return {self._reservation.prefill, self._reservation.decode}
 
 
-def _connect(times: Times, clock: Clock, endpoint: Endpoint, on_change: Callable[[], None]) -> Connection:
-    return EngineConnection(endpoint, times, clock, on_change)
+def _connect(
+    times: Times, clock: Clock, endpoint: Endpoint, ledger: EngineLedger, on_change: Callable[[], None]
+) -> Connection:
+    return EngineConnection(endpoint, ledger, times, clock, on_change)

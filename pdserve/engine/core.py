@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
-from pdserve.core.blocks import KVEvent, hash_namespace
+from pdserve.core.blocks import BlockHash, KVEvent, hash_namespace
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import BlockCounts, EngineLimits
 from pdserve.core.errors import DeadlineExceeded, PdserveError
@@ -236,6 +236,10 @@ class EngineCore:
     def release_lease(self, ticket_id: str) -> bool:
         """The ticket is over: its blocks serve others again. False when it has no lease."""
         return self.kv.release(ticket_id)
+
+    def kv_snapshot(self) -> tuple[int, tuple[BlockHash, ...]]:
+        """(number of the last KV event, hashes of everything the prefix cache holds)."""
+        return self.kv.snapshot()
 
     def drain_kv_events(self) -> list[KVEvent]:
         return self.kv.drain_events()

@@ -31,8 +31,10 @@ from pdserve.engine.core_events import (
 )
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
+from pdserve.engine.kv_feed import KVFeed
 from pdserve.engine.pump import StepPump
 from pdserve.engine.source_link import OpenLink
+from pdserve.engine.step_timing import StepTimer
 
 EngineItem = TokenDelta | TransferTicket
 Sink = Callable[[list[EngineItem]], None]
@@ -80,7 +82,10 @@ class Engine:
             clock=clock,
             new_ticket_id=lambda: token_hex(16),
         )
-        self._pump = StepPump(self._core, executor, self._apply)
+        self.limits = limits
+        self.kv_feed = KVFeed(self._core.drain_kv_events, self._core.kv_snapshot)
+        self._timer = StepTimer(clock)
+        self._pump = StepPump(self._core, executor, self._timer, self._apply)
         self.source = HandoffSource(
             endpoint=endpoint, transfer=transfer, times=times, clock=clock, on_end=self._on_lease_end
         )
@@ -161,6 +166,7 @@ class Engine:
             backlog_tokens=load.backlog_tokens,
             blocks=load.blocks,
             draining=self._draining,
+            steps=self._timer.tallies,
         )
 
     async def drain(self, timeout: float) -> bool:
@@ -193,6 +199,7 @@ class Engine:
         while True:
             await self.clock.sleep(_HOUSEKEEPING)
             self.source.expire()
+            self.kv_feed.collect()
             self._apply(self._core.expire(self.clock.monotonic()))
             self._pump.wake()
 

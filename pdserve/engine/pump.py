@@ -8,6 +8,7 @@ from pdserve.core.batch import StepOutput
 from pdserve.core.protocols import Executor
 from pdserve.engine.core import EngineCore
 from pdserve.engine.core_events import CoreEvent
+from pdserve.engine.step_timing import StepTimer
 
 
 class StepPump:
@@ -17,9 +18,16 @@ class StepPump:
     outside calls `wake`.
     """
 
-    def __init__(self, core: EngineCore, executor: Executor, on_events: Callable[[list[CoreEvent]], None]) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        executor: Executor,
+        timer: StepTimer,
+        on_events: Callable[[list[CoreEvent]], None],
+    ) -> None:
         self._core = core
         self._executor = executor
+        self._timer = timer
         self._on_events = on_events
         self._fresh = asyncio.Event()
         self._steps: deque[asyncio.Future[StepOutput]] = deque()
@@ -33,10 +41,13 @@ class StepPump:
             self._submit_steps()
             await self._fresh.wait()
             while self._steps and self._steps[0].done():
-                self._on_events(self._core.complete(self._steps.popleft().result()))
+                output = self._steps.popleft().result()
+                self._timer.completed()
+                self._on_events(self._core.complete(output))
 
     def _submit_steps(self) -> None:
         while batch := self._core.schedule():
+            self._timer.submitted(batch)
             handle = self._executor.forward(batch)
             self._executor.sample(handle)
             step = asyncio.ensure_future(self._executor.collect(handle))

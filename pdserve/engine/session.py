@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from pdserve.config.times import Times
+from pdserve.core.blocks import KVEvent, KVSnapshot
 from pdserve.core.errors import PdserveError
 from pdserve.core.request import FinishReason, TokenDelta
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.engine import Engine
+from pdserve.engine.kv_feed import KVReader
 from pdserve.rpc import convert
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 
@@ -27,6 +29,7 @@ class EngineSession:
         self._fresh = asyncio.Event()
         self._active: set[str] = set()
         self._load_due = False
+        self._kv = KVReader(engine.kv_feed)
 
     def deliver(self, items: list[TokenDelta | TransferTicket]) -> None:
         for item in items:
@@ -44,9 +47,12 @@ class EngineSession:
                 self._submit(command.submit)
             case "cancel_request_id":
                 self._engine.cancel(command.cancel_request_id)
+            case "resend_kv":
+                self._kv.restart()
 
     async def events(self) -> AsyncGenerator[pb.SessionEvent, None]:
-        """Description first, then steps as they come and a LoadSnapshot per heartbeat."""
+        """Description first, then steps as they come and a LoadSnapshot per heartbeat; with either, what has
+        changed in the prefix cache."""
         yield pb.SessionEvent(description=self._describe())
         beating = asyncio.create_task(self._beat())
         try:
@@ -89,7 +95,8 @@ class EngineSession:
     def _drain(self) -> list[pb.SessionEvent]:
         tickets, self._tickets = self._tickets, []
         deltas, self._deltas = self._deltas, []
-        events = [pb.SessionEvent(ticket=convert.ticket_to_proto(ticket)) for ticket in tickets]
+        events = self._drain_kv()
+        events += [pb.SessionEvent(ticket=convert.ticket_to_proto(ticket)) for ticket in tickets]
         if deltas:
             step = pb.StepEvent(
                 epoch=self._engine.endpoint.epoch, deltas=[convert.delta_to_proto(delta) for delta in deltas]
@@ -99,6 +106,16 @@ class EngineSession:
             self._load_due = False
             events.append(pb.SessionEvent(load=convert.load_to_proto(self._engine.snapshot())))
         return events
+
+    def _drain_kv(self) -> list[pb.SessionEvent]:
+        epoch = self._engine.endpoint.epoch
+        news = self._kv.news()
+        parts = [item for item in news if isinstance(item, KVSnapshot)]
+        events = [item for item in news if isinstance(item, KVEvent)]
+        messages = [pb.SessionEvent(kv_snapshot=convert.kv_snapshot_to_proto(epoch, part)) for part in parts]
+        if events:
+            messages.append(pb.SessionEvent(kv_events=convert.kv_events_to_proto(epoch, events)))
+        return messages
 
     def _describe(self) -> pb.EngineDescription:
         engine = self._engine
@@ -110,4 +127,8 @@ class EngineSession:
             model_revision=engine.info.revision,
             max_model_len=engine.info.max_model_len,
             pid=engine.endpoint.pid,
+            block_size=engine.transfer.layout.block_size,
+            num_blocks=engine.transfer.layout.num_blocks,
+            max_rows=engine.limits.max_rows,
+            max_tokens_per_step=engine.limits.max_tokens_per_step,
         )

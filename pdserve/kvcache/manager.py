@@ -150,6 +150,10 @@ class KVCacheManager:
     def drain_events(self) -> list[KVEvent]:
         return self._cache.drain_events()
 
+    def snapshot(self) -> tuple[int, tuple[BlockHash, ...]]:
+        """(number of the last event, hashes of all cached blocks)."""
+        return self._cache.last_number, self._cache.hashes()
+
     def check(self) -> None:
         """Audit every count against the tables and tickets; raises AssertionError. For tests."""
         self._pool.check()

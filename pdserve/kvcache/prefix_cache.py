@@ -21,6 +21,15 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    @property
+    def last_number(self) -> int:
+        """Of the last event recorded, drained or not."""
+        return self._last_number
+
+    def hashes(self) -> tuple[BlockHash, ...]:
+        """Everything held, oldest first."""
+        return tuple(self._blocks)
+
     def hash_of(self, block_id: int) -> BlockHash | None:
         return self._hashes.get(block_id)
 

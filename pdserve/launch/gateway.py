@@ -22,7 +22,9 @@ from pdserve.launch.child import Parent, run_child
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
-from pdserve.router.route import RoutingRules
+from pdserve.router.loading import load_policy
+from pdserve.router.router import Router
+from pdserve.router.rules import RoutingRules
 from pdserve.telemetry.logs import configure_logs
 
 _STOP_GRACE = 2.0
@@ -35,7 +37,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     configure_logs(json=config.log.format == "json", level=config.log.level)
     clock = SystemClock()
     sessions = SessionPool(config.times, clock)
-    dispatcher = Dispatcher(sessions, RoutingRules(decode_local_below=config.routing.decode_local_below), clock)
+    dispatcher = Dispatcher(sessions, router(config, sessions), clock)
     gateway = Gateway(dispatcher, Tokenizer.load(config.model_path), model_info(config), _settings(config), clock=clock)
     listener = bind(config.host, config.port)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
@@ -50,6 +52,12 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         stop.set()
         following.cancel()
     await sessions.close()
+
+
+def router(config: Config, sessions: SessionPool) -> Router:
+    """Raises ConfigError when the configured policy cannot be had."""
+    rules = RoutingRules(decode_local_below=config.routing.decode_local_below, fallback=config.routing.fallback)
+    return Router(load_policy(config.routing.policy, rules), sessions.index, rules)
 
 
 def model_info(config: Config) -> ModelInfo:

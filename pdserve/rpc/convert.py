@@ -1,6 +1,17 @@
 """Messages of protos/pdserve/v1/engine.proto ↔ core types. The only module that knows both."""
 
-from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
+from collections.abc import Iterable, Sequence
+
+from pdserve.core.blocks import HASH_BYTES, BlockHash, KVEvent, KVEventKind, KVSnapshot
+from pdserve.core.endpoint import (
+    BlockCounts,
+    Endpoint,
+    EngineCapacity,
+    EngineState,
+    LoadSnapshot,
+    Role,
+    StepTally,
+)
 from pdserve.core.protocols import PeerAddress
 from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
 from pdserve.core.ticket import PrefillDone, RankSource, RegionReady, TicketGone, TransferTicket
@@ -205,6 +216,10 @@ def load_to_proto(load: LoadSnapshot) -> pb.LoadSnapshot:
             quarantined=blocks.quarantined,
         ),
         draining=load.draining,
+        steps=[
+            pb.StepTally(steps=tally.steps, tokens=tally.tokens, context=tally.context, seconds=tally.seconds)
+            for tally in load.steps
+        ],
     )
 
 
@@ -225,7 +240,64 @@ def load_from_proto(message: pb.LoadSnapshot) -> LoadSnapshot:
             quarantined=blocks.quarantined,
         ),
         draining=message.draining,
+        steps=tuple(
+            StepTally(steps=tally.steps, tokens=tally.tokens, context=tally.context, seconds=tally.seconds)
+            for tally in message.steps
+        ),
     )
+
+
+def capacity_from_proto(message: pb.EngineDescription) -> EngineCapacity:
+    return EngineCapacity(
+        model_revision=message.model_revision,
+        block_size=message.block_size,
+        num_blocks=message.num_blocks,
+        max_rows=message.max_rows,
+        max_tokens_per_step=message.max_tokens_per_step,
+    )
+
+
+_KV_KINDS: dict[KVEventKind, pb.KVChange.Kind] = {
+    KVEventKind.STORED: pb.KVChange.KIND_STORED,
+    KVEventKind.REMOVED: pb.KVChange.KIND_REMOVED,
+    KVEventKind.CLEARED: pb.KVChange.KIND_CLEARED,
+}
+_FROM_KV_KINDS = {number: kind for kind, number in _KV_KINDS.items()}
+
+
+def kv_events_to_proto(epoch: int, events: Sequence[KVEvent]) -> pb.KVEvents:
+    """Events with consecutive numbers, at least one."""
+    changes = [pb.KVChange(kind=_KV_KINDS[event.kind], hashes=_joined(event.hashes)) for event in events]
+    return pb.KVEvents(epoch=epoch, first_number=events[0].number, changes=changes)
+
+
+def kv_events_from_proto(message: pb.KVEvents) -> list[KVEvent]:
+    return [
+        KVEvent(number=number, kind=_FROM_KV_KINDS[change.kind], hashes=_split(change.hashes))
+        for number, change in enumerate(message.changes, message.first_number)
+    ]
+
+
+def kv_snapshot_to_proto(epoch: int, snapshot: KVSnapshot) -> pb.KVSnapshot:
+    return pb.KVSnapshot(
+        epoch=epoch,
+        number=snapshot.number,
+        hashes=_joined(snapshot.hashes),
+        first=snapshot.first,
+        last=snapshot.last,
+    )
+
+
+def kv_snapshot_from_proto(message: pb.KVSnapshot) -> KVSnapshot:
+    return KVSnapshot(number=message.number, hashes=_split(message.hashes), first=message.first, last=message.last)
+
+
+def _joined(hashes: Iterable[BlockHash]) -> bytes:
+    return b"".join(hashes)
+
+
+def _split(joined: bytes) -> tuple[BlockHash, ...]:
+    return tuple(joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES))
 
 
 def peer_to_proto(peer: PeerAddress) -> pb.PeerHello:

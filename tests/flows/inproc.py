@@ -17,7 +17,9 @@ from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.engine.engine import Engine
 from pdserve.engine.server import EngineServer, grpc_links
-from pdserve.router.route import RoutingRules
+from pdserve.router.loading import load_policy
+from pdserve.router.router import Router
+from pdserve.router.rules import RoutingRules
 from pdserve.telemetry.record import RequestRecord
 from pdserve.transfer.base import TransferBackend
 from pdserve.transfer.loopback import LoopbackBackend
@@ -90,6 +92,7 @@ async def open_cluster(
     times: Times | None = None,
     clock: Clock | None = None,
     decode_local_below: int = 0,
+    policy: str = "kv_aware",
 ) -> AsyncIterator[Cluster]:
     """Start the named engines and wait until the dispatcher can use all of them."""
     times, clock = times or Times(), clock or SystemClock()
@@ -100,7 +103,9 @@ async def open_cluster(
         sessions = SessionPool(times, clock)
         stack.push_async_callback(sessions.close)
         sessions.update(tuple(engine.endpoint for engine in engines.values()))
-        dispatcher = Dispatcher(sessions, RoutingRules(decode_local_below=decode_local_below), clock)
+        rules = RoutingRules(decode_local_below=decode_local_below)
+        router = Router(load_policy(policy, rules), sessions.index, rules)
+        dispatcher = Dispatcher(sessions, router, clock)
         async with asyncio.timeout(10):
             while any(view.endpoint.state is not EngineState.READY for view in dispatcher.engines()):
                 await asyncio.sleep(0.005)

@@ -11,6 +11,8 @@ from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied
 from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
 from pdserve.dispatch.connection import EngineConnection
+from pdserve.dispatch.ledger import EngineLedger
+from pdserve.router.kv_index import KVIndex
 from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
@@ -54,6 +56,8 @@ class Bench:
     def __init__(self) -> None:
         self.engine = ScriptedEngine()
         self.clock = ManualClock()
+        self.index = KVIndex()
+        self.ledger = EngineLedger(("d0", EPOCH), self.index, self.clock)
         self.server = new_server()
         pb_grpc.add_EngineServiceServicer_to_server(self.engine, self.server)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
@@ -68,7 +72,7 @@ class Bench:
             pid=1,
             state=EngineState.READY,
         )
-        connection = EngineConnection(endpoint, Times(suspect=3.0), self.clock, on_change=lambda: None)
+        connection = EngineConnection(endpoint, self.ledger, Times(suspect=3.0), self.clock, on_change=lambda: None)
         self.engine.say.put_nowait(pb.SessionEvent(description=pb.EngineDescription(engine_id="d0", epoch=EPOCH)))
         self.engine.say.put_nowait(pb.SessionEvent(load=pb.LoadSnapshot(engine_id="d0", epoch=EPOCH, number=1)))
         while not connection.usable:

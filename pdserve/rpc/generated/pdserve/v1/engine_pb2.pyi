@@ -1,4 +1,5 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -7,12 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SessionCommand(_message.Message):
-    __slots__ = ("submit", "cancel_request_id")
+    __slots__ = ("submit", "cancel_request_id", "resend_kv")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RESEND_KV_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     cancel_request_id: str
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel_request_id: _Optional[str] = ...) -> None: ...
+    resend_kv: ResendKV
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel_request_id: _Optional[str] = ..., resend_kv: _Optional[_Union[ResendKV, _Mapping]] = ...) -> None: ...
+
+class ResendKV(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("request", "handoff", "ticket")
@@ -67,19 +74,23 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: bool = ...) -> None: ...
 
 class SessionEvent(_message.Message):
-    __slots__ = ("description", "step", "load", "ticket")
+    __slots__ = ("description", "step", "load", "ticket", "kv_events", "kv_snapshot")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
+    KV_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    KV_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     description: EngineDescription
     step: StepEvent
     load: LoadSnapshot
     ticket: TransferTicket
-    def __init__(self, description: _Optional[_Union[EngineDescription, _Mapping]] = ..., step: _Optional[_Union[StepEvent, _Mapping]] = ..., load: _Optional[_Union[LoadSnapshot, _Mapping]] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ...) -> None: ...
+    kv_events: KVEvents
+    kv_snapshot: KVSnapshot
+    def __init__(self, description: _Optional[_Union[EngineDescription, _Mapping]] = ..., step: _Optional[_Union[StepEvent, _Mapping]] = ..., load: _Optional[_Union[LoadSnapshot, _Mapping]] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ..., kv_events: _Optional[_Union[KVEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KVSnapshot, _Mapping]] = ...) -> None: ...
 
 class EngineDescription(_message.Message):
-    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid")
+    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid", "block_size", "num_blocks", "max_rows", "max_tokens_per_step")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +98,10 @@ class EngineDescription(_message.Message):
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     role: str
     epoch: int
@@ -94,7 +109,53 @@ class EngineDescription(_message.Message):
     model_revision: str
     max_model_len: int
     pid: int
-    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    block_size: int
+    num_blocks: int
+    max_rows: int
+    max_tokens_per_step: int
+    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ...) -> None: ...
+
+class KVEvents(_message.Message):
+    __slots__ = ("epoch", "first_number", "changes")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    first_number: int
+    changes: _containers.RepeatedCompositeFieldContainer[KVChange]
+    def __init__(self, epoch: _Optional[int] = ..., first_number: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[KVChange, _Mapping]]] = ...) -> None: ...
+
+class KVChange(_message.Message):
+    __slots__ = ("kind", "hashes")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[KVChange.Kind]
+        KIND_STORED: _ClassVar[KVChange.Kind]
+        KIND_REMOVED: _ClassVar[KVChange.Kind]
+        KIND_CLEARED: _ClassVar[KVChange.Kind]
+    KIND_UNSPECIFIED: KVChange.Kind
+    KIND_STORED: KVChange.Kind
+    KIND_REMOVED: KVChange.Kind
+    KIND_CLEARED: KVChange.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    kind: KVChange.Kind
+    hashes: bytes
+    def __init__(self, kind: _Optional[_Union[KVChange.Kind, str]] = ..., hashes: _Optional[bytes] = ...) -> None: ...
+
+class KVSnapshot(_message.Message):
+    __slots__ = ("epoch", "number", "hashes", "first", "last")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    number: int
+    hashes: bytes
+    first: bool
+    last: bool
+    def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ..., hashes: _Optional[bytes] = ..., first: bool = ..., last: bool = ...) -> None: ...
 
 class StepEvent(_message.Message):
     __slots__ = ("epoch", "deltas")
@@ -151,7 +212,7 @@ class Stamp(_message.Message):
     def __init__(self, name: _Optional[str] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
 
 class LoadSnapshot(_message.Message):
-    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining")
+    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining", "steps")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +221,7 @@ class LoadSnapshot(_message.Message):
     BACKLOG_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     epoch: int
     number: int
@@ -168,7 +230,20 @@ class LoadSnapshot(_message.Message):
     backlog_tokens: int
     blocks: BlockCounts
     draining: bool
-    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ...) -> None: ...
+    steps: _containers.RepeatedCompositeFieldContainer[StepTally]
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ..., steps: _Optional[_Iterable[_Union[StepTally, _Mapping]]] = ...) -> None: ...
+
+class StepTally(_message.Message):
+    __slots__ = ("steps", "tokens", "context", "seconds")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    tokens: int
+    context: int
+    seconds: float
+    def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., context: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class BlockCounts(_message.Message):
     __slots__ = ("total", "free", "used", "leased", "quarantined")

@@ -55,8 +55,8 @@ class EngineServiceServicer(object):
 
     def Session(self, request_iterator, context):
         """One long-lived session per (client process, engine). The server's first event is the
-        EngineDescription; then one StepEvent per engine step that concerns this session, and a
-        LoadSnapshot per heartbeat. Ending the session cancels its requests.
+        EngineDescription, then a KVSnapshot; then one StepEvent per engine step that concerns this session, a
+        LoadSnapshot per heartbeat, and KVEvents along with either. Ending the session cancels its requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -20,8 +20,8 @@ class EngineServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_engine_pb2.SessionCommand, _engine_pb2.SessionEvent]
     """One long-lived session per (client process, engine). The server's first event is the
-    EngineDescription; then one StepEvent per engine step that concerns this session, and a
-    LoadSnapshot per heartbeat. Ending the session cancels its requests.
+    EngineDescription, then a KVSnapshot; then one StepEvent per engine step that concerns this session, a
+    LoadSnapshot per heartbeat, and KVEvents along with either. Ending the session cancels its requests.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_engine_pb2.DrainRequest, _engine_pb2.DrainResponse]
     """Stop accepting requests, finish what runs and what is leased, then answer."""
@@ -36,8 +36,8 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_engine_pb2.SessionCommand], _abc.AsyncIterator[_engine_pb2.SessionEvent]],
     ) -> _abc.AsyncIterator[_engine_pb2.SessionEvent]:
         """One long-lived session per (client process, engine). The server's first event is the
-        EngineDescription; then one StepEvent per engine step that concerns this session, and a
-        LoadSnapshot per heartbeat. Ending the session cancels its requests.
+        EngineDescription, then a KVSnapshot; then one StepEvent per engine step that concerns this session, a
+        LoadSnapshot per heartbeat, and KVEvents along with either. Ending the session cancels its requests.
         """
 
     @_abc_1.abstractmethod

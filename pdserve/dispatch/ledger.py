@@ -1,0 +1,147 @@
+"""What a gateway knows of one engine incarnation: its reports, and the load this gateway has booked on it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import exp
+
+from pdserve.core.blocks import KVEvent, KVSnapshot
+from pdserve.core.clock import Clock
+from pdserve.core.cluster import RECENT_SECONDS, Booked, EngineKey, EngineView, Reservation, StepModel
+from pdserve.core.endpoint import Endpoint, EngineCapacity, EngineState, LoadSnapshot
+from pdserve.router.calibration import StepCalibrator
+from pdserve.router.kv_index import KVIndex
+from pdserve.router.load import prompt_seconds
+
+_ON_THE_WAY = 0.02
+"""Seconds before a snapshot's arrival in which a request may have been dispatched without being counted."""
+_VIEW_LIFE = 1.0
+"""Seconds after which a view is made anew though nothing happened, for what fades in it."""
+
+
+class EngineLedger:
+    """Fed by the engine's connection with what the engine sends, by the pool with bookings.
+
+    Bookings never wait for a snapshot, and a snapshot does not undo what it cannot have counted yet.
+    """
+
+    def __init__(self, key: EngineKey, index: KVIndex, clock: Clock, prior: StepModel | None = None) -> None:
+        self._key = key
+        self._index = index
+        self._clock = clock
+        self._calibrator = StepCalibrator(prior)
+        self._capacity: EngineCapacity | None = None
+        self._load: LoadSnapshot | None = None
+        self._load_at = 0.0
+        self._others = 0
+        self._prompts: dict[str, tuple[int, float]] = {}
+        """Request → (uncached tokens, when booked), until its first token."""
+        self._decoding: dict[str, Reservation] = {}
+        self._reserved = 0
+        self._context = 0
+        self._recent = (0.0, 0.0)
+        self._view: EngineView | None = None
+        self._view_until = 0.0
+
+    @property
+    def step_model(self) -> StepModel | None:
+        """None before the engine has taken a step."""
+        return self._calibrator.model if self._calibrator.calibrated else None
+
+    def described(self, capacity: EngineCapacity) -> None:
+        self._capacity = capacity
+        self._view = None
+
+    def loaded(self, load: LoadSnapshot) -> None:
+        now = self._clock.monotonic()
+        self._calibrator.update(load.steps)
+        self._load, self._load_at = load, now
+        self._others = max(0, load.running + load.waiting - len(self._decoding.keys() | self._prompts.keys()))
+        self._view = None
+
+    def kv_changed(self, events: Sequence[KVEvent]) -> bool:
+        """False: events are missing, ask the engine for a snapshot."""
+        return self._index.apply(self._key, events)
+
+    def kv_restored(self, snapshot: KVSnapshot) -> None:
+        self._index.restore(self._key, snapshot)
+
+    def prompt_computed(self, request_id: str) -> None:
+        """A token of the request has arrived from this engine."""
+        if self._prompts.pop(request_id, None):
+            self._view = None
+
+    def book(self, reservation: Reservation) -> None:
+        """Both shares of the request that fall to this engine."""
+        if reservation.prefill == self._key:
+            self._book_prompt(reservation)
+        if reservation.decode == self._key:
+            self.book_decode(reservation)
+        self._view = None
+
+    def book_decode(self, reservation: Reservation) -> None:
+        self._decoding[reservation.request_id] = reservation
+        self._reserved += reservation.prompt_tokens + reservation.horizon_tokens
+        self._context += reservation.prompt_tokens
+        self._view = None
+
+    def release(self, request_id: str) -> None:
+        """Whatever is still booked for the request here."""
+        self.prompt_computed(request_id)
+        self.release_decode(request_id)
+
+    def release_decode(self, request_id: str) -> None:
+        reservation = self._decoding.pop(request_id, None)
+        if reservation is not None:
+            self._reserved -= reservation.prompt_tokens + reservation.horizon_tokens
+            self._context -= reservation.prompt_tokens
+        self._view = None
+
+    def forget(self) -> None:
+        """The incarnation has left."""
+        self._index.drop(self._key)
+
+    def view(self, endpoint: Endpoint, *, usable: bool) -> EngineView:
+        """The engine for a routing decision; an engine that is not heard from is suspect at most."""
+        now = self._clock.monotonic()
+        view = self._view
+        if view is None or now >= self._view_until or view.endpoint is not endpoint:
+            view = self._view = self._look(endpoint, now)
+            self._view_until = now + _VIEW_LIFE
+        if endpoint.state is EngineState.READY and not usable:
+            return replace(view, endpoint=replace(endpoint, state=EngineState.SUSPECT))
+        return view
+
+    def _look(self, endpoint: Endpoint, now: float) -> EngineView:
+        return EngineView(
+            endpoint=endpoint,
+            load=self._load,
+            load_at=self._load_at,
+            capacity=self._capacity,
+            step_model=self._calibrator.model,
+            booked=self._booked(),
+            others_requests=self._others,
+            recent_work=self._recent_work(now),
+        )
+
+    def _booked(self) -> Booked:
+        unseen_since = self._load_at - _ON_THE_WAY
+        return Booked(
+            decoding=len(self._decoding),
+            reserved_tokens=self._reserved,
+            context_tokens=self._context,
+            prefilling=sum(request_id not in self._decoding for request_id in self._prompts),
+            prompt_tokens=sum(tokens for tokens, _ in self._prompts.values()),
+            unseen_tokens=sum(tokens for tokens, booked_at in self._prompts.values() if booked_at > unseen_since),
+        )
+
+    def _book_prompt(self, reservation: Reservation) -> None:
+        now = self._clock.monotonic()
+        tokens = reservation.uncached_tokens
+        self._prompts[reservation.request_id] = tokens, now
+        cached = reservation.prompt_tokens - tokens
+        work = prompt_seconds(self._calibrator.model, self._capacity, reservation.prompt_tokens, cached)
+        self._recent = self._recent_work(now) + work, now
+
+    def _recent_work(self, now: float) -> float:
+        work, at = self._recent
+        return work * exp((at - now) / RECENT_SECONDS)

@@ -1,0 +1,126 @@
+"""What a step costs on one engine, learned from the steps it has taken: t = a + b · tokens + c · context.
+
+Recursive least squares of relative errors, with forgetting: the sums of the normal equations fade, a prior
+does not, so that what the load says nothing about stays sane. No term is ever negative.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from pdserve.core.cluster import StepModel
+from pdserve.core.endpoint import StepTally
+
+_KEEP = 0.97
+"""What remains of older knowledge after each report with steps in it; they come once a second."""
+_PRIOR_WEIGHT = 0.02
+"""Of the prior, in steps."""
+
+
+class StepCalibrator:
+    """Online estimate of one engine's StepModel. prior: what to start from, such as a peer's model."""
+
+    def __init__(self, prior: StepModel | None = None) -> None:
+        self._prior = prior or StepModel()
+        self._scaled = prior is not None
+        self._matrix = [[0.0] * 3 for _ in range(3)]
+        self._vector = [0.0] * 3
+        self._seen: tuple[StepTally, ...] = ()
+        self.model = self._prior
+        self.calibrated = False
+        """Whether model rests on steps of this engine."""
+
+    def update(self, tallies: Sequence[StepTally]) -> None:
+        """Take in an engine's tallies since its start; what was seen before counts once."""
+        seen = self._seen + (StepTally(),) * (len(tallies) - len(self._seen))
+        fresh = [_difference(now, before) for now, before in zip(tallies, seen, strict=False)]
+        self._seen = tuple(tallies)
+        fresh = [tally for tally in fresh if tally.steps > 0 and tally.seconds > 0]
+        if not fresh:
+            return
+        if not self._scaled:
+            self._scale_prior(fresh)
+        for row in self._matrix:
+            row[:] = [_KEEP * value for value in row]
+        self._vector = [_KEEP * value for value in self._vector]
+        for tally in fresh:
+            self._observe(tally)
+        self.model = self._solve()
+        self.calibrated = True
+
+    def _scale_prior(self, tallies: list[StepTally]) -> None:
+        """The first steps tell how fast the machine is; the prior only how the terms relate."""
+        expected = sum(
+            self._prior.base * t.steps + self._prior.per_token * t.tokens + self._prior.per_context * t.context
+            for t in tallies
+        )
+        factor = sum(t.seconds for t in tallies) / expected
+        prior = self._prior
+        self._prior = StepModel(
+            base=prior.base * factor, per_token=prior.per_token * factor, per_context=prior.per_context * factor
+        )
+        self._scaled = True
+
+    def _observe(self, tally: StepTally) -> None:
+        features = (1.0, tally.tokens / tally.steps, tally.context / tally.steps)
+        seconds = tally.seconds / tally.steps
+        weight = tally.steps / seconds**2
+        for i, x in enumerate(features):
+            self._vector[i] += weight * x * seconds
+            for j, y in enumerate(features):
+                self._matrix[i][j] += weight * x * y
+
+    def _solve(self) -> StepModel:
+        """The best fit with no negative term: of three terms, every subset that may be zero is tried."""
+        prior = (self._prior.base, self._prior.per_token, self._prior.per_context)
+        matrix = [row[:] for row in self._matrix]
+        vector = self._vector[:]
+        for i, value in enumerate(prior):
+            precision = _PRIOR_WEIGHT / max(value, 1e-12) ** 2
+            matrix[i][i] += precision
+            vector[i] += precision * value
+        best, best_error = prior, float("inf")
+        for size in (3, 2, 1):
+            for terms in combinations(range(3), size):
+                theta = _solve_terms(matrix, vector, terms)
+                if min(theta) < 0:
+                    continue
+                # The error up to a constant: θᵀMθ − 2θᵀv.
+                error = sum(
+                    theta[i] * (sum(matrix[i][j] * theta[j] for j in range(3)) - 2 * vector[i]) for i in range(3)
+                )
+                if error < best_error:
+                    best, best_error = theta, error
+        return StepModel(base=best[0], per_token=best[1], per_context=best[2])
+
+
+def _difference(now: StepTally, before: StepTally) -> StepTally:
+    return StepTally(
+        steps=now.steps - before.steps,
+        tokens=now.tokens - before.tokens,
+        context=now.context - before.context,
+        seconds=now.seconds - before.seconds,
+    )
+
+
+def _solve_terms(matrix: list[list[float]], vector: list[float], terms: tuple[int, ...]) -> tuple[float, float, float]:
+    """Gaussian elimination over some of the unknowns; the others are zero. Rows are scaled first: features
+    differ by many orders of magnitude."""
+    scale = [matrix[i][i] ** -0.5 for i in terms]
+    rows = [
+        [matrix[i][j] * scale[a] * scale[b] for b, j in enumerate(terms)] + [vector[i] * scale[a]]
+        for a, i in enumerate(terms)
+    ]
+    size = len(terms)
+    for k in range(size):
+        # Positive definite thanks to the prior: no pivoting needed, and no pivot is zero.
+        for row in rows[k + 1 :]:
+            factor = row[k] / rows[k][k]
+            row[k:] = [value - factor * above for value, above in zip(row[k:], rows[k][k:], strict=True)]
+    solution = [0.0] * size
+    for k in reversed(range(size)):
+        rest = sum(rows[k][j] * solution[j] for j in range(k + 1, size))
+        solution[k] = (rows[k][size] - rest) / rows[k][k]
+    theta = [0.0, 0.0, 0.0]
+    for a, i in enumerate(terms):
+        theta[i] = solution[a] * scale[a]
+    return theta[0], theta[1], theta[2]

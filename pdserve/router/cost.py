@@ -1,0 +1,150 @@
+"""The joint cost of a candidate route: predicted TTFT, handoff gap and TPOT, as one scalar in seconds.
+
+Pure functions of the views and of `now`. More load, or more tokens to compute, never makes a candidate
+cheaper; a longer cached prefix never makes it dearer.
+"""
+
+from heapq import nsmallest
+from itertools import product
+
+from pdserve.core.cluster import RECENT_SECONDS, Candidate, EngineView, Mode, Prediction, RouteAsk, expected_output
+from pdserve.router import load
+from pdserve.router.options import LocalOption, Options
+from pdserve.router.rules import RoutingRules
+
+
+class CostModel:
+    """Prices the candidates of one request at one moment."""
+
+    def __init__(self, ask: RouteAsk, now: float, rules: RoutingRules) -> None:
+        self._ask = ask
+        self._now = now
+        self._rules = rules
+        self._horizon = expected_output(ask.max_tokens)
+
+    def pair(self, prefill: EngineView, decode: EngineView) -> Prediction:
+        """Disaggregated: the prompt on one engine, the tokens on another. What the decode engine lacks is
+        fetched while the prompt is computed, so only the part that takes longer than that shows."""
+        compute = self._compute(prefill)
+        fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(decode.key)
+        tpot, wait = self._decode(decode)
+        return self._weighed(
+            ttft=self._queue(prefill) + compute,
+            gap=self._rules.handoff_seconds + max(0.0, fetch - compute) + wait,
+            tpot=tpot,
+            contended=self._utilisation(prefill) * compute,
+        )
+
+    def local(self, view: EngineView) -> Prediction:
+        """One engine: the prompt waits for room there as well."""
+        compute = self._compute(view)
+        tpot, wait = self._decode(view)
+        return self._weighed(
+            ttft=self._queue(view) + compute + wait,
+            gap=0.0,
+            tpot=tpot,
+            contended=self._utilisation(view) * compute,
+        )
+
+    def best_prefills(self, views: tuple[EngineView, ...]) -> list[EngineView]:
+        """The cheapest as far as the prompt goes."""
+        cost = self._prefill_cost
+        return nsmallest(self._rules.pool_top, views, key=lambda view: (cost(view), view.endpoint.engine_id))
+
+    def best_decodes(self, views: tuple[EngineView, ...]) -> list[EngineView]:
+        """The cheapest as far as tokens and fetch go."""
+        cost = self._decode_cost
+        return nsmallest(self._rules.pool_top, views, key=lambda view: (cost(view), view.endpoint.engine_id))
+
+    def _prefill_cost(self, view: EngineView) -> float:
+        compute = self._compute(view)
+        rules = self._rules
+        waited = self._queue(view) + compute
+        return rules.ttft_weight * waited + rules.spread_weight * self._utilisation(view) * compute
+
+    def _decode_cost(self, view: EngineView) -> float:
+        tpot, wait = self._decode(view)
+        fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(view.key)
+        return self._rules.gap_weight * (wait + fetch) + self._rules.tpot_weight * tpot * self._horizon
+
+    def _weighed(self, *, ttft: float, gap: float, tpot: float, contended: float) -> Prediction:
+        rules = self._rules
+        cost = (
+            rules.ttft_weight * ttft
+            + rules.gap_weight * gap
+            + rules.tpot_weight * tpot * self._horizon
+            + rules.spread_weight * contended
+        )
+        return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost)
+
+    def _queue(self, view: EngineView) -> float:
+        return load.backlog_tokens(view, self._now) * load.seconds_per_prompt_token(view)
+
+    def _compute(self, view: EngineView) -> float:
+        prompt = self._ask.prompt_tokens
+        return load.prompt_seconds(view.step_model, view.capacity, prompt, prompt - self._ask.uncached(view.key))
+
+    def _decode(self, view: EngineView) -> tuple[float, float]:
+        """Seconds per token with this request among the rows, and until there is room for it: the share of
+        the engine that is asked for too much, times what a request of this one's length takes."""
+        prompt = self._ask.prompt_tokens
+        rows, most = load.requests(view) + 1, load.max_rows(view)
+        context = load.context_tokens(view, prompt) + prompt
+        tpot = view.step_model.seconds(rows, context)
+        missing = max(0, rows - most) / most
+        if room := load.kv_tokens(view):
+            wanted = load.reserved_tokens(view) + prompt + self._horizon
+            missing = max(missing, (wanted - room) / room)
+        return tpot, missing * tpot * self._horizon
+
+    def _utilisation(self, view: EngineView) -> float:
+        """Share of its recent time the engine was given prompts for: the likelihood of meeting another."""
+        return min(1.0, view.recent_work / RECENT_SECONDS)
+
+
+Choice = tuple[Prediction, EngineView, EngineView, LocalOption | None]
+"""(prediction, prefill, decode, option); in a local mode both views are the one engine."""
+
+
+def ranked(ask: RouteAsk, options: Options, now: float, rules: RoutingRules) -> list[Choice]:
+    """The candidates worth comparing, cheapest first; of hundreds of engines only each pool's best.
+
+    A short prompt's local candidates come first unless local_advantage says otherwise.
+    """
+    model = CostModel(ask, now, rules)
+    short = {option.view.key for option in options.local if option.short}
+    found: list[Choice] = []
+    if options.pairs:
+        decodes = model.best_decodes(options.decodes)
+        found += [(model.pair(p, d), p, d, None) for p, d in product(model.best_prefills(options.prefills), decodes)]
+    found += [(model.local(option.view), option.view, option.view, option) for option in options.local]
+
+    def order(choice: Choice) -> tuple[float, str, str]:
+        prediction, prefill, decode, option = choice
+        handicap = 1.0 if option or not short else rules.local_advantage
+        return prediction.cost * handicap, prefill.endpoint.engine_id, decode.endpoint.engine_id
+
+    return sorted(found, key=order)
+
+
+def as_candidate(choice: Choice, ask: RouteAsk) -> Candidate:
+    prediction, prefill, decode, option = choice
+    return Candidate(
+        prefill=None if option and option.mode is Mode.DECODE_LOCAL else prefill.endpoint.engine_id,
+        decode=None if option and option.mode is Mode.PREFILL_LOCAL else decode.endpoint.engine_id,
+        mode=option.mode if option else Mode.DISAGGREGATED,
+        cost=prediction.cost,
+        reason=explain(choice, ask),
+        prediction=prediction,
+    )
+
+
+def explain(choice: Choice, ask: RouteAsk) -> str:
+    """A prediction in words."""
+    prediction, prefill, _, option = choice
+    why = f"{option.reason}: " if option else ""
+    return (
+        f"{why}{ask.uncached(prefill.key)} of {ask.prompt_tokens} prompt tokens to compute; first token in "
+        f"{prediction.ttft * 1e3:.1f} ms, handoff {prediction.handoff_gap * 1e3:.1f} ms, "
+        f"then {prediction.tpot * 1e3:.2f} ms per token"
+    )

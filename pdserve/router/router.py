@@ -1,0 +1,154 @@
+"""The router: looks up what engines hold of a prompt, asks the policy, remembers what it sent where."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pdserve.core.blocks import BlockHash, block_hashes, hash_namespace
+from pdserve.core.cluster import ClusterState, EngineKey, EngineView, Mode, PrefixHit, Route, RouteAsk, expected_output
+from pdserve.core.endpoint import Endpoint, EngineCapacity, Role
+from pdserve.core.errors import Unavailable
+from pdserve.core.request import Request
+from pdserve.router.cost import CostModel
+from pdserve.router.kv_index import KVIndex
+from pdserve.router.options import find_options, ready_engines
+from pdserve.router.policy import RoutingPolicy
+from pdserve.router.rules import RoutingRules
+
+_Naming = tuple[str, int]
+"""(model revision, block size): what block hashes depend on besides tokens and salt."""
+_KEPT_CHAINS = 128
+
+
+class Router:
+    """Routes the requests of one gateway. Not thread-safe, except `prepare`."""
+
+    def __init__(self, policy: RoutingPolicy, index: KVIndex, rules: RoutingRules) -> None:
+        self._policy = policy
+        self._index = index
+        self._rules = rules
+        self._chains: OrderedDict[tuple[str, _Naming], tuple[BlockHash, ...]] = OrderedDict()
+
+    def ready(self, state: ClusterState) -> bool:
+        """Whether a long prompt could be served now."""
+        ask = RouteAsk(request_id="", prompt_tokens=self._rules.decode_local_below + 1, max_tokens=1)
+        try:
+            find_options(ask, state, self._rules)
+        except Unavailable:
+            return False
+        return True
+
+    def route(self, request: Request, state: ClusterState, excluded: frozenset[EngineKey] = frozenset()) -> Route:
+        """The policy's choice, noted in the index: equal prompts that follow find the KV it will bring about.
+
+        Raises Unavailable when no engine outside `excluded` may serve the request.
+        """
+        ask = self._ask(request, state, excluded)
+        route = self._policy.choose(ask, state)
+        for engine in {_key(route.prefill), _key(route.decode)}:
+            if view := _find(state, engine):
+                self._expect(request, view, state.now)
+        return route
+
+    def rebind(
+        self, request: Request, route: Route, state: ClusterState, excluded: frozenset[EngineKey] = frozenset()
+    ) -> Route:
+        """Look again at the decode engine of a disaggregated route that was booked a while ago.
+
+        The same route, or one with another decode engine: when the first has gone, or when another costs less
+        by more than the rules' hysteresis and the policy predicts costs at all. Raises Unavailable when no
+        decode engine is left.
+        """
+        if route.mode is not Mode.DISAGGREGATED:
+            return route
+        ask = self._ask(request, state, excluded)
+        decodes = {view.key: view for view in ready_engines(ask, state, Role.DECODE)}
+        if not decodes:
+            raise Unavailable("no decode engine is ready; try again in a few seconds")
+        current = decodes.pop(_key(route.decode), None)
+        prefill = _find(state, _key(route.prefill))
+        if prefill is None or not decodes:
+            return route if current else _moved(route, next(iter(decodes.values())))
+        model = CostModel(ask, state.now, self._rules)
+        best = min(decodes.values(), key=lambda view: (model.pair(prefill, view).cost, view.endpoint.engine_id))
+        if current is not None:
+            if route.prediction is None:
+                return route
+            cost = model.pair(prefill, _without(current, request)).cost
+            gain = cost - model.pair(prefill, best).cost
+            if gain <= max(self._rules.rebind_gain * cost, self._rules.rebind_seconds):
+                return route
+        self._expect(request, best, state.now)
+        return _moved(route, best)
+
+    def prepare(self, request: Request, namings: Iterable[EngineCapacity]) -> None:
+        """Hash a prompt ahead of route, on any thread: worth it for prompts of many thousand tokens."""
+        for capacity in namings:
+            self._chain(request, capacity)
+
+    def _ask(self, request: Request, state: ClusterState, excluded: frozenset[EngineKey]) -> RouteAsk:
+        return RouteAsk(
+            request_id=request.id,
+            prompt_tokens=len(request.prompt_token_ids),
+            max_tokens=request.sampling.max_tokens,
+            hits=self._hits(request, state),
+            excluded=excluded,
+        )
+
+    def _hits(self, request: Request, state: ClusterState) -> dict[EngineKey, PrefixHit]:
+        """One walk of the index per way of naming blocks; all engines of a deployment share one."""
+        capacities = {view.key: view.capacity for view in state.engines if view.capacity}
+        hits: dict[EngineKey, PrefixHit] = {}
+        for naming in {_naming(capacity): capacity for capacity in capacities.values()}.values():
+            size = naming.block_size
+            for key, hit in self._index.match(self._chain(request, naming), state.now).items():
+                if key in capacities and _naming(capacities[key]) == _naming(naming):
+                    hits[key] = PrefixHit(tokens=hit.blocks * size, likely_tokens=hit.likely_blocks * size)
+        return hits
+
+    def _chain(self, request: Request, capacity: EngineCapacity) -> tuple[BlockHash, ...]:
+        key = request.id, _naming(capacity)
+        chain = self._chains.get(key)
+        if chain is None:
+            namespace = hash_namespace(request.salt, capacity.model_revision)
+            chain = tuple(block_hashes(request.prompt_token_ids, capacity.block_size, namespace))
+            self._chains[key] = chain
+            while len(self._chains) > _KEPT_CHAINS:
+                self._chains.popitem(last=False)
+        return chain
+
+    def _expect(self, request: Request, view: EngineView, now: float) -> None:
+        if view.capacity is not None:
+            self._index.expect(view.key, self._chain(request, view.capacity), now)
+
+
+def _naming(capacity: EngineCapacity) -> _Naming:
+    return capacity.model_revision, capacity.block_size
+
+
+def _key(endpoint: Endpoint) -> EngineKey:
+    return endpoint.engine_id, endpoint.epoch
+
+
+def _find(state: ClusterState, key: EngineKey) -> EngineView | None:
+    return next((view for view in state.engines if view.key == key), None)
+
+
+def _moved(route: Route, decode: EngineView) -> Route:
+    old = route.decode.engine_id
+    return replace(route, decode=decode.endpoint, reason=f"{route.reason}; decoding moved from {old}")
+
+
+def _without(view: EngineView, request: Request) -> EngineView:
+    """The engine as if this request were not booked there."""
+    prompt = len(request.prompt_token_ids)
+    booked = view.booked
+    return replace(
+        view,
+        booked=replace(
+            booked,
+            decoding=max(0, booked.decoding - 1),
+            context_tokens=max(0, booked.context_tokens - prompt),
+            reserved_tokens=max(0, booked.reserved_tokens - prompt - expected_output(request.sampling.max_tokens)),
+        ),
+    )

@@ -1,0 +1,36 @@
+"""What an operator may set about routing, as the router sees it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingRules:
+    """Bounds and weights of route choice.
+
+    decode_local_below: a prompt with fewer uncached tokens on a decode engine is computed there, where one
+    step costs less than a handoff. fallback: one pool may do everything while the other has no engine, or
+    while every decode engine is full. leased_watermark: a prefill engine with this share of its blocks
+    leased gets new prompts only when all others have too.
+
+    cost = ttft_weight · TTFT + gap_weight · handoff gap + tpot_weight · TPOT · expected output
+    + spread_weight · recent utilisation · own compute, in seconds (router.cost).
+    local_advantage: a short prompt stays on its decode engine unless a pair costs this many times less.
+    handoff_seconds and fetch_seconds_per_token price a handoff.
+    rebind_gain: a reserved decode engine is left only for one whose cost is lower by this share of it and by
+    rebind_seconds. pool_top: pairs are formed of so many of the best engines of each pool.
+    """
+
+    decode_local_below: int = 32
+    fallback: bool = True
+    leased_watermark: float = 0.8
+    ttft_weight: float = 1.0
+    gap_weight: float = 1.0
+    tpot_weight: float = 1.0
+    spread_weight: float = 0.5
+    local_advantage: float = 1.5
+    handoff_seconds: float = 0.005
+    fetch_seconds_per_token: float = 2e-6
+    rebind_gain: float = 0.2
+    rebind_seconds: float = 0.02
+    pool_top: int = 6
+    max_alternatives: int = 8
