@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.contract.processes import is_gone
+from tests.contract.processes import descendants, is_gone
 
 START_TIMEOUT = 90.0
 
@@ -28,6 +28,7 @@ class Deployment:
         self.log = log
         self.greeting = ""
         self.address = ""
+        self.admin_address = ""
 
     @classmethod
     def start(cls, log: Path, *arguments: str, env: dict[str, str] | None = None) -> Self:
@@ -35,7 +36,7 @@ class Deployment:
         command = [sys.executable, "-c", "from pdserve.cli import main; main()", "serve"]
         with log.open("w", encoding="utf-8") as stderr:
             process = subprocess.Popen(
-                [*command, "--port", "0", "--grpc-port", "0", *arguments],
+                [*command, "--port", "0", "--grpc-port", "0", "--admin-port", "0", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -53,9 +54,13 @@ class Deployment:
     def url(self) -> str:
         return f"http://{self.address}"
 
+    @property
+    def admin_url(self) -> str:
+        return f"http://{self.admin_address}"
+
     def engines(self) -> dict[str, dict[str, Any]]:
         """What GET /admin/engines says now, by engine id."""
-        answer = httpx.get(f"{self.url}/admin/engines", timeout=10).json()
+        answer = httpx.get(f"{self.admin_url}/admin/engines", timeout=10).json()
         return {engine["id"]: engine for engine in answer["engines"]}
 
     def eventually(self, holds: Callable[[], bool], within: float = 30.0) -> None:
@@ -79,7 +84,7 @@ class Deployment:
 
     def children(self) -> list[int]:
         """Process ids of everything the supervisor started, workers of engines included."""
-        return _descendants(self.process.pid)
+        return descendants(self.process.pid)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -108,9 +113,7 @@ class Deployment:
             if not text:
                 raise AssertionError(f"ended before it was ready; log:\n{self.log.read_text(encoding='utf-8')}")
             self.greeting += text
-        found = re.search(r"pdserve is ready: .* at http://(\S+)", self.greeting)
-        assert found, self.greeting
-        self.address = found[1]
+        self.address, self.admin_address = re.findall(r" at http://(\S+)\n", self.greeting)[:2]
 
 
 @contextmanager
@@ -126,11 +129,3 @@ def write_config(path: Path, settings: dict[str, Any]) -> Path:
     """A configuration file; JSON is YAML."""
     path.write_text(json.dumps(settings), encoding="utf-8")
     return path
-
-
-def _descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    if not children.exists():
-        return []
-    direct = [int(child) for child in children.read_text().split()]
-    return [*direct, *(deeper for child in direct for deeper in _descendants(child))]

@@ -13,7 +13,7 @@ from pdserve.core.cluster import EngineView, Mode, Route
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
 from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
 from pdserve.gateway.gateway import Gateway
-from pdserve.gateway.http.app import create_app
+from pdserve.gateway.http.app import create_admin_app, create_app
 from pdserve.gateway.serve import bind, serve_http
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
@@ -109,6 +109,7 @@ class HttpServer:
     """A server in a thread of its own."""
 
     url: str
+    admin_url: str
     gateway: Gateway
     loop: asyncio.AbstractEventLoop
 
@@ -121,8 +122,8 @@ def http_server(
     generator: ScriptedGenerator, tokenizer: Tokenizer, settings: GatewaySettings | None = None, grace: float = 5.0
 ) -> Iterator[HttpServer]:
     """A listening server; left when it has shut down."""
-    listener = bind("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listeners = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    url, admin_url = (f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners)
     servers: list[HttpServer] = []
     stops: list[asyncio.Event] = []
     listening = threading.Event()
@@ -130,9 +131,11 @@ def http_server(
     async def main() -> None:
         gateway = Gateway(generator, tokenizer, MODEL, settings)
         stops.append(asyncio.Event())
-        servers.append(HttpServer(url=url, gateway=gateway, loop=asyncio.get_running_loop()))
+        servers.append(HttpServer(url=url, admin_url=admin_url, gateway=gateway, loop=asyncio.get_running_loop()))
         listening.set()
-        await serve_http(create_app(gateway), listener, stops[0], grace)
+        async with asyncio.TaskGroup() as group:
+            for app, listener in zip((create_app(gateway), create_admin_app(gateway)), listeners, strict=True):
+                group.create_task(serve_http(app, listener, stops[0], grace))
 
     # structlog's default prints fancy tracebacks, which takes seconds each.
     structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()])

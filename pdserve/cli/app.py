@@ -47,7 +47,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port (default 8000 or $PORT).")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port (default 8001 or $GRPC_PORT).")] = None,
-    launcher: Annotated[str | None, typer.Option(help="What starts engines: process.")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of /admin and /metrics (default 8002 or $ADMIN_PORT).")
+    ] = None,
+    launcher: Annotated[str | None, typer.Option(help="What starts engines: ray (default) or process.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the effective configuration and exit.")] = False,
 ) -> None:
@@ -59,6 +62,7 @@ def serve(
         "host": host,
         "port": port,
         "grpc_port": grpc_port,
+        "admin_port": admin_port,
         "launcher": launcher,
         "device": device,
     }
@@ -79,9 +83,10 @@ def status(
     api_key: Annotated[str | None, typer.Option(envvar="PDSERVE_API_KEY", help="If the gateway wants one.")] = None,
 ) -> None:
     """Show every engine: role, state, load and KV blocks."""
-    from pdserve.cli.status import fetch_engines, render
+    from pdserve.cli.admin import ask_admin
+    from pdserve.cli.status import render
 
-    answer = fetch_engines(host, port, api_key)
+    answer = ask_admin(host, port, "/admin/engines", api_key)
     typer.echo(answer.decode() if as_json else render(answer), nl=True)
 
 

@@ -1,38 +1,13 @@
-"""`pdserve status`: ask a running gateway for its engines."""
+"""`pdserve status`: the engines of a running gateway, for people."""
 
 import json
-import urllib.error
-import urllib.request
 from io import StringIO
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pdserve.core.errors import InvalidRequest, PdserveError, Unavailable
-
-_TIMEOUT = 5.0
-
-
-def fetch_engines(host: str, port: int, api_key: str | None) -> bytes:
-    """The gateway's answer to GET /admin/engines, JSON. Raises a PdserveError that says what to do."""
-    url = f"http://{host if ':' not in host else f'[{host}]'}:{port}/admin/engines"
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
-            answer: bytes = response.read()
-            return answer
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 401:
-            raise InvalidRequest(f"{url} wants an API key; give --api-key or set PDSERVE_API_KEY") from None
-        raise PdserveError(f"{url} answered {error.code} {error.reason}; is this a pdserve gateway?") from None
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise Unavailable(
-            f"nothing answers at {url} ({reason}); start it with `pdserve serve` or give its --port"
-        ) from None
+from pdserve.core.errors import PdserveError
 
 
 def render(answer: bytes) -> str:

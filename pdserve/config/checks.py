@@ -24,16 +24,22 @@ def complaints(config: Config) -> list[str]:
 
 
 def _exposure(config: Config) -> Iterator[str]:
-    if not is_loopback(config.host) and not config.api_keys:
-        yield (
-            f"host: {config.host} can be reached from other machines, and no api_keys are set; "
-            "set api_keys or api_keys_file, or bind 127.0.0.1"
-        )
+    """host is that of HTTP and gRPC, admin_host that of the admin port: none is open to others without keys."""
+    for setting in ("host", "admin_host"):
+        host = getattr(config, setting)
+        if not is_loopback(host) and not config.api_keys:
+            yield (
+                f"{setting}: {host} can be reached from other machines, and no api_keys are set; "
+                "set api_keys or api_keys_file, or bind 127.0.0.1"
+            )
 
 
 def _ports(config: Config) -> Iterator[str]:
     if config.port == config.grpc_port != 0:
         yield f"grpc_port: {config.grpc_port} is also the HTTP port; choose two different ports"
+    if config.admin_port and config.admin_port in (config.port, config.grpc_port):
+        other = "HTTP" if config.admin_port == config.port else "gRPC"
+        yield f"admin_port: {config.admin_port} is also the {other} port; choose two different ports"
 
 
 def _pools(config: Config) -> Iterator[str]:

@@ -141,6 +141,13 @@ class LogConfig(Section):
     format: Literal["console", "json"] = "console"
 
 
+class TelemetryConfig(Section):
+    """What is kept and told of requests, beyond logs and metrics."""
+
+    requests_kept: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """Records of the latest requests kept for `pdserve explain`, a few kilobytes each."""
+
+
 class Config(Section):
     """Everything `pdserve serve` can be told. model is a checkpoint directory, or "demo"."""
 
@@ -150,6 +157,10 @@ class Config(Section):
     host: NonEmpty = "127.0.0.1"
     port: Port = 8000
     grpc_port: Port = 8001
+    admin_host: NonEmpty = "127.0.0.1"
+    """Where /admin and /metrics are; apart from host, so that clients of the API do not reach them."""
+    admin_port: Port | None = None
+    """By default 8002, or a free port where another deployment has taken that."""
     launcher: Launcher = Launcher.PROCESS
     device: Device = Device.AUTO
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -166,6 +177,7 @@ class Config(Section):
     limits: LimitsConfig = LimitsConfig()
     times: Times = Times()
     log: LogConfig = LogConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     api_keys: tuple[Annotated[SecretStr, Field(min_length=8)], ...] = ()
     api_keys_file: NonEmpty | None = None
     """A file with one key per line; empty lines and lines beginning with # are skipped."""

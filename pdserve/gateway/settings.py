@@ -17,5 +17,9 @@ class GatewaySettings:
     """From arrival to the last token, queueing included."""
     send_timeout: float = 60.0
     """A client that reads nothing for so long is cut off."""
+    admin_port: int | None = None
+    """Where the admin application listens, told to whoever asks /live; None when it does not."""
+    requests_kept: int = 1024
+    """Records of the latest requests that can be asked for."""
     receive_timeout: float = 60.0
     """A client that has not sent its body after so long is cut off."""

@@ -14,11 +14,12 @@ from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.grpc.server import GrpcServer
-from pdserve.gateway.http.app import create_app
+from pdserve.gateway.http.app import create_admin_app, create_app
 from pdserve.gateway.serve import bind, serve_http
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.child import Parent, run_child
+from pdserve.launch.ports import local_address
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
@@ -40,13 +41,15 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     dispatcher = Dispatcher(sessions, router(config, sessions), clock)
     gateway = Gateway(dispatcher, Tokenizer.load(config.model_path), model_info(config), _settings(config), clock=clock)
     listener = bind(config.host, config.port)
+    admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         following = group.create_task(_follow(payload["registry"], sessions))
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
+        group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
-        parent.ready(address=_address(config.host, listener.getsockname()[1]))
+        parent.ready(address=local_address(config.host, listener.getsockname()[1]))
         await drain.wait()
         await gateway.intake.drained(max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE))
         stop.set()
@@ -85,13 +88,9 @@ def _settings(config: Config) -> GatewaySettings:
         max_body_bytes=config.limits.max_body_bytes,
         max_chat_tokens=config.limits.max_chat_tokens,
         request_timeout=config.limits.request_timeout,
+        admin_port=config.admin_port,
+        requests_kept=config.telemetry.requests_kept,
     )
-
-
-def _address(host: str, port: int) -> str:
-    """host:port a client on this machine can use."""
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{local}]:{port}" if ":" in local else f"{local}:{port}"
 
 
 if __name__ == "__main__":

@@ -7,13 +7,26 @@ from contextlib import ExitStack
 from pdserve.config.schema import Config
 from pdserve.core.errors import ConfigError
 
+DEFAULT_ADMIN_PORT = 8002
+
 
 def settle_ports(config: Config) -> Config:
     """The configuration with a free port in place of each 0, so that a restarted gateway keeps its
     address. Raises ConfigError for a port that is taken, before engines load their models for nothing."""
-    with ExitStack() as held:  # both at once, or the second could get the first one's number
+    with ExitStack() as held:  # all at once, or one could get the number of another
         ports = {name: _settle(held, name, config.host, getattr(config, name)) for name in ("port", "grpc_port")}
+        ports["admin_port"] = _settle_admin(held, config)
     return config.model_copy(update=ports)
+
+
+def _settle_admin(held: ExitStack, config: Config) -> int:
+    """Nobody chose the default, so that it is taken is no error."""
+    if config.admin_port is not None:
+        return _settle(held, "admin_port", config.admin_host, config.admin_port)
+    try:
+        return _settle(held, "admin_port", config.admin_host, DEFAULT_ADMIN_PORT)
+    except ConfigError:
+        return _settle(held, "admin_port", config.admin_host, 0)
 
 
 def _settle(held: ExitStack, name: str, host: str, port: int) -> int:
@@ -29,3 +42,9 @@ def _settle(held: ExitStack, name: str, host: str, port: int) -> int:
         raise ConfigError(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}") from None
     settled: int = probe.getsockname()[1]
     return settled
+
+
+def local_address(host: str, port: int) -> str:
+    """host:port a client on this machine can use."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{local}]:{port}" if ":" in local else f"{local}:{port}"

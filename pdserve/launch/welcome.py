@@ -5,6 +5,7 @@ import json
 from contextlib import suppress
 
 from pdserve.config.schema import Config
+from pdserve.launch.ports import local_address
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
@@ -28,9 +29,11 @@ def welcome(config: Config, address: str) -> str:
             "stream": True,
         }
     )
+    admin = local_address(config.admin_host, config.admin_port or 0)
     key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys else ""
     return (
         f"\npdserve is ready: {' + '.join(pools)} {engines} serve {config.model_name} at http://{address}\n"
+        f"  metrics and engines (pdserve status) at http://{admin}\n"
         f"  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
         f"    -d '{body}'\n"
         f"Ctrl-C lets running requests finish and stops everything.\n"

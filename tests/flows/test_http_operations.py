@@ -87,8 +87,8 @@ def test_draining_finishes_what_runs_and_refuses_what_comes(
         assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
-def test_engines_are_listed_under_the_agreed_names(client: httpx.Client) -> None:
-    engines = client.get("/admin/engines").json()["engines"]
+def test_engines_are_listed_under_the_agreed_names(client: httpx.Client, server: HttpServer) -> None:
+    engines = client.get(f"{server.admin_url}/admin/engines").json()["engines"]
     assert engines[0] == {
         "id": "prefill-0",
         "role": "prefill",
@@ -103,10 +103,10 @@ def test_engines_are_listed_under_the_agreed_names(client: httpx.Client) -> None
     assert engines[1]["kv_blocks"]["total"] == 0
 
 
-def test_metrics_tell_what_happened(client: httpx.Client) -> None:
+def test_metrics_tell_what_happened(client: httpx.Client, server: HttpServer) -> None:
     assert client.post(CHAT, json=HELLO).status_code == 200
     assert client.post(CHAT, json=HELLO | {"n": 5}).status_code == 400
-    lines = client.get("/metrics").text.splitlines()
+    lines = client.get(f"{server.admin_url}/metrics").text.splitlines()
     for line in (
         'pdserve_requests_total{endpoint="chat_completions",status="ok"} 1.0',
         'pdserve_rejections_total{reason="unsupported"} 1.0',
@@ -131,7 +131,7 @@ def test_client_that_leaves_a_stream_cancels_the_request(
         assert "assistant" in next(lines)
         assert not generator.closed.wait(0.2)
     assert generator.closed.wait(2)
-    assert 'status="cancelled"} 1.0' in client.get("/metrics").text
+    assert 'status="cancelled"} 1.0' in client.get(f"{server.admin_url}/metrics").text
 
 
 def test_client_that_leaves_while_waiting_cancels_the_request(server: HttpServer, generator: ScriptedGenerator) -> None:
@@ -174,13 +174,19 @@ def test_request_over_its_time_ends_with_504(directory: Path, generator: Scripte
 def test_keys_guard_all_but_the_open_paths(directory: Path, generator: ScriptedGenerator) -> None:
     settings = GatewaySettings(api_keys=("sk-one", "sk-two"))
     with http_server(generator, Tokenizer.load(directory), settings) as server:
-        for path in ("/v1/models", "/admin/engines", "/openapi.json", "/nothing", "/live/../v1/models"):
+        public = [server.url + path for path in ("/v1/models", "/openapi.json", "/nothing", "/live/../v1/models")]
+        admin = [server.admin_url + path for path in ("/admin/engines", "/openapi.json", "/nothing")]
+        for url in (*public, *admin):
             for headers in ({}, {"authorization": "Bearer sk-wrong"}, {"authorization": "sk-one"}):
-                refused = httpx.get(server.url + path, headers=headers)
+                refused = httpx.get(url, headers=headers)
                 assert refused.status_code == 401
                 assert refused.json()["error"]["code"] == "invalid_api_key"
-        for path in ("/live", "/ready", "/health", "/metrics"):
+        for path in ("/live", "/ready", "/health"):
             assert httpx.get(server.url + path).status_code == 200
+            assert httpx.get(server.admin_url + path).status_code == 200
+        assert httpx.get(server.admin_url + "/metrics").status_code == 200
+        engines = httpx.get(server.admin_url + "/admin/engines", headers={"authorization": "Bearer sk-two"})
+        assert engines.status_code == 200
         for key in ("sk-one", "sk-two", "sk-one"):
             accepted = httpx.post(server.url + CHAT, json=HELLO, headers={"authorization": f"bearer {key}"})
             assert accepted.status_code == 200
@@ -188,6 +194,17 @@ def test_keys_guard_all_but_the_open_paths(directory: Path, generator: ScriptedG
     assert one == again != two, "prefix caches are apart by key"
     assert b"sk-one" not in one
     assert one != b""
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/admin/engines", "/admin/requests/last"])
+def test_the_public_port_shows_operators_pages_to_nobody(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", CHAT, "/v1/completions", "/v1/models"])
+def test_the_admin_port_serves_no_clients(server: HttpServer, path: str) -> None:
+    assert httpx.get(server.admin_url + path).status_code == 404
+    assert httpx.post(server.admin_url + path, json=HELLO).status_code == 404
 
 
 def test_openapi_describes_the_endpoints(client: httpx.Client) -> None:

@@ -1,26 +1,42 @@
-"""The HTTP application."""
+"""The HTTP applications: one for clients, one for operators."""
 
+from collections.abc import Iterable
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from pdserve.gateway.gateway import Gateway
+from pdserve.gateway.http.admin import admin_router
 from pdserve.gateway.http.chat import chat_router
 from pdserve.gateway.http.chat_page import chat_page_router
 from pdserve.gateway.http.completions import completions_router
 from pdserve.gateway.http.errors import install
 from pdserve.gateway.http.middleware import KeyCheck, RequestContext
-from pdserve.gateway.http.operations import operations_router
+from pdserve.gateway.http.operations import models_router, probes_router
 
 
 def create_app(gateway: Gateway) -> FastAPI:
-    """All routes of one gateway. OpenAPI is at /openapi.json; its viewers load scripts from elsewhere and are off."""
-    app = FastAPI(title="pdserve", version=version("pdserve"), docs_url=None, redoc_url=None, redirect_slashes=False)
+    """The public routes. OpenAPI is at /openapi.json; its viewers load scripts from elsewhere and are off."""
+    routers = (
+        chat_page_router(),
+        probes_router(gateway),
+        models_router(gateway),
+        chat_router(gateway),
+        completions_router(gateway),
+    )
+    return _app("pdserve", gateway, routers)
+
+
+def create_admin_app(gateway: Gateway) -> FastAPI:
+    """What operators ask, and clients of the API need not see; probes too, so that any port tells who is there."""
+    return _app("pdserve admin", gateway, (probes_router(gateway), admin_router(gateway)))
+
+
+def _app(title: str, gateway: Gateway, routers: Iterable[APIRouter]) -> FastAPI:
+    app = FastAPI(title=title, version=version("pdserve"), docs_url=None, redoc_url=None, redirect_slashes=False)
     install(app, gateway.metrics)
-    app.include_router(chat_page_router())
-    app.include_router(operations_router(gateway))
-    app.include_router(chat_router(gateway))
-    app.include_router(completions_router(gateway))
+    for router in routers:
+        app.include_router(router)
     app.add_middleware(KeyCheck, gateway=gateway)
     app.add_middleware(RequestContext, gateway=gateway)  # added last, so it runs first
     return app

@@ -1,26 +1,20 @@
-"""For operators: probes, metrics, the served model, and the engines behind it."""
-
-from dataclasses import asdict
+"""For probes and clients: whether this server lives, is ready, and what it serves."""
 
 import orjson
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pdserve.core.cluster import EngineView
 from pdserve.core.errors import Unavailable
 from pdserve.gateway.gateway import Gateway
-from pdserve.telemetry.metrics import CONTENT_TYPE
-
-_NO_BLOCKS = {"total": 0, "free": 0, "used": 0, "leased": 0, "quarantined": 0}
 
 
-def operations_router(gateway: Gateway) -> APIRouter:
+def probes_router(gateway: Gateway) -> APIRouter:
     router = APIRouter()
 
     @router.get("/live", response_model=None)
     async def live() -> Response:
-        return _json({"status": "live"})
+        return as_json({"status": "live", "admin_port": gateway.settings.admin_port})
 
     @router.get("/ready", response_model=None)
     @router.get("/health", response_model=None)
@@ -28,45 +22,26 @@ def operations_router(gateway: Gateway) -> APIRouter:
         gateway.intake.check()
         if not gateway.ready:
             raise Unavailable("the engines are not ready yet")
-        return _json({"status": "ready"})
+        return as_json({"status": "ready"})
 
-    @router.get("/metrics", response_model=None)
-    async def metrics() -> Response:
-        return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE)
+    return router
 
-    @router.get("/admin/engines", response_model=None)
-    async def engines() -> Response:
-        return _json({"engines": [describe(view) for view in gateway.generator.engines()]})
+
+def models_router(gateway: Gateway) -> APIRouter:
+    router = APIRouter()
 
     @router.get("/v1/models", response_model=None)
     async def list_models() -> Response:
-        return _json({"object": "list", "data": [_model(gateway)]})
+        return as_json({"object": "list", "data": [_model(gateway)]})
 
     @router.get("/v1/models/{name:path}", response_model=None)
     async def retrieve_model(name: str) -> Response:
         if not name:
             raise HTTPException(404)
         gateway.check_model(name)
-        return _json(_model(gateway))
+        return as_json(_model(gateway))
 
     return router
-
-
-def describe(view: EngineView) -> dict[str, object]:
-    """An engine and its load, zeros before its first report. The epoch is a decimal string: 64 bits do not fit
-    into a JSON number."""
-    endpoint, load = view.endpoint, view.load
-    return {
-        "id": endpoint.engine_id,
-        "role": endpoint.role.value,
-        "epoch": str(endpoint.epoch),
-        "pid": endpoint.pid,
-        "address": endpoint.address,
-        "state": endpoint.state.value,
-        "running": load.running if load else 0,
-        "waiting": load.waiting if load else 0,
-        "kv_blocks": asdict(load.blocks) if load else _NO_BLOCKS,
-    }
 
 
 def _model(gateway: Gateway) -> dict[str, object]:
@@ -79,5 +54,5 @@ def _model(gateway: Gateway) -> dict[str, object]:
     }
 
 
-def _json(content: object) -> Response:
+def as_json(content: object) -> Response:
     return Response(orjson.dumps(content), media_type="application/json")

@@ -31,17 +31,20 @@ ENGINE = {
 
 
 class Gateway(http.server.BaseHTTPRequestHandler):
-    """GET /admin/engines as a gateway answers it; `key` and `body` are set per test."""
+    """A gateway's admin port, as far as commands ask it; `key` and `body` are set per test."""
 
+    server: http.server.HTTPServer
     key = ""
     body = json.dumps({"engines": [ENGINE]})
 
     def do_GET(self) -> None:
         allowed = not self.key or self.headers["Authorization"] == f"Bearer {self.key}"
-        status = 401 if not allowed else 200 if self.path == "/admin/engines" else 404
-        self.send_response(status)
+        live = json.dumps({"status": "live", "admin_port": self.server.server_port})
+        body = live if self.path == "/live" else self.body
+        known = self.path in ("/live", "/admin/engines")
+        self.send_response(401 if not (allowed or self.path == "/live") else 200 if known else 404)
         self.end_headers()
-        self.wfile.write(self.body.encode())
+        self.wfile.write(body.encode())
 
     def log_message(self, *_: object) -> None:
         """Nothing on stderr."""
@@ -127,7 +130,7 @@ def test_status_says_so_when_nothing_answers(
 ) -> None:
     code, out, err = run(monkeypatch, capsys, "status", "--port", "1")
     assert (code, out) == (1, "")
-    assert "nothing answers at http://127.0.0.1:1/admin/engines" in err
+    assert "nothing answers at http://127.0.0.1:1/live" in err
     assert "start it with `pdserve serve` or give its --port" in err
 
 

@@ -83,6 +83,8 @@ def test_memory_sizes_may_have_units(tmp_path: Path) -> None:
         ("times: {fence: 3}", "times.suspect: must be less than times.fence (3): an engine is suspected before"),
         ("grpc_port: 8000", "grpc_port: 8000 is also the HTTP port; choose two different ports"),
         ("host: 0.0.0.0", "host: 0.0.0.0 can be reached from other machines, and no api_keys are set; set api_keys"),
+        ("admin_host: '::'", "admin_host: :: can be reached from other machines, and no api_keys are set; set"),
+        ("admin_port: 8001", "admin_port: 8001 is also the gRPC port; choose two different ports"),
         ("pools: {prefill: {engines: 0}}", "pools: 0 prefill and 1 decode engines cannot serve; set at least 1 of"),
         ("pools: {unified: {engines: 1}}", "pools.unified.engines: unified engines stand alone; set"),
         ("pools: {decode: {accepts_handoff: false}}", "pools.decode.accepts_handoff: must be true while there are"),

@@ -9,7 +9,7 @@ from pdserve.config.schema import Config
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError
 from pdserve.launch.deployment import desired
-from pdserve.launch.ports import settle_ports
+from pdserve.launch.ports import DEFAULT_ADMIN_PORT, settle_ports
 from pdserve.launch.welcome import welcome
 
 
@@ -47,6 +47,20 @@ def test_port_zero_becomes_a_free_port_that_stays() -> None:
     assert settled.port != settled.grpc_port
     assert min(settled.port, settled.grpc_port) > 0
     assert settle_ports(settled) == settled
+
+
+def test_a_second_deployment_finds_a_free_admin_port_unless_one_was_asked_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"admin_port: {port} on 127.0.0.1 is in use"):
+            settle_ports(Config(port=0, grpc_port=0, admin_port=port))
+    try:
+        default = socket.create_server(("127.0.0.1", DEFAULT_ADMIN_PORT))
+    except OSError:  # somebody has it already, and all is as this test wants it
+        default = socket.socket()
+    with default:
+        settled = settle_ports(Config(port=0, grpc_port=0))
+    assert settled.admin_port not in (None, 0, DEFAULT_ADMIN_PORT)
 
 
 def test_a_taken_port_is_named_before_anything_starts() -> None:

@@ -1,0 +1,44 @@
+"""For operators, on a port of their own: metrics, and the engines behind the gateway."""
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from pdserve.core.cluster import EngineView
+from pdserve.gateway.gateway import Gateway
+from pdserve.gateway.http.operations import as_json
+from pdserve.telemetry.metrics import CONTENT_TYPE
+
+_NO_BLOCKS = {"total": 0, "free": 0, "used": 0, "leased": 0, "quarantined": 0}
+
+
+def admin_router(gateway: Gateway) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE)
+
+    @router.get("/admin/engines", response_model=None)
+    async def engines() -> Response:
+        return as_json({"engines": [describe(view) for view in gateway.generator.engines()]})
+
+    return router
+
+
+def describe(view: EngineView) -> dict[str, object]:
+    """An engine and its load, zeros before its first report. The epoch is a decimal string: 64 bits do not fit
+    into a JSON number."""
+    endpoint, load = view.endpoint, view.load
+    return {
+        "id": endpoint.engine_id,
+        "role": endpoint.role.value,
+        "epoch": str(endpoint.epoch),
+        "pid": endpoint.pid,
+        "address": endpoint.address,
+        "state": endpoint.state.value,
+        "running": load.running if load else 0,
+        "waiting": load.waiting if load else 0,
+        "kv_blocks": asdict(load.blocks) if load else _NO_BLOCKS,
+    }
