@@ -19,3 +19,17 @@ def is_gone(pid: int, within: float) -> bool:
 
 def count_fds() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of everything a process has started that has not lost its parent."""
+    direct: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            direct += [int(child) for child in (thread / "children").read_text().split()]
+    return [*direct, *(deeper for child in direct for deeper in descendants(child))]
+
+
+def parent_of(pid: int) -> int:
+    """Process id of the parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
