@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import pdserve
+from pdserve_loadgen.cli import app as loadgen_app
 
 if TYPE_CHECKING:
     from pdserve.config.schema import Config
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(loadgen_app, name="loadgen")
 
 ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; flags win over it.")]
 
@@ -88,6 +90,43 @@ def status(
 
     answer = ask_admin(host, port, "/admin/engines", api_key)
     typer.echo(answer.decode() if as_json else render(answer), nl=True)
+
+
+@app.command()
+def simulate(
+    trace: Annotated[Path, typer.Argument(help="Mooncake, Bailian or Azure trace, or CSV of lengths; may be gzipped.")],
+    engines: Annotated[str, typer.Option(help="How many: 2p2d is two prefill and two decode engines, 4u four of both.")] = "2p2d",
+    profile: Annotated[str, typer.Option(help="demo-cpu, h200-8b, or a YAML file.")] = "h200-8b",
+    kv_tokens: Annotated[int | None, typer.Option(help="KV of each engine, in tokens (default: the profile's).")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens per KV block (default: the trace's, else 16).")] = None,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    speed: Annotated[float, typer.Option(help="How many times faster requests arrive.")] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="Only so many requests.")] = None,
+    slo: Annotated[str | None, typer.Option(help="Targets in seconds: ttft=2,tpot=0.05,attainment=0.9.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs instead of people.")] = False,
+) -> None:
+    """Serve a trace on simulated engines in virtual time: the real scheduler, router and dispatch, no model.
+
+    Exit code 1 when the targets are missed."""
+    from pdserve_loadgen.traces import Scaling
+
+    from pdserve.cli.simulate import SimulateOptions, to_json
+    from pdserve.cli.simulate import simulate as run
+
+    report = run(
+        SimulateOptions(
+            trace=trace,
+            scaling=Scaling(speed=speed, limit=limit),
+            engines=engines,
+            profile=profile,
+            block_size=block_size,
+            kv_tokens=kv_tokens,
+            seed=seed,
+            slo=slo,
+        )
+    )
+    typer.echo(to_json(report).decode() if as_json else report.render(), nl=not as_json)
+    raise typer.Exit(0 if report.load.passed else 1)
 
 
 @config_app.command()

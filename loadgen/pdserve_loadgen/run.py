@@ -1,0 +1,124 @@
+"""A whole run: find the model, size the prompts, send, report."""
+
+import asyncio
+import resource
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+
+from pdserve_loadgen.client import Client, Clock
+from pdserve_loadgen.endpoint import Endpoint, Exchange
+from pdserve_loadgen.errors import Unreachable, UsageError
+from pdserve_loadgen.progress import show_progress
+from pdserve_loadgen.prompts import PromptWriter, Sizing, common_words, fit, words_of
+from pdserve_loadgen.report import Report, RequestResult, build_report
+from pdserve_loadgen.result import Outcome
+from pdserve_loadgen.runner import Runner
+from pdserve_loadgen.settings import Settings
+
+PROBE_WORDS = (16, 272)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a run gave. interrupted: the user ended it; the report covers what had ended by then."""
+
+    report: Report
+    results: list[RequestResult]
+    interrupted: bool
+
+
+async def run(settings: Settings, console: Console, clock: Clock = time.perf_counter) -> Run:
+    """Raises UsageError and Unreachable before anything is measured; failures of requests are in the report."""
+    settings.check()
+    plan = settings.plan()
+    words = words_of(settings.tokenizer) if settings.tokenizer else common_words()
+    _allow_many_connections()
+    endpoint = await _endpoint(settings, clock)
+    client = Client(endpoint, clock)
+    try:
+        sizing, notes = await _size_prompts(client, PromptWriter(words, Sizing(), settings.seed), settings)
+        runner = Runner(client, PromptWriter(words, sizing, settings.seed), clock, f"loadgen-{secrets.token_hex(4)}")
+        drawing = asyncio.create_task(show_progress(runner, console))
+        interrupted = False
+        try:
+            await runner.run(plan, settings.concurrency, settings.duration)
+        except asyncio.CancelledError:
+            interrupted = True
+            notes.append("interrupted: requests in flight are not counted")
+        finally:
+            drawing.cancel()
+            await asyncio.gather(drawing, return_exceptions=True)
+    finally:
+        await client.close()
+    report = build_report(
+        runner.results, title=settings.title, slo=settings.targets(), notes=notes, settings=settings.to_dict()
+    )
+    return Run(report=report, results=runner.results, interrupted=interrupted)
+
+
+async def _endpoint(settings: Settings, clock: Clock) -> Endpoint:
+    """The endpoint with a model: the one asked for, else the first the server names."""
+    endpoint = Endpoint(
+        url=settings.url.rstrip("/").removesuffix("/v1"),
+        model=settings.model or "",
+        api=settings.api,
+        api_key=settings.api_key,
+        extra=settings.body_fields(),
+        timeout=settings.timeout,
+    )
+    if settings.model:
+        return endpoint
+    client = Client(endpoint, clock)
+    try:
+        models = await client.models()
+    finally:
+        await client.close()
+    if not models:
+        raise Unreachable(f"{settings.url} serves no model; give --model")
+    return replace(endpoint, model=models[0])
+
+
+async def _size_prompts(client: Client, writer: PromptWriter, settings: Settings) -> tuple[Sizing, list[str]]:
+    """Two prompts the server counts tell how many words make a token, and that it answers at all."""
+    counted: list[tuple[int, int]] = []
+    for words in PROBE_WORDS:
+        answer = await client.send(Exchange((writer.probe(words),)), 1, f"loadgen-probe-{words}")
+        if answer.outcome is not Outcome.OK:
+            raise Unreachable(
+                f"{settings.url} refused a trial request: {answer.error}; check --url, --model, --api-key"
+            )
+        if answer.prompt_tokens is not None:
+            counted.append((words, answer.prompt_tokens))
+    if len(counted) == len(PROBE_WORDS):
+        return fit(*counted), []
+    sizing = Sizing(tokens_per_word=1.0) if settings.tokenizer else Sizing()
+    return sizing, ["the server reports no usage: input lengths are estimates, output tokens are counted events"]
+
+
+def write_json(report: Report, path: Path) -> None:
+    _write(path, (orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2), b"\n"))
+
+
+def write_record(results: Iterable[RequestResult], path: Path) -> None:
+    """One JSON object per line and request, in the order they ended."""
+    _write(path, (orjson.dumps(result.to_dict()) + b"\n" for result in results))
+
+
+def _write(path: Path, parts: Iterable[bytes]) -> None:
+    try:
+        with path.open("wb") as file:
+            file.writelines(parts)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _allow_many_connections() -> None:
+    """Every request in flight holds a socket; the soft limit is often 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
