@@ -5,7 +5,7 @@ times.suspect, every ticket on it fails with the same error and the link is not 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 
 import grpc
@@ -27,6 +27,8 @@ from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import HandoffServiceStub
+
+_HandoffCall = grpc.aio.StreamStreamCall[pb.HandoffCommand, pb.HandoffEvent]
 
 
 class HandoffLink:
@@ -134,8 +136,10 @@ class HandoffLink:
             await self._shake_hands(stub)
             self._last_heard = self._clock.monotonic()
             self._opened.set()
+            stream = stub.Handoff()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(stub.Handoff(self._commands())))
+                group.create_task(self._read(stream))
+                group.create_task(self._write(stream))
                 group.create_task(self._beat())
         except* grpc.aio.AioRpcError as group_error:
             self._fail(_translate(self.engine_id, group_error.exceptions[0]))
@@ -154,11 +158,11 @@ class HandoffLink:
             raise LayoutMismatch(f"{self.engine_id} holds {answer.kv_kind!r} KV, this engine {hello.kv_kind!r}")
         self.backend = await self._transfer.connect(convert.peer_from_proto(answer))
 
-    async def _commands(self) -> AsyncIterator[pb.HandoffCommand]:
+    async def _write(self, stream: _HandoffCall) -> None:
         while True:
-            yield await self._outbox.get()
+            await stream.write(await self._outbox.get())
 
-    async def _read(self, stream: grpc.aio.StreamStreamCall[pb.HandoffCommand, pb.HandoffEvent]) -> None:
+    async def _read(self, stream: _HandoffCall) -> None:
         async for event in stream:
             self._last_heard = self._clock.monotonic()
             if event.source_epoch != self.epoch:
