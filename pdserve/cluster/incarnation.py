@@ -25,6 +25,7 @@ class Incarnation:
         self.epoch = epoch
         self._heartbeat = heartbeat
         self._emit = emit
+        self._launching: asyncio.Future[Launched] | None = None
         self._launched: Launched | None = None
         self._asked: Callable[[Launched], None] | None = None
         self._over = False
@@ -32,15 +33,31 @@ class Incarnation:
     async def run(self, launcher: Launcher, spec: LaunchSpec) -> None:
         """Emits Spawned, BecameReady, Heard …, and Ended last, unless cancelled."""
         try:
-            self._launched = await launcher.launch(spec)
+            self._launched = await self._launch(launcher, spec)
         except OSError as error:
             self._emit_end(f"could not be started: {error}")
+        except PdserveError as error:
+            self._emit_end(str(error), refusal=isinstance(error, ConfigError))
+        if self._launched is None:
             return
         try:
             await self._live(self._launched)
         finally:
             self._launched.kill()
             await self._launched.ended()
+
+    async def _launch(self, launcher: Launcher, spec: LaunchSpec) -> Launched | None:
+        """None when it was called off: a cluster may have no room for a long time."""
+        if not self._asked:
+            self._launching = asyncio.ensure_future(launcher.launch(spec))
+            try:
+                return await self._launching
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task and task.cancelling():
+                    raise
+        self._emit_end("called off before it was started")
+        return None
 
     def terminate(self) -> None:
         self._ask(lambda launched: launched.terminate())
@@ -49,10 +66,12 @@ class Incarnation:
         self._ask(lambda launched: launched.kill())
 
     def _ask(self, ask: Callable[[Launched], None]) -> None:
-        """Now, or as soon as there is a process to ask."""
+        """Now; a launch that is still under way is called off, unless it has just succeeded."""
         self._asked = ask
         if self._launched:
             ask(self._launched)
+        elif self._launching:
+            self._launching.cancel()
 
     async def _live(self, launched: Launched) -> None:
         if self._asked:

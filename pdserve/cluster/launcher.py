@@ -6,24 +6,41 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a process takes of the machine it is placed on.
+
+    gpus may be a fraction, for several processes on one GPU; None is a fair share of what is there.
+    custom are a cluster's own names, as its nodes offer them.
+    """
+
+    cpus: float = 1.0
+    gpus: float | None = 0.0
+    custom: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
     """One process to start.
 
     name is for people and logs ("prefill-0"). module is run as a program; payload, a JSON object, is
-    what it is told. threads bounds its compute threads. The child's side is `pdserve.launch.child`.
+    what it is told. threads bounds its compute threads. resources place it on a cluster; without them
+    it runs on the launcher's own machine. The child's side is `pdserve.launch.child`.
     """
 
     name: str
     module: str
     payload: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
+    resources: Resources | None = None
 
 
 class Launched(Protocol):
     """One incarnation of a process. It dies with the process that launched it."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """On the machine it runs on."""
+        ...
 
     def ready(self) -> Awaitable[dict[str, Any]]:
         """What the process reported once it could serve; has no deadline of its own.
@@ -33,7 +50,10 @@ class Launched(Protocol):
         ...
 
     def ended(self) -> Awaitable[int]:
-        """The exit code, negative for a signal; afterwards the process is gone, memory included."""
+        """The exit code, negative for a signal; afterwards the process is gone, memory included.
+
+        A process whose machine is lost counts as killed: nobody can reach it, but it may run on for as
+        long as its machine does, and only its epoch keeps it from being believed."""
         ...
 
     def terminate(self) -> None:
@@ -48,4 +68,7 @@ class Launched(Protocol):
 class Launcher(Protocol):
     """Starts processes. Cancelling a launch leaves nothing behind."""
 
-    def launch(self, spec: LaunchSpec) -> Awaitable[Launched]: ...
+    def launch(self, spec: LaunchSpec) -> Awaitable[Launched]:
+        """Raises OSError or a PdserveError when the process cannot be started; waits, without a deadline,
+        until there is room for it."""
+        ...

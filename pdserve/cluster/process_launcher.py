@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
@@ -25,18 +26,21 @@ _LINE_BYTES = 8192
 
 
 class ProcessLauncher:
-    """The `process` launcher; holds nothing itself.
+    """The `process` launcher; holds nothing itself, and has no use for a spec's resources.
 
-    name_lines puts the child's name before each line of its log; logs for machines go without.
+    name_lines puts the child's name before each line of its log; logs for machines go without. write
+    takes those lines, in a thread of each child's own.
     """
 
-    def __init__(self, *, name_lines: bool = True) -> None:
+    def __init__(self, *, name_lines: bool = True, write: Callable[[str], object] | None = None) -> None:
         self._name_lines = name_lines
+        self._write = write or write_line
 
     async def launch(self, spec: LaunchSpec) -> "LaunchedProcess":
         answer_read, answer_write = os.pipe()
         log_read, log_write = os.pipe()
-        log = _Log(f"[{spec.name}] " if self._name_lines else "", os.fdopen(log_read, "rb"))
+        prefix = line_prefix(spec.name) if self._name_lines else ""
+        log = _Log(prefix, os.fdopen(log_read, "rb"), self._write)
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", spec.module),
@@ -122,12 +126,13 @@ class LaunchedProcess:
 
 
 class _Log:
-    """Copies a child's output to stderr from a thread of its own, so that a slow terminal cannot hold
-    up the supervisor's event loop, and keeps the last lines for the report of a death."""
+    """Copies a child's output from a thread of its own, so that a slow terminal cannot hold up the
+    supervisor's event loop, and keeps the last lines for the report of a death."""
 
-    def __init__(self, prefix: str, pipe: IO[bytes]) -> None:
+    def __init__(self, prefix: str, pipe: IO[bytes], write: Callable[[str], object]) -> None:
         self._prefix = prefix
         self._pipe = pipe
+        self._write = write
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._thread = threading.Thread(target=self._copy, name="child log", daemon=True)
         self._thread.start()
@@ -142,9 +147,19 @@ class _Log:
             while raw := self._pipe.readline(_LINE_BYTES):
                 line = raw.decode(errors="replace").rstrip("\n")
                 self._lines.append(line)
-                with suppress(OSError, ValueError):  # nobody reads our stderr any more: keep the child going
-                    sys.stderr.write(f"{self._prefix}{line}\n")
-                    sys.stderr.flush()
+                self._write(self._prefix + line)
+
+
+def line_prefix(name: str) -> str:
+    """What a child's lines begin with in a log for people."""
+    return f"[{name}] "
+
+
+def write_line(line: str) -> None:
+    """To stderr. When nobody reads it any more, the line is lost and its child goes on."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 async def _read_answer(fd: int) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from ipaddress import ip_address
 
-from pdserve.config.schema import Config
+from pdserve.config.schema import Config, Launcher
 from pdserve.config.times import Times
 
 
@@ -20,7 +20,14 @@ def is_loopback(host: str) -> bool:
 
 def complaints(config: Config) -> list[str]:
     """One line per broken rule, each naming the setting and what to do; empty when all is well."""
-    return [*_exposure(config), *_ports(config), *_pools(config), *_memory(config), *_times(config.times)]
+    return [
+        *_exposure(config),
+        *_ports(config),
+        *_pools(config),
+        *_placement(config),
+        *_memory(config),
+        *_times(config.times),
+    ]
 
 
 def _exposure(config: Config) -> Iterator[str]:
@@ -60,6 +67,21 @@ def _pools(config: Config) -> Iterator[str]:
             )
     if pools.prefill.engines and not pools.decode.accepts_handoff:
         yield "pools.decode.accepts_handoff: must be true while there are prefill engines"
+
+
+def _placement(config: Config) -> Iterator[str]:
+    own = config.launcher is Launcher.RAY and config.ray.address is None
+    if own and config.ray.auth_token_file is not None:
+        yield "ray.auth_token_file: a cluster of our own makes its token; give ray.address, or leave this out"
+    if config.ray.node_ip is not None and config.ray.node_ip in ("127.0.0.1", "localhost"):
+        yield f"ray.node_ip: Ray cannot be reached at {config.ray.node_ip}; use 127.0.0.2 or this machine's own"
+    for role, pool in config.pools.by_role().items():
+        gpus = pool.placement.gpus
+        if gpus is not None and gpus > 1 and not gpus.is_integer():
+            yield f"pools.{role}.placement.gpus: {gpus:g} is neither a part of one GPU nor a number of GPUs"
+        if own and pool.engines and pool.placement.resources:
+            names = ", ".join(pool.placement.resources)
+            yield f"pools.{role}.placement.resources: {names} is offered by no node of our own; give ray.address"
 
 
 def _memory(config: Config) -> Iterator[str]:

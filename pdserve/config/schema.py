@@ -21,8 +21,10 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 class Launcher(StrEnum):
-    """What starts engines. PROCESS: one plain process each, on this machine."""
+    """What starts engines. RAY: actors of a Ray cluster, which may be this machine alone. PROCESS: plain
+    processes on this machine, without Ray."""
 
+    RAY = "ray"
     PROCESS = "process"
 
 
@@ -48,6 +50,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class PlacementConfig(Section):
+    """What each engine takes of the Ray node it is placed on; the process launcher has no use for it."""
+
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """A fraction lets engines share a GPU. By default none on cpu, otherwise a fair share of what there is."""
+    resources: dict[NonEmpty, Annotated[float, Field(gt=0)]] = {}
+    """Names of your own that nodes offer, for engines to be placed only there."""
+
+
 class PoolConfig(Section):
     """How many engines of a role there are, and how much each takes on. Fields as in EngineLimits."""
 
@@ -58,10 +70,11 @@ class PoolConfig(Section):
     accepts_handoff: bool
     prefix_caching: bool = True
     depth: Literal[1, 2] = 2
+    placement: PlacementConfig = PlacementConfig()
 
     def limits(self, max_model_len: int) -> EngineLimits:
         """max_model_len in tokens, prompt and answer together."""
-        return EngineLimits(max_model_len=max_model_len, **self.model_dump(exclude={"engines"}))
+        return EngineLimits(max_model_len=max_model_len, **self.model_dump(exclude={"engines", "placement"}))
 
 
 class PrefillPool(PoolConfig):
@@ -101,6 +114,17 @@ class PoolsConfig(Section):
 
     def by_role(self) -> dict[Role, PoolConfig]:
         return {Role.PREFILL: self.prefill, Role.DECODE: self.decode, Role.UNIFIED: self.unified}
+
+
+class RayConfig(Section):
+    """The cluster of the ray launcher."""
+
+    address: NonEmpty | None = None
+    """host:port of a cluster to join; without it, one is started on this machine and ends with us."""
+    node_ip: NonEmpty | None = None
+    """This machine's address in the cluster: by default 127.0.0.2 in one of our own, else as Ray finds it."""
+    auth_token_file: NonEmpty | None = None
+    """The token of the cluster to join; by default where Ray looks for it (RAY_AUTH_TOKEN, ~/.ray/auth_token)."""
 
 
 class KVConfig(Section):
@@ -171,6 +195,7 @@ class Config(Section):
     worker: WorkerMode = WorkerMode.AUTO
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Compute threads of each worker on cpu."""
+    ray: RayConfig = RayConfig()
     pools: PoolsConfig = PoolsConfig()
     kv: KVConfig = KVConfig()
     routing: RoutingConfig = RoutingConfig()

@@ -1,7 +1,6 @@
 """The child's side of cluster.process_launcher: payload in, one answer out, a signal to drain."""
 
 import asyncio
-import ctypes
 import json
 import os
 import signal
@@ -10,11 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 from pdserve.core.errors import PdserveError
+from pdserve.core.parent_death import die_with_parent
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 78
 """EX_CONFIG: the answer said why."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Parent:
@@ -78,11 +77,3 @@ async def _until_done(main: Main, payload: Mapping[str, Any], parent: Parent) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await main(payload, parent, drain)
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends, however it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it was gone before we asked
-        os._exit(EXIT_FAILED)

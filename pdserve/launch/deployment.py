@@ -4,9 +4,9 @@ import json
 from functools import partial
 from typing import Any
 
-from pdserve.cluster.launcher import LaunchSpec
+from pdserve.cluster.launcher import LaunchSpec, Resources
 from pdserve.cluster.supervisor import Desired
-from pdserve.config.schema import Config, to_wire
+from pdserve.config.schema import Config, Device, PlacementConfig, to_wire
 from pdserve.core.endpoint import Role
 
 GATEWAY = "gateway"
@@ -16,7 +16,11 @@ def desired(config: Config, registry_address: str) -> list[Desired]:
     """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway."""
     public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys"}))
     engines = [
-        Desired(id=f"{role}-{index}", role=role, launch=partial(_engine_spec, f"{role}-{index}", role, public))
+        Desired(
+            id=f"{role}-{index}",
+            role=role,
+            launch=partial(_engine_spec, f"{role}-{index}", role, public, _resources(pool.placement, config.device)),
+        )
         for role, pool in config.pools.by_role().items()
         for index in range(pool.engines)
     ]
@@ -25,10 +29,16 @@ def desired(config: Config, registry_address: str) -> list[Desired]:
     return [*engines, Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)]
 
 
-def _engine_spec(engine_id: str, role: Role, config: dict[str, Any], epoch: int) -> LaunchSpec:
+def _resources(placement: PlacementConfig, device: Device) -> Resources:
+    gpus = 0.0 if device is Device.CPU and placement.gpus is None else placement.gpus
+    return Resources(cpus=placement.cpus, gpus=gpus, custom=placement.resources)
+
+
+def _engine_spec(engine_id: str, role: Role, config: dict[str, Any], resources: Resources, epoch: int) -> LaunchSpec:
     return LaunchSpec(
         name=engine_id,
         module="pdserve.launch.engine",
         payload={"engine_id": engine_id, "role": role.value, "epoch": epoch, "config": config},
         threads=config["threads"],
+        resources=resources,
     )

@@ -21,7 +21,7 @@ from pdserve.telemetry.logs import configure_logs
 from pdserve.worker.service import WorkerHandle, open_worker
 
 _HOST = "127.0.0.1"
-"""Engines of the process launcher are on one machine; only the gateway is for others."""
+"""Where an engine listens unless its launcher names an address others reach it at."""
 _STOP_GRACE = 0.2
 """Seconds the server waits for streams that have nothing left to carry."""
 
@@ -47,7 +47,7 @@ async def _serve(
 ) -> None:
     role = Role(payload["role"])
     max_model_len = min(config.max_model_len, worker.info.max_model_len)
-    server = EngineServer(_HOST)
+    server = EngineServer(payload.get("host", _HOST))
     clock = SystemClock()
     engine = Engine(
         endpoint=Endpoint(

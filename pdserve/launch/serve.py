@@ -5,15 +5,16 @@ import signal
 
 import structlog
 
+from pdserve.cluster.launcher import Launcher
 from pdserve.cluster.member import Phase
 from pdserve.cluster.plan import Members
-from pdserve.cluster.process_launcher import ProcessLauncher
 from pdserve.cluster.registry import Registry
 from pdserve.cluster.supervisor import Supervisor
 from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
 from pdserve.core.errors import ConfigError
 from pdserve.launch.deployment import GATEWAY, desired
+from pdserve.launch.launchers import open_launcher
 from pdserve.launch.ports import settle_ports
 from pdserve.launch.welcome import until_answering, welcome
 from pdserve.telemetry.logs import configure_logs
@@ -31,11 +32,16 @@ def serve(config: Config) -> int:
 
 
 async def _serve(config: Config) -> int:
+    async with open_launcher(config) as launcher:
+        return await _supervise(config, launcher)
+
+
+async def _supervise(config: Config, launcher: Launcher) -> int:
     registry = Registry()
     await registry.start()
     supervisor = Supervisor(
         desired(config, registry.address),
-        ProcessLauncher(name_lines=config.log.format == "console"),
+        launcher,
         times=config.times,
         clock=SystemClock(),
         on_change=registry.publish,

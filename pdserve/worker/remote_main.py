@@ -1,8 +1,6 @@
 """The worker process: `python -m pdserve.worker.remote_main SOCKET_FD PARENT_PID`. Lives no longer than its parent."""
 
 import asyncio
-import ctypes
-import os
 import signal
 import socket
 import sys
@@ -10,6 +8,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from pdserve.core.errors import EngineDied
+from pdserve.core.parent_death import die_with_parent
 from pdserve.core.protocols import Pull, StepHandle
 from pdserve.worker.frames import (
     Answer,
@@ -33,8 +32,6 @@ from pdserve.worker.frames import (
     write_frame,
 )
 from pdserve.worker.local import LocalWorker
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Host:
@@ -146,15 +143,6 @@ async def _serve(start: Start, reader: asyncio.StreamReader, writer: asyncio.Str
             host.run(command)
     finally:
         await worker.close()
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent ends, and end now if it already has."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        sys.exit("the engine is gone already")
 
 
 def main(fd: int, parent: int) -> None:

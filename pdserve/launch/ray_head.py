@@ -1,0 +1,66 @@
+"""A Ray cluster of our own: `python -m pdserve.launch.ray_head`, started by cluster.ray_cluster.
+
+Ray's helper processes notice late, up to a minute, that the rest is gone. So all of them stay in this
+process's group, and whatever ends this process, the supervisor's death included, ends the group.
+"""
+
+import asyncio
+import logging
+import math
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+
+from pdserve.core.parent_death import die_with_parent
+from pdserve.launch.child import Parent, run_child
+
+_OBJECT_STORE_BYTES = 80 * 2**20
+"""Ray's minimum: nothing of ours travels through its object store."""
+
+
+async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
+    """Start the cluster, answer with its address, and hold it until told to end."""
+    directory = str(payload["directory"])
+    _end_with_group(directory, int(payload["parent_pid"]))
+    # Workers are started when there is something for them to do.
+    os.environ.update(RAY_enable_worker_prestart="0", RAY_prestart_worker_first_driver="0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    loop = asyncio.get_running_loop()
+    # Ray asks the kernel to end its processes with the thread that started them: this one stays.
+    with ThreadPoolExecutor(1) as thread:
+        address = await loop.run_in_executor(thread, _start, directory, payload["node_ip"], payload["cpus"])
+        parent.ready(address=address)
+        await drain.wait()
+
+
+def _start(directory: str, node_ip: str, cpus: float) -> str:
+    ray.init(
+        num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        _node_ip_address=node_ip,
+        _temp_dir=directory,
+    )
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _end_with_group(directory: str, parent_pid: int) -> None:
+    """From now on SIGTERM, which the parent's death sends as well, kills the whole group at once."""
+
+    def end() -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+    die_with_parent(parent_pid, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    run_child(main)
