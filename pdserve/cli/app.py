@@ -95,9 +95,14 @@ def status(
 @app.command()
 def simulate(
     trace: Annotated[Path, typer.Argument(help="Mooncake, Bailian or Azure trace, or CSV of lengths; may be gzipped.")],
-    engines: Annotated[str, typer.Option(help="How many: 2p2d is two prefill and two decode engines, 4u four of both.")] = "2p2d",
+    engines: Annotated[
+        str, typer.Option(help="How many: 2p2d is two prefill and two decode engines, 4u four of both.")
+    ] = "2p2d",
     profile: Annotated[str, typer.Option(help="demo-cpu, h200-8b, or a YAML file.")] = "h200-8b",
-    kv_tokens: Annotated[int | None, typer.Option(help="KV of each engine, in tokens (default: the profile's).")] = None,
+    policy: Annotated[str, typer.Option(help="Routing policy, as in routing.policy.")] = "kv_aware",
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="KV of each engine, in tokens (default: the profile's).")
+    ] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens per KV block (default: the trace's, else 16).")] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     speed: Annotated[float, typer.Option(help="How many times faster requests arrive.")] = 1.0,
@@ -108,10 +113,9 @@ def simulate(
     """Serve a trace on simulated engines in virtual time: the real scheduler, router and dispatch, no model.
 
     Exit code 1 when the targets are missed."""
-    from pdserve_loadgen.traces import Scaling
-
     from pdserve.cli.simulate import SimulateOptions, to_json
     from pdserve.cli.simulate import simulate as run
+    from pdserve_loadgen.traces import Scaling
 
     report = run(
         SimulateOptions(
@@ -119,6 +123,7 @@ def simulate(
             scaling=Scaling(speed=speed, limit=limit),
             engines=engines,
             profile=profile,
+            policy=policy,
             block_size=block_size,
             kv_tokens=kv_tokens,
             seed=seed,

@@ -1,0 +1,149 @@
+"""dispatch.sessions.Connection to a simulated engine: what a gRPC session does, over two wires."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from pdserve.config.times import Times
+from pdserve.core.blocks import KVEvent, KVSnapshot
+from pdserve.core.clock import Clock
+from pdserve.core.endpoint import LoadSnapshot
+from pdserve.core.errors import EngineDied, PdserveError
+from pdserve.core.request import FinishReason, Request, TokenDelta
+from pdserve.core.ticket import TransferTicket
+from pdserve.dispatch.connection import RequestStream
+from pdserve.dispatch.ledger import EngineLedger
+from pdserve.engine.engine import EngineItem
+from pdserve.engine.kv_feed import KVReader
+from pdserve.simulator.engines import SimEngine
+from pdserve.simulator.node import Wire
+
+
+class SimConnection:
+    """The gateway's end. Methods named `_at_engine…` run in the engine's process."""
+
+    def __init__(
+        self, engine: SimEngine, ledger: EngineLedger, times: Times, clock: Clock, on_change: Callable[[], None]
+    ) -> None:
+        latency = engine.transfer.links.latency
+        self._engine = engine
+        self._ledger = ledger
+        self._times = times
+        self._clock = clock
+        self._latency = latency
+        self._on_change = on_change
+        self._commands = Wire(None, engine.node, latency)
+        self._events = Wire(engine.node, None, latency)
+        self._streams: dict[str, RequestStream] = {}
+        self._load: LoadSnapshot | None = None
+        self._kv_asked = False
+        self._at_engine_kv = KVReader(engine.engine.kv_feed)
+        self._error: PdserveError | None = None
+        self._last_heard = clock.monotonic()
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._at_engine_beat()), loop.create_task(self._watch())]
+        engine.node.on_death(self._on_death)
+
+    @property
+    def usable(self) -> bool:
+        return self._error is None and self._load is not None
+
+    def snapshot(self) -> LoadSnapshot | None:
+        return self._load
+
+    def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> RequestStream:
+        stream = RequestStream(self, request.id)
+        if self._error:
+            stream.push(self._error)
+            return stream
+        self._streams[request.id] = stream
+        self._commands.send(lambda: self._at_engine_start(request, handoff, ticket))
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        self._commands.send(lambda: self._engine.engine.cancel(request_id))
+
+    def forget(self, request_id: str) -> None:
+        self._streams.pop(request_id, None)
+
+    async def close(self) -> None:
+        for request_id in self._streams:
+            self.cancel(request_id)
+        self._engine.node.forget(self._on_death)
+        self._fail(EngineDied(f"{self._engine.endpoint.engine_id} has left the cluster"))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _at_engine_start(self, request: Request, handoff: bool, ticket: TransferTicket | None) -> None:
+        try:
+            self._engine.engine.start(request, self._at_engine_deliver, handoff=handoff, ticket=ticket)
+        except PdserveError as error:
+            refusal = TokenDelta(
+                request_id=request.id,
+                index=0,
+                token_ids=(),
+                finish_reason=FinishReason.ERROR,
+                error=(error.code, str(error)),
+            )
+            self._at_engine_deliver([refusal])
+
+    def _at_engine_deliver(self, items: list[EngineItem]) -> None:
+        self._at_engine_send_kv()
+        self._events.send(partial(self._on_items, items))
+
+    def _at_engine_send_kv(self) -> None:
+        if news := self._at_engine_kv.news():
+            self._events.send(partial(self._on_kv, news))
+
+    async def _at_engine_beat(self) -> None:
+        self._events.send(partial(self._ledger.described, self._engine.capacity))
+        while True:
+            self._at_engine_send_kv()
+            self._events.send(partial(self._on_load, self._engine.engine.snapshot()))
+            await self._engine.node.clock.sleep(self._times.heartbeat)
+
+    def _on_items(self, items: list[EngineItem]) -> None:
+        self._last_heard = self._clock.monotonic()
+        for item in items:
+            if isinstance(item, TokenDelta):
+                self._ledger.prompt_computed(item.request_id)
+            if stream := self._streams.get(item.request_id):
+                stream.push(item)
+
+    def _on_kv(self, news: list[KVEvent] | list[KVSnapshot]) -> None:
+        for part in news:
+            if isinstance(part, KVSnapshot):
+                self._ledger.kv_restored(part)
+                self._kv_asked = self._kv_asked and not part.last
+        events = [item for item in news if isinstance(item, KVEvent)]
+        if events and not self._ledger.kv_changed(events) and not self._kv_asked:
+            self._kv_asked = True
+            self._commands.send(self._at_engine_kv.restart)
+
+    def _on_load(self, load: LoadSnapshot) -> None:
+        self._last_heard = self._clock.monotonic()
+        first, self._load = self._load is None, load
+        self._ledger.loaded(load)
+        if first:
+            self._on_change()
+
+    async def _watch(self) -> None:
+        while True:
+            await self._clock.sleep(self._times.heartbeat / 2)
+            silence = self._clock.monotonic() - self._last_heard
+            if silence > self._times.suspect:
+                self._fail(EngineDied(f"{self._engine.endpoint.engine_id} has been silent for {silence:.1f} s"))
+
+    def _on_death(self) -> None:
+        died = EngineDied(f"{self._engine.endpoint.engine_id} died")
+        asyncio.get_running_loop().call_later(self._latency, self._fail, died)
+
+    def _fail(self, error: PdserveError) -> None:
+        if self._error:
+            return
+        self._error = error
+        for task in self._tasks:
+            task.cancel()
+        for stream in list(self._streams.values()):
+            stream.push(error)
+        self._streams.clear()
+        self._on_change()

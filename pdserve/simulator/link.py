@@ -1,0 +1,186 @@
+"""engine.source_link.SourceLink over simulated wires: the rules of leases and heartbeats as over gRPC."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.errors import LeaseExpired, LinkLost, PdserveError, TransferFailed
+from pdserve.core.protocols import PeerAddress, TransferService
+from pdserve.core.ticket import HandoffNews, TransferTicket
+from pdserve.engine.handoff_source import Deliver, HandoffSource
+from pdserve.simulator.node import Node, Wire
+
+
+class SimLink:
+    """The target's end. What reaches the source's process is in the methods named `_at_source…`."""
+
+    def __init__(
+        self,
+        *,
+        ticket: TransferTicket,
+        here: tuple[Node, TransferService],
+        there: tuple[Node, HandoffSource, PeerAddress],
+        times: Times,
+        latency: float,
+        on_failure: Callable[[PdserveError], None],
+    ) -> None:
+        self.engine_id = ticket.engine_id
+        self.epoch = ticket.epoch
+        self.error: PdserveError | None = None
+        self.backend = ""
+        self._node, self._transfer = here
+        self._peer, self._source, self._address = there
+        self._clock: Clock = self._node.clock
+        self._times = times
+        self._latency = latency
+        self._on_failure = on_failure
+        self._commands = Wire(self._node, self._peer, latency)
+        self._events = Wire(self._peer, self._node, latency)
+        self._opened = asyncio.Event()
+        self._subscribers: dict[str, Deliver] = {}
+        self._held: dict[str, float] = {}
+        """Ticket → monotonic time until which its lease surely holds."""
+        self._releases: dict[str, asyncio.Future[bool]] = {}
+        self._last_heard = self._clock.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._peer.on_death(self._on_peer_death)
+        self._node.on_death(self._detach)
+
+    async def ready(self) -> None:
+        await self._opened.wait()
+        if self.error:
+            raise self.error
+
+    def hold(self, ticket: TransferTicket) -> None:
+        self._held[ticket.id] = self._clock.monotonic() + ticket.lease
+
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
+        self._subscribers[ticket_id] = deliver
+        self._send(lambda: self._source.attach(ticket_id, first_block, self._at_source_deliver))
+
+    def lease_holds(self, ticket_id: str) -> bool:
+        return self._clock.monotonic() < self._held.get(ticket_id, 0.0) - self._times.lease_guard
+
+    async def release(self, ticket_id: str) -> None:
+        self._forget(ticket_id)
+        if self.error:
+            raise self.error
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._releases[ticket_id] = answer
+        self._send(lambda: self._at_source_release(ticket_id))
+        try:
+            async with asyncio.timeout(self._times.release_answer):
+                expired = await answer
+        except TimeoutError:
+            raise LeaseExpired(f"{self.engine_id} did not confirm that its lease still held") from None
+        finally:
+            self._releases.pop(ticket_id, None)
+        if expired:
+            raise LeaseExpired(f"{self.engine_id} had already ended the lease")
+
+    def give_up(self, ticket_id: str) -> None:
+        self._forget(ticket_id)
+        self._send(lambda: self._source.release(ticket_id))
+
+    async def close(self) -> None:
+        self._detach()
+        self._peer.forget(self._on_peer_death)
+        self._node.forget(self._detach)
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    def _forget(self, ticket_id: str) -> None:
+        self._subscribers.pop(ticket_id, None)
+        self._held.pop(ticket_id, None)
+
+    def _send(self, command: Callable[[], object]) -> None:
+        if self.error is None:
+            self._commands.send(command)
+
+    async def _run(self) -> None:
+        try:
+            await self._shake_hands()
+            self._last_heard = self._clock.monotonic()
+            self._opened.set()
+            await self._beat()
+        except PdserveError as error:
+            self._fail(error)
+
+    async def _shake_hands(self) -> None:
+        answered = asyncio.Event()
+        self._send(lambda: self._events.send(answered.set))
+        try:
+            async with asyncio.timeout(self._times.suspect):
+                await answered.wait()
+        except TimeoutError:
+            raise TransferFailed(f"the link to {self.engine_id} failed") from None
+        self.backend = await self._transfer.connect(self._address)
+
+    async def _beat(self) -> None:
+        while True:
+            await self._clock.sleep(self._times.heartbeat)
+            now = self._clock.monotonic()
+            silence = now - self._last_heard
+            if silence > self._times.suspect:
+                raise LinkLost(f"{self.engine_id} has been silent for {silence:.1f} s")
+            self._send_heartbeat(now, tuple(self._held))
+
+    def _send_heartbeat(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
+        def at_source() -> None:
+            self._source.renew(ticket_ids)
+            self._events.send(lambda: self._on_ack(sent_at, ticket_ids))
+
+        self._send(at_source)
+
+    def _on_ack(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
+        self._last_heard = self._clock.monotonic()
+        for ticket_id in ticket_ids:
+            if ticket_id in self._held:
+                self._held[ticket_id] = sent_at + self._times.lease
+
+    def _at_source_deliver(self, news: HandoffNews) -> None:
+        self._events.send(lambda: self._on_news(news))
+
+    def _at_source_release(self, ticket_id: str) -> None:
+        expired = self._source.release(ticket_id)
+        self._events.send(lambda: self._on_released(ticket_id, expired))
+
+    def _on_news(self, news: HandoffNews) -> None:
+        self._last_heard = self._clock.monotonic()
+        if deliver := self._subscribers.get(news.ticket_id):
+            deliver(news)
+
+    def _on_released(self, ticket_id: str, expired: bool) -> None:
+        self._last_heard = self._clock.monotonic()
+        answer = self._releases.get(ticket_id)
+        if answer and not answer.done():
+            answer.set_result(expired)
+
+    def _on_peer_death(self) -> None:
+        lost = LinkLost(f"{self.engine_id} cannot be reached")
+        asyncio.get_running_loop().call_later(self._latency, self._node.run, lambda: self._fail(lost))
+
+    def _detach(self) -> None:
+        """The source's process notices that its target has gone, however it went."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._latency, self._peer.run, lambda: self._source.detach(self._at_source_deliver))
+
+    def _fail(self, error: PdserveError) -> None:
+        if self.error:
+            return
+        self.error = error
+        self._opened.set()
+        if self._task:
+            self._task.cancel()
+        for answer in self._releases.values():
+            if not answer.done():
+                answer.set_exception(error)
+        self._detach()
+        self._on_failure(error)
