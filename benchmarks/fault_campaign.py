@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 import statistics
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ from tests.deployment import Deployment, deployed, write_config
 from tests.faults.judge import ClientEvent, Verdict, judge
 from tests.faults.test_no_request_lost import DECODE_POINTS, PREFILL_POINTS, make_asks
 from tests.streams import Ask, Stream, ask, expected
+
+STREAMS = 48
+STRIKE_WITHIN = 1.5
+"""Seconds from the first stream's start, chosen at random, after which the next passage of the point strikes."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def opened() -> Iterator[Bench]:
         }
         config = write_config(folder / "cluster.yaml", settings)
         log, env = folder / "serve.log", {ENVIRONMENT: str(folder / "failpoints")}
-        asks = make_asks()
+        asks = make_asks(STREAMS, max_tokens=96)
         wanted = [answer_hash(a.text, a.logprobs or ()) for a in expected(checkpoint, asks)]
         with deployed(log, str(config), env=env) as deployment:
             yield Bench(deployment, folder / "failpoints", log, asks, wanted)
@@ -68,10 +73,14 @@ def run_round(bench: Bench, number: int, rng: random.Random) -> tuple[str, list[
     role, points = rng.choice([("prefill", PREFILL_POINTS), ("decode", DECODE_POINTS)])
     order = bench.failpoints / f"{role}-{rng.randrange(2)}.{rng.choice(points)}"
     blow = "kill" if rng.random() < 0.8 else "stop"
-    order.write_text(blow, encoding="utf-8")
     with ThreadPoolExecutor(len(bench.asks)) as clients:
         ids = [f"c{number}-{n}" for n in range(len(bench.asks))]
-        streams = list(clients.map(lambda a, id: ask(bench.deployment, a, request_id=id), bench.asks, ids))
+        running = [
+            clients.submit(ask, bench.deployment, a, request_id=id) for a, id in zip(bench.asks, ids, strict=True)
+        ]
+        time.sleep(rng.uniform(0, STRIKE_WITHIN))
+        order.write_text(blow, encoding="utf-8")
+        streams = [future.result() for future in running]
     order.unlink(missing_ok=True)
     return blow, [_event(id, n, stream) for n, (id, stream) in enumerate(zip(ids, streams, strict=True))]
 

@@ -30,7 +30,7 @@ class Bench:
     wanted: list[RequestOutput]
 
 
-def make_asks() -> list[Ask]:
+def make_asks(streams: int = STREAMS, max_tokens: int = 24) -> list[Ask]:
     return [
         Ask(
             tuple((19 * i + 7 * (n % 11)) % VOCAB_SIZE for i in range(40 + 9 * n)),
@@ -38,12 +38,12 @@ def make_asks() -> list[Ask]:
                 temperature=0.0 if n % 2 else 0.8,
                 seed=n,
                 repetition_penalty=1.1 if n % 3 else 1.0,
-                max_tokens=24,
+                max_tokens=max_tokens,
                 ignore_eos=True,
                 logprobs=True,
             ),
         )
-        for n in range(STREAMS)
+        for n in range(streams)
     ]
 
 
