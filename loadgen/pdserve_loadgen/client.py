@@ -36,7 +36,8 @@ class Answer:
     completion_tokens: int | None = None
 
     def fail(self, code: str) -> None:
-        self.outcome, self.error = Outcome.ERROR, code
+        """What went wrong first is what is told: after an error event a server may just hang up."""
+        self.outcome, self.error = Outcome.ERROR, self.error or code
 
 
 class Client:
@@ -88,21 +89,36 @@ class Client:
             await self._read(response, answer, cancel_after)
 
     async def _read(self, response: httpx.Response, answer: Answer, cancel_after: int | None) -> None:
-        """Reads to the end of the stream, or until the client has had enough."""
-        parser, reading = SseParser(), StreamReading()
+        reading = StreamReading()
         try:
-            async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_raw())) as chunks:
-                while cancel_after is None or len(answer.token_times) < cancel_after:
-                    chunk = await anext(chunks, None)
-                    if chunk is None:
-                        return
-                    now = self._clock()
-                    for event in parser.feed(chunk):
-                        if reading.take(event):
-                            answer.token_times.append(now)
-            answer.outcome = Outcome.CANCELLED
+            is_whole = await self._take_pieces(response, answer, reading, cancel_after)
         finally:
-            _conclude(answer, reading)
+            answer.text = "".join(reading.text)
+            answer.prompt_tokens, answer.completion_tokens = reading.prompt_tokens, reading.completion_tokens
+            if reading.error:
+                answer.fail(f"stream:{reading.error}")
+        if not is_whole:
+            answer.outcome = Outcome.CANCELLED
+        elif reading.finished and not answer.error:
+            answer.outcome = Outcome.OK
+        else:
+            answer.fail("stream_broken")
+
+    async def _take_pieces(
+        self, response: httpx.Response, answer: Answer, reading: StreamReading, cancel_after: int | None
+    ) -> bool:
+        """Stamps pieces until the stream ends (True) or the client has had enough of them (False)."""
+        parser = SseParser()
+        async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_raw())) as chunks:
+            while cancel_after is None or len(answer.token_times) < cancel_after:
+                chunk = await anext(chunks, None)
+                if chunk is None:
+                    return True
+                now = self._clock()
+                for event in parser.feed(chunk):
+                    if reading.take(event):
+                        answer.token_times.append(now)
+        return False
 
     async def models(self) -> list[str]:
         """Names the server serves. Raises Unreachable."""
@@ -132,17 +148,3 @@ async def _refusal(response: httpx.Response) -> str:
     except ValueError:
         code = None
     return f"http_{response.status_code}:{code}" if code else f"http_{response.status_code}"
-
-
-def _conclude(answer: Answer, reading: StreamReading) -> None:
-    """The outcome of a stream that has ended, by what it said last."""
-    answer.text = "".join(reading.text)
-    answer.prompt_tokens, answer.completion_tokens = reading.prompt_tokens, reading.completion_tokens
-    if answer.outcome is Outcome.CANCELLED:
-        return
-    if reading.error:
-        answer.fail(f"stream:{reading.error}")
-    elif reading.finished:
-        answer.outcome = Outcome.OK
-    else:
-        answer.fail("stream_broken")

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from pdserve_loadgen.percentiles import Distribution
 from pdserve_loadgen.result import Outcome, RequestResult
@@ -55,7 +56,7 @@ class Report:
         """The targets were met; without targets, at least one request was answered."""
         return self.verdict.passed if self.verdict else self.succeeded > 0
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         body = asdict(self)
         if self.verdict:
