@@ -14,10 +14,10 @@ _MASK = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class SimStep:
-    """A step under way; its core.protocols.StepHandle. ends_at: monotonic seconds."""
+    """A step under way; its core.protocols.StepHandle. collected_at: monotonic seconds."""
 
     step: int
-    ends_at: float
+    collected_at: float
     output: StepOutput
 
 
@@ -51,7 +51,8 @@ class SimExecutor:
         self.work.steps += 1
         self.work.tokens += batch.num_tokens
         self.work.busy_seconds += seconds
-        step = self._under_way[batch.step] = SimStep(batch.step, self._idle_at, self._sampled(batch))
+        step = SimStep(batch.step, self._idle_at + self.cost.host, self._sampled(batch))
+        self._under_way[batch.step] = step
         return step
 
     def sample(self, handle: StepHandle, masks: Sequence[bytes | None] | None = None) -> None:
@@ -59,7 +60,7 @@ class SimExecutor:
 
     async def collect(self, handle: StepHandle) -> StepOutput:
         step = self._under_way.pop(handle.step)
-        await self.clock.sleep(max(0.0, step.ends_at - self.clock.monotonic()))
+        await self.clock.sleep(max(0.0, step.collected_at - self.clock.monotonic()))
         return step.output
 
     def _sampled(self, batch: Batch) -> StepOutput:

@@ -21,12 +21,15 @@ class StepCost(Section):
     tokens: computed in the step. context: tokens whose KV its rows read, each row's own included.
     pairs: query tokens × tokens they attend to, of rows with several tokens (the quadratic part of a prompt;
     a single query is bound by reading its context).
+    host: from a step's end until the scheduler has its tokens and the next step can be submitted; with two steps in
+    flight the device does not wait for it.
     """
 
     base: Seconds
     per_token: Seconds
     per_context: Seconds
     per_pair: Seconds = 0.0
+    host: Seconds = 0.0
 
     def seconds(self, batch: Batch) -> float:
         tokens = context = pairs = 0
@@ -76,19 +79,19 @@ PRESETS = {
     "demo-cpu": Profile(
         name="demo-cpu",
         basis="order of magnitude of the demo model on one CPU core; calibrate before comparing",
-        step=StepCost(base=4e-3, per_token=1.5e-4, per_context=1e-7),
+        step=StepCost(base=4e-3, per_token=1.5e-4, per_context=1e-7, host=5e-4),
         kv=KVShape(num_layers=4, num_kv_heads=2, head_dim=32, dtype="float32"),
         links=Links(latency=5e-4, bandwidth=1e9),
         kv_tokens=16_384,
         max_model_len=2048,
     ),
-    # Llama-3.1-8B in bf16 on a GPU of 4.3 TB/s and 790 TFLOP/s. base: 15.0 GB of weights per step, and 1 ms of
-    # launches and sampling. per_token: 2 · 6.98e9 FLOP at 0.7 of peak, less what the weights' reading hides.
+    # Llama-3.1-8B in bf16 on a GPU of 4.3 TB/s and 790 TFLOP/s. base: 15.0 GB of weights per step at 0.78 of
+    # the bandwidth. per_token: 2 · 6.98e9 FLOP at 0.7 of peak, less what the weights' reading hides.
     # per_context: 131,072 B of KV. per_pair: 4 · 32 layers · 32 heads · 128 FLOP at 0.56 of peak.
     "h200-8b": Profile(
         name="h200-8b",
         basis="roofline model of an 8B in bf16 on one H200; not measured",
-        step=StepCost(base=4.5e-3, per_token=2.5e-5, per_context=3.05e-8, per_pair=1.2e-9),
+        step=StepCost(base=4.5e-3, per_token=2.5e-5, per_context=3.05e-8, per_pair=1.2e-9, host=1e-3),
         kv=KVShape(num_layers=32, num_kv_heads=8, head_dim=128, dtype="bfloat16"),
         links=Links(latency=1e-4, bandwidth=45e9),
         kv_tokens=800_000,

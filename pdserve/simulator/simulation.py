@@ -105,8 +105,7 @@ class _Run:
         try:
             await self._until_ready()
             self._origin = self._clock.monotonic()
-            served = await self._serve_all(workload, faults)
-            ended = self._now()
+            served, ended = await self._serve_all(workload, faults)
             await self._until_idle()
             if self._cluster.failures:
                 raise RuntimeError(f"engines ended by themselves: {'; '.join(map(str, self._cluster.failures))}")
@@ -122,7 +121,10 @@ class _Run:
                 return
             await changed.wait()
 
-    async def _serve_all(self, workload: Iterable[Arrival], faults: Sequence[Fault]) -> list[SimulatedRequest]:
+    async def _serve_all(
+        self, workload: Iterable[Arrival], faults: Sequence[Fault]
+    ) -> tuple[list[SimulatedRequest], float]:
+        """Every request, and when the last one had ended; returns when the faults are over, too."""
         loop = asyncio.get_running_loop()
         troubles = [loop.create_task(self._cluster.carry_out(fault)) for fault in faults]
         requests: list[asyncio.Task[SimulatedRequest]] = []
@@ -130,12 +132,9 @@ class _Run:
             await self._clock.sleep(max(0.0, self._origin + arrival.at - self._clock.monotonic()))
             requests.append(loop.create_task(self._serve(arrival)))
         served = await asyncio.gather(*requests)
-        for trouble in troubles:
-            trouble.cancel()
-        for outcome in await asyncio.gather(*troubles, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
-        return served
+        ended = self._now()
+        await asyncio.gather(*troubles)
+        return served, ended
 
     async def _serve(self, arrival: Arrival) -> SimulatedRequest:
         request = arrival.request

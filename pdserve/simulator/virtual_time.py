@@ -11,6 +11,10 @@ START_UNIX = 1_700_000_000.0
 """Unix time of every simulation's second 0, so that records are the same in every run."""
 
 
+MAX_SECONDS = 2.0**23
+"""About 97 days. Later, floats are coarser than asyncio's timer resolution of 1 ns, and timers would never fire."""
+
+
 class Deadlock(RuntimeError):
     """Everything waits for something that no timer will bring about: a bug of the simulated code."""
 
@@ -27,6 +31,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def jump(self, seconds: float) -> None:
         self._now += seconds
+        if self._now > MAX_SECONDS:
+            raise OverflowError(f"a simulation ends after {MAX_SECONDS:.0f} s at the latest: split the workload")
 
 
 class _TimeJump(selectors.BaseSelector):
