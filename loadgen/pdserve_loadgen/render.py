@@ -23,17 +23,17 @@ def render(report: Report, *, color: bool = False) -> str:
     """Counts, latencies in milliseconds, rates, errors, notes and the verdict."""
     text = StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, force_terminal=color, no_color=not color)
-    console.print(report.title, style="bold", markup=False)
-    console.print(_counts(report), markup=False)
+    console.print(report.title, style="bold", markup=False, soft_wrap=True)
+    console.print(_counts(report), markup=False, soft_wrap=True)
     console.print(_latencies(report))
     for line in _rates(report):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     for code, count in report.errors.items():
-        console.print(f"error {code}: {count}", style="red", markup=False)
+        console.print(f"error {code}: {count}", style="red", markup=False, soft_wrap=True)
     for note in report.notes:
-        console.print(f"note: {note}", style="yellow", markup=False)
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     for line in _verdict(report):
-        console.print(line, style="green" if report.passed else "red", markup=False)
+        console.print(line, style="green" if report.passed else "red", markup=False, soft_wrap=True)
     return text.getvalue().rstrip("\n")
 
 

@@ -148,3 +148,8 @@ def test_the_dictionary_is_json_and_carries_the_verdict() -> None:
     assert body["verdict"]["passed"] is body["passed"] is True
     assert body["ttft"]["p50"] == pytest.approx(0.2)
     assert body["settings"] == {"seed": 1}
+
+
+def test_notes_and_titles_are_not_cut_into_lines() -> None:
+    note = "a note " * 40
+    assert f"note: {note}".rstrip() in render(build_report([result(0.1)], title="long " * 40, notes=[note]))
