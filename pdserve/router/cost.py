@@ -32,7 +32,8 @@ class CostModel:
             ttft=self._queue(prefill) + compute,
             gap=self._rules.handoff_seconds + max(0.0, fetch - compute) + wait,
             tpot=tpot,
-            contended=self._utilisation(prefill) * compute,
+            compute=compute,
+            utilisation=self._utilisation(prefill),
         )
 
     def local(self, view: EngineView) -> Prediction:
@@ -43,7 +44,8 @@ class CostModel:
             ttft=self._queue(view) + compute + wait,
             gap=0.0,
             tpot=tpot,
-            contended=self._utilisation(view) * compute,
+            compute=compute,
+            utilisation=self._utilisation(view),
         )
 
     def best_prefills(self, views: tuple[EngineView, ...]) -> list[EngineView]:
@@ -60,20 +62,23 @@ class CostModel:
         compute = self._compute(view)
         rules = self._rules
         waited = self._queue(view) + compute
-        return rules.ttft_weight * waited + rules.spread_weight * self._utilisation(view) * compute
+        return rules.ttft_weight * waited + self._work(compute, self._utilisation(view))
 
     def _decode_cost(self, view: EngineView) -> float:
         tpot, wait = self._decode(view)
         fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(view.key)
         return self._rules.gap_weight * (wait + fetch) + self._rules.tpot_weight * tpot * self._horizon
 
-    def _weighed(self, *, ttft: float, gap: float, tpot: float, contended: float) -> Prediction:
+    def _work(self, compute: float, utilisation: float) -> float:
+        return (self._rules.work_weight + self._rules.spread_weight * utilisation) * compute
+
+    def _weighed(self, *, ttft: float, gap: float, tpot: float, compute: float, utilisation: float) -> Prediction:
         rules = self._rules
         cost = (
             rules.ttft_weight * ttft
             + rules.gap_weight * gap
             + rules.tpot_weight * tpot * self._horizon
-            + rules.spread_weight * contended
+            + self._work(compute, utilisation)
         )
         return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost)
 

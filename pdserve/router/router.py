@@ -39,15 +39,16 @@ class Router:
         return True
 
     def route(self, request: Request, state: ClusterState, excluded: frozenset[EngineKey] = frozenset()) -> Route:
-        """The policy's choice, noted in the index: equal prompts that follow find the KV it will bring about.
+        """The policy's choice, noted in the index for the engine that computes the prompt: an equal prompt that
+        queues behind it will find its KV there. What is fetched counts once it has arrived.
 
         Raises Unavailable when no engine outside `excluded` may serve the request.
         """
         ask = self._ask(request, state, excluded)
         route = self._policy.choose(ask, state)
-        for engine in {_key(route.prefill), _key(route.decode)}:
-            if view := _find(state, engine):
-                self._expect(request, view, state.now)
+        view = _find(state, _key(route.prefill))
+        if view is not None and view.capacity is not None:
+            self._index.expect(view.key, self._chain(request, view.capacity), state.now)
         return route
 
     def rebind(
@@ -78,7 +79,6 @@ class Router:
             gain = cost - model.pair(prefill, best).cost
             if gain <= max(self._rules.rebind_gain * cost, self._rules.rebind_seconds):
                 return route
-        self._expect(request, best, state.now)
         return _moved(route, best)
 
     def prepare(self, request: Request, namings: Iterable[EngineCapacity]) -> None:
@@ -116,10 +116,6 @@ class Router:
             while len(self._chains) > _KEPT_CHAINS:
                 self._chains.popitem(last=False)
         return chain
-
-    def _expect(self, request: Request, view: EngineView, now: float) -> None:
-        if view.capacity is not None:
-            self._index.expect(view.key, self._chain(request, view.capacity), now)
 
 
 def _naming(capacity: EngineCapacity) -> _Naming:

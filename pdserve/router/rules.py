@@ -13,7 +13,8 @@ class RoutingRules:
     leased gets new prompts only when all others have too.
 
     cost = ttft_weight · TTFT + gap_weight · handoff gap + tpot_weight · TPOT · expected output
-    + spread_weight · recent utilisation · own compute, in seconds (router.cost).
+    + (work_weight + spread_weight · recent utilisation) · own compute, in seconds (router.cost). The last term is
+    for the others: computing what lies in a cache elsewhere makes them wait, the likelier the busier the engine.
     local_advantage: a short prompt stays on its decode engine unless a pair costs this many times less.
     handoff_seconds and fetch_seconds_per_token price a handoff.
     rebind_gain: a reserved decode engine is left only for one whose cost is lower by this share of it and by
@@ -26,6 +27,7 @@ class RoutingRules:
     ttft_weight: float = 1.0
     gap_weight: float = 1.0
     tpot_weight: float = 1.0
+    work_weight: float = 0.5
     spread_weight: float = 0.5
     local_advantage: float = 1.5
     handoff_seconds: float = 0.005

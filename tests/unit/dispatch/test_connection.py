@@ -7,12 +7,14 @@ import grpc
 import pytest
 
 from pdserve.config.times import Times
+from pdserve.core.blocks import KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied
 from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
 from pdserve.dispatch.connection import EngineConnection
 from pdserve.dispatch.ledger import EngineLedger
-from pdserve.router.kv_index import KVIndex
+from pdserve.router.kv_index import BlockHit, KVIndex
+from pdserve.rpc import convert
 from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
@@ -154,6 +156,39 @@ async def test_tokens_of_another_epoch_are_dropped(bench: Bench) -> None:
     connection = await bench.open()
     stream = connection.submit(ask("a"))
     bench.tokens("a", 9, epoch=EPOCH + 1)
+    with pytest.raises(EngineDied, match="restarted"):
+        await anext(stream)
+    await connection.close()
+
+
+def stored(number: int, *hashes: bytes, epoch: int = EPOCH) -> pb.SessionEvent:
+    event = KVEvent(number=number, kind=KVEventKind.STORED, hashes=hashes)
+    return pb.SessionEvent(kv_events=convert.kv_events_to_proto(epoch, [event]))
+
+
+async def test_a_gap_in_kv_events_is_answered_by_asking_once_for_everything(bench: Bench) -> None:
+    connection = await bench.open()
+    chain = [bytes([n]) * 16 for n in range(4)]
+    whole = KVSnapshot(number=1, hashes=(chain[0],), first=True, last=True)
+    bench.engine.say.put_nowait(pb.SessionEvent(kv_snapshot=convert.kv_snapshot_to_proto(EPOCH, whole)))
+    bench.engine.say.put_nowait(stored(2, chain[1]))
+    for number in (4, 5):
+        bench.engine.say.put_nowait(stored(number, chain[3]))
+    assert (await bench.engine.told.get()).HasField("resend_kv")
+    assert bench.index.match(chain, 0.0) == {("d0", EPOCH): BlockHit(2, 2)}
+    whole = KVSnapshot(number=5, hashes=tuple(chain), first=True, last=True)
+    bench.engine.say.put_nowait(pb.SessionEvent(kv_snapshot=convert.kv_snapshot_to_proto(EPOCH, whole)))
+    bench.engine.say.put_nowait(stored(7, chain[3]))
+    assert (await bench.engine.told.get()).HasField("resend_kv")
+    assert bench.index.match(chain, 0.0) == {("d0", EPOCH): BlockHit(4, 4)}
+    assert bench.engine.told.empty()
+    await connection.close()
+
+
+async def test_kv_events_of_another_epoch_end_the_session(bench: Bench) -> None:
+    connection = await bench.open()
+    stream = connection.submit(ask("a"))
+    bench.engine.say.put_nowait(stored(1, bytes(16), epoch=EPOCH + 1))
     with pytest.raises(EngineDied, match="restarted"):
         await anext(stream)
     await connection.close()

@@ -1,0 +1,143 @@
+"""What every routing policy must keep to, the example of the recipe included."""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pdserve.core.cluster import ClusterState, EngineView, Mode, Route, RouteAsk
+from pdserve.core.endpoint import EngineState, Role
+from pdserve.core.errors import ConfigError, Unavailable
+from pdserve.router.loading import load_policy
+from pdserve.router.policies import BUILT_IN
+from pdserve.router.policy import RoutingPolicy
+from pdserve.router.rules import RoutingRules
+from tests.unit.router.views import ask, cluster, view
+
+RULES = RoutingRules(decode_local_below=32)
+RECIPE = Path(__file__).parents[2] / "docs" / "recipes" / "add-a-routing-policy.md"
+
+
+@pytest.fixture(scope="module", params=[*BUILT_IN, "sticky_routing:Sticky"])
+def name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Each built-in policy, and the recipe's example as an operator would add it."""
+    code = re.findall(r"```python\n(.*?)```", RECIPE.read_text(), re.DOTALL)
+    directory = tmp_path_factory.mktemp("operator")
+    (directory / "sticky_routing.py").write_text(code[0])
+    sys.path.insert(0, str(directory))
+    yield request.param
+    sys.path.remove(str(directory))
+    sys.modules.pop("sticky_routing", None)
+
+
+@pytest.fixture
+def policy(name: str) -> RoutingPolicy:
+    return load_policy(name, RULES)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> tuple[RouteAsk, ClusterState]:
+    roles = draw(st.lists(st.sampled_from(Role), max_size=8))
+    views = [
+        view(
+            f"e{i}",
+            role,
+            state=draw(st.sampled_from([EngineState.READY, EngineState.READY, *EngineState])),
+            backlog=draw(st.integers(0, 5000)),
+            running=draw(st.integers(0, 80)),
+            used=draw(st.integers(0, 1024)),
+            draining=draw(st.booleans()) and draw(st.booleans()),
+        )
+        for i, role in enumerate(roles)
+    ]
+    views = [v if draw(st.booleans()) else replace(v, load=None, capacity=None) for v in views]
+    cached = {v.endpoint.engine_id: draw(st.integers(0, 600)) for v in views if draw(st.booleans())}
+    excluded = tuple(v.endpoint.engine_id for v in views if draw(st.integers(0, 4)) == 0)
+    return ask(draw(st.integers(1, 600)), excluded=excluded, **cached), cluster(*views)
+
+
+def allowed(request: RouteAsk, engine: EngineView) -> bool:
+    ready = engine.endpoint.state is EngineState.READY and not (engine.load and engine.load.draining)
+    return ready and engine.key not in request.excluded
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(states())
+def test_a_route_names_engines_that_may_have_the_request(
+    policy: RoutingPolicy, drawn: tuple[RouteAsk, ClusterState]
+) -> None:
+    request, state = drawn
+    usable = {v.endpoint: v for v in state.engines if allowed(request, v)}
+    try:
+        route = policy.choose(request, state)
+    except Unavailable:
+        assert not usable, "with fallback allowed, any usable engine can serve"
+        return
+    assert {route.prefill, route.decode} <= usable.keys()
+    _check_mode(route)
+    assert route.reason
+    assert route.uncached_tokens == request.uncached((route.prefill.engine_id, route.prefill.epoch))
+
+
+def _check_mode(route: Route) -> None:
+    match route.mode:
+        case Mode.DISAGGREGATED:
+            assert (route.prefill.role, route.decode.role) == (Role.PREFILL, Role.DECODE)
+        case Mode.DECODE_LOCAL:
+            assert route.prefill == route.decode
+            assert route.decode.role is not Role.PREFILL
+        case Mode.PREFILL_LOCAL:
+            assert route.prefill == route.decode
+            assert route.prefill.role is Role.PREFILL
+
+
+def test_a_short_prompt_is_computed_where_it_is_decoded(policy: RoutingPolicy) -> None:
+    state = cluster(view("p0", Role.PREFILL), view("d0", Role.DECODE))
+    assert policy.choose(ask(31), state).mode is Mode.DECODE_LOCAL
+    assert policy.choose(ask(32), state).mode is Mode.DISAGGREGATED
+
+
+def test_all_engines_get_their_share_of_different_prompts(policy: RoutingPolicy) -> None:
+    """Load is what the router books: each route makes its engines busier."""
+    views = {n: view(n, Role.PREFILL) for n in ("p0", "p1", "p2")} | {n: view(n, Role.DECODE) for n in ("d0", "d1")}
+    chosen = set()
+    for number in range(24):
+        route = policy.choose(replace(ask(500), request_id=f"r{number}"), cluster(*views.values()))
+        chosen |= {route.prefill.engine_id, route.decode.engine_id}
+        for engine_id, more in ((route.prefill.engine_id, 500), (route.decode.engine_id, 0)):
+            booked = views[engine_id].booked
+            views[engine_id] = replace(
+                views[engine_id],
+                booked=replace(booked, decoding=booked.decoding + 1, unseen_tokens=booked.unseen_tokens + more),
+            )
+    assert chosen == views.keys()
+
+
+def test_round_robin_takes_turns_and_prefix_goes_where_the_prefix_is() -> None:
+    state = cluster(*(view(n, Role.PREFILL) for n in ("p0", "p1")), view("d0", Role.DECODE))
+    turns = load_policy("round_robin", RULES)
+    assert [turns.choose(ask(), state).prefill.engine_id for _ in range(4)] == ["p0", "p1", "p0", "p1"]
+    busy = cluster(view("p0", Role.PREFILL), view("p1", Role.PREFILL, backlog=9000), view("d0", Role.DECODE))
+    holder = ask(500, p1=480)
+    assert load_policy("prefix", RULES).choose(holder, busy).prefill.engine_id == "p1"
+    assert load_policy("least_loaded", RULES).choose(holder, busy).prefill.engine_id == "p0"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("fastest", "neither one of kv_aware, least_loaded, prefix, round_robin nor of the form"),
+        ("no.such.module:Policy", "cannot import no.such.module"),
+        ("json:Policy", "module json has no Policy"),
+        ("builtins:object", "must take the RoutingRules as its only argument"),
+        ("builtins:str", r"has no method choose\(ask, state\)"),
+    ],
+)
+def test_a_policy_that_cannot_be_had_is_an_error_that_says_why(bad: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_policy(bad, RULES)

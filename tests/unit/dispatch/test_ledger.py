@@ -1,0 +1,135 @@
+"""A ledger's view of an engine: bookings at once, snapshots corrected for what they cannot have seen."""
+
+import pytest
+
+from pdserve.core.cluster import RECENT_SECONDS, Booked, Reservation, StepModel
+from pdserve.core.endpoint import (
+    BlockCounts,
+    Endpoint,
+    EngineCapacity,
+    EngineState,
+    LoadSnapshot,
+    Role,
+    StepTally,
+)
+from pdserve.dispatch.ledger import EngineLedger
+from pdserve.router.kv_index import KVIndex
+from tests.clocks import ManualClock
+
+KEY = ("e0", 1)
+ENDPOINT = Endpoint(engine_id="e0", role=Role.DECODE, epoch=1, address="127.0.0.1:1", pid=1, state=EngineState.READY)
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.ledger = EngineLedger(KEY, KVIndex(), self.clock)
+
+    def load(self, *, running: int = 0, backlog: int = 0, steps: tuple[StepTally, ...] = ()) -> None:
+        self.ledger.loaded(
+            LoadSnapshot(
+                engine_id="e0",
+                epoch=1,
+                number=1,
+                running=running,
+                waiting=0,
+                backlog_tokens=backlog,
+                blocks=BlockCounts(total=8, free=8, used=0, leased=0, quarantined=0),
+                draining=False,
+                steps=steps,
+            )
+        )
+
+    def book(self, request_id: str, *, prefill: bool = True, decode: bool = True, uncached: int = 60) -> Reservation:
+        reservation = Reservation(
+            request_id=request_id,
+            prefill=KEY if prefill else ("other", 1),
+            decode=KEY if decode else ("other", 1),
+            prompt_tokens=100,
+            uncached_tokens=uncached,
+            horizon_tokens=20,
+        )
+        self.ledger.book(reservation)
+        return reservation
+
+    @property
+    def booked(self) -> Booked:
+        return self.ledger.view(ENDPOINT, usable=True).booked
+
+    @property
+    def others(self) -> int:
+        return self.ledger.view(ENDPOINT, usable=True).others_requests
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_each_engine_gets_its_share_of_a_booking(bench: Bench) -> None:
+    bench.book("prompt", decode=False)
+    assert bench.booked == Booked(prefilling=1, prompt_tokens=60, unseen_tokens=60)
+    bench.book("tokens", prefill=False)
+    assert bench.booked == Booked(
+        prefilling=1, prompt_tokens=60, unseen_tokens=60, decoding=1, reserved_tokens=120, context_tokens=100
+    )
+    bench.book("both", uncached=5)
+    assert bench.booked == Booked(
+        prefilling=1, prompt_tokens=65, unseen_tokens=65, decoding=2, reserved_tokens=240, context_tokens=200
+    )
+
+
+def test_a_prompt_is_booked_until_its_first_token_and_the_rest_until_the_end(bench: Bench) -> None:
+    bench.book("a")
+    bench.ledger.prompt_computed("a")
+    assert bench.booked == Booked(decoding=1, reserved_tokens=120, context_tokens=100)
+    bench.ledger.release("a")
+    assert bench.booked == Booked()
+    bench.ledger.release("a")
+    assert bench.booked == Booked()
+
+
+async def test_a_snapshot_counts_prompts_but_for_those_still_on_their_way(bench: Bench) -> None:
+    bench.book("old", uncached=60)
+    await bench.clock.advance(0.5)
+    bench.book("young", uncached=7)
+    bench.load(backlog=60)
+    assert (bench.booked.prompt_tokens, bench.booked.unseen_tokens) == (67, 7)
+    await bench.clock.advance(0.5)
+    bench.load(backlog=67)
+    assert (bench.booked.prompt_tokens, bench.booked.unseen_tokens) == (67, 0)
+
+
+def test_requests_of_other_gateways_are_what_the_snapshot_has_beyond_ours(bench: Bench) -> None:
+    bench.book("a")
+    bench.load(running=3)
+    assert bench.others == 2
+    bench.book("b")
+    assert (bench.booked.decoding, bench.others) == (2, 2)
+    bench.ledger.release("a")
+    assert (bench.booked.decoding, bench.others) == (1, 2)
+
+
+async def test_recent_work_fades(bench: Bench) -> None:
+    bench.book("a")
+    before = bench.ledger.view(ENDPOINT, usable=True).recent_work
+    await bench.clock.advance(RECENT_SECONDS)
+    assert before > 0
+    assert bench.ledger.view(ENDPOINT, usable=True).recent_work == pytest.approx(before / 2.71828, rel=1e-3)
+
+
+def test_an_engine_that_is_not_heard_from_is_suspect(bench: Bench) -> None:
+    assert bench.ledger.view(ENDPOINT, usable=True).endpoint.state is EngineState.READY
+    assert bench.ledger.view(ENDPOINT, usable=False).endpoint.state is EngineState.SUSPECT
+    assert bench.ledger.view(ENDPOINT, usable=True).endpoint.state is EngineState.READY
+
+
+def test_step_times_and_size_come_with_the_view(bench: Bench) -> None:
+    capacity = EngineCapacity(model_revision="r", block_size=16, num_blocks=8, max_rows=4, max_tokens_per_step=64)
+    bench.ledger.described(capacity)
+    assert bench.ledger.step_model is None
+    bench.load(steps=(StepTally(), StepTally(steps=100, tokens=100, context=1000, seconds=2.0)))
+    view = bench.ledger.view(ENDPOINT, usable=True)
+    assert view.capacity == capacity
+    assert view.step_model == bench.ledger.step_model != StepModel()
+    assert view.step_model.seconds(1, 10) == pytest.approx(0.02, rel=0.05)

@@ -1,0 +1,183 @@
+"""What the joint cost must and must not do, whatever the numbers."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdserve.core.cluster import Booked, EngineView, Mode, PrefixHit, RouteAsk, StepModel
+from pdserve.core.endpoint import Role
+from pdserve.router.cost import CostModel, ranked
+from pdserve.router.options import find_options
+from pdserve.router.policies import KVAware
+from pdserve.router.rules import RoutingRules
+from tests.unit.router.views import ask, cluster, view
+
+RULES = RoutingRules(decode_local_below=32)
+Seconds = st.floats(0, 1e-2)
+Models = st.builds(StepModel, base=st.floats(1e-4, 1e-1), per_token=Seconds, per_context=st.floats(0, 1e-6))
+Bookings = st.builds(
+    Booked,
+    decoding=st.integers(0, 80),
+    reserved_tokens=st.integers(0, 20_000),
+    context_tokens=st.integers(0, 20_000),
+    prefilling=st.integers(0, 20),
+    unseen_tokens=st.integers(0, 20_000),
+)
+
+
+@st.composite
+def engines(draw: st.DrawFn, role: Role, name: str) -> EngineView:
+    return view(
+        name,
+        role,
+        backlog=draw(st.integers(0, 20_000)),
+        running=draw(st.integers(0, 80)),
+        booked=draw(Bookings),
+        used=draw(st.integers(0, 1000)),
+        recent_work=draw(st.floats(0, 100)),
+        step_model=draw(Models),
+    )
+
+
+P0, D0 = engines(Role.PREFILL, "p0"), engines(Role.DECODE, "d0")
+Prompts = st.integers(1, 10_000)
+
+
+def costs(request: RouteAsk, prefill: EngineView, decode: EngineView, now: float = 0.0) -> tuple[float, float]:
+    model = CostModel(request, now, RULES)
+    return model.pair(prefill, decode).cost, model.local(decode).cost
+
+
+def loaded(engine: EngineView, more: int) -> list[EngineView]:
+    """The engine with more of each kind of load."""
+    assert engine.load
+    booked = engine.booked
+    return [
+        replace(engine, load=replace(engine.load, backlog_tokens=engine.load.backlog_tokens + more)),
+        replace(engine, booked=replace(booked, unseen_tokens=booked.unseen_tokens + more)),
+        replace(engine, booked=replace(booked, decoding=booked.decoding + more)),
+        replace(engine, booked=replace(booked, prefilling=booked.prefilling + more)),
+        replace(engine, booked=replace(booked, reserved_tokens=booked.reserved_tokens + more)),
+        replace(engine, booked=replace(booked, context_tokens=booked.context_tokens + more)),
+        replace(engine, others_requests=engine.others_requests + more),
+        replace(engine, recent_work=engine.recent_work + more),
+    ]
+
+
+@given(P0, D0, Prompts, st.integers(1, 5000), st.floats(0, 10))
+def test_more_load_never_makes_a_candidate_cheaper(
+    prefill: EngineView, decode: EngineView, prompt: int, more: int, now: float
+) -> None:
+    before = costs(ask(prompt), prefill, decode, now)
+    for busier in loaded(prefill, more):
+        assert costs(ask(prompt), busier, decode, now)[0] >= before[0]
+    for busier in loaded(decode, more):
+        after = costs(ask(prompt), prefill, busier, now)
+        assert after[0] >= before[0]
+        assert after[1] >= before[1]
+
+
+@given(P0, D0, Prompts, st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 5000))
+def test_a_longer_cached_prefix_never_makes_a_candidate_dearer(
+    prefill: EngineView, decode: EngineView, prompt: int, cached: int, on_prefill: int, on_decode: int
+) -> None:
+    before = costs(ask(prompt, p0=cached, d0=cached), prefill, decode)
+    after = costs(ask(prompt, p0=cached + on_prefill, d0=cached + on_decode), prefill, decode)
+    assert after[0] <= before[0] * (1 + 1e-9)
+    assert after[1] <= before[1] * (1 + 1e-9)
+
+
+@given(P0, D0, Prompts, st.integers(1, 5000))
+def test_more_tokens_to_compute_never_cost_less(
+    prefill: EngineView, decode: EngineView, prompt: int, more: int
+) -> None:
+    before, after = costs(ask(prompt), prefill, decode), costs(ask(prompt + more), prefill, decode)
+    assert after[0] >= before[0]
+    assert after[1] >= before[1]
+
+
+@given(
+    st.permutations(["p0", "p1", "p2", "d0", "d1", "d2", "u0"]),
+    st.lists(engines(Role.PREFILL, "x"), min_size=7, max_size=7),
+    st.integers(1, 600),
+)
+def test_the_order_of_engines_does_not_matter(order: list[str], drawn: list[EngineView], prompt: int) -> None:
+    roles = {"p": Role.PREFILL, "d": Role.DECODE, "u": Role.UNIFIED}
+    views = {
+        name: replace(engine, endpoint=replace(engine.endpoint, engine_id=name, role=roles[name[0]]))
+        for name, engine in zip(sorted(order), drawn, strict=True)
+    }
+    request = ask(prompt, p1=64, d2=prompt // 2)
+    policy = KVAware(RULES)
+    ordered = policy.choose(request, cluster(*(views[name] for name in sorted(order))))
+    assert policy.choose(request, cluster(*(views[name] for name in order))) == ordered
+
+
+@given(P0, D0, Prompts)
+def test_predictions_are_times(prefill: EngineView, decode: EngineView, prompt: int) -> None:
+    model = CostModel(ask(prompt), 0.0, RULES)
+    for prediction in (model.pair(prefill, decode), model.local(decode)):
+        assert min(prediction.ttft, prediction.handoff_gap, prediction.tpot, prediction.cost) >= 0
+
+
+def test_a_likely_prefix_counts_like_one_that_was_announced() -> None:
+    state = cluster(view("p0", Role.PREFILL), view("p1", Role.PREFILL), view("d0", Role.DECODE))
+    request = replace(ask(500), hits={("p1", 1): PrefixHit(tokens=0, likely_tokens=480)})
+    route = KVAware(RULES).choose(request, state)
+    assert (route.prefill.engine_id, route.uncached_tokens) == ("p1", 20)
+
+
+def test_a_backlog_is_worked_off_between_snapshots() -> None:
+    busy, idle = view("p0", Role.PREFILL, backlog=1000), view("p1", Role.PREFILL, backlog=300)
+    d0 = view("d0", Role.DECODE)
+    early, late = (CostModel(ask(500), now, RULES) for now in (0.0, 60.0))
+    assert early.pair(busy, d0).ttft > early.pair(idle, d0).ttft
+    assert late.pair(busy, d0).ttft == late.pair(idle, d0).ttft
+
+
+def test_a_cached_prefix_wins_until_its_engine_is_too_busy() -> None:
+    def choose(backlog: int) -> str:
+        views = view("p0", Role.PREFILL), view("p1", Role.PREFILL, backlog=backlog), view("d0", Role.DECODE)
+        return KVAware(RULES).choose(ask(500, p1=400), cluster(*views)).prefill.engine_id
+
+    assert [choose(backlog) for backlog in (0, 300, 900)] == ["p1", "p1", "p0"]
+
+
+def test_recent_work_settles_ties() -> None:
+    views = view("p0", Role.PREFILL, recent_work=3.0), view("p1", Role.PREFILL, recent_work=1.0)
+    route = KVAware(RULES).choose(ask(), cluster(*views, view("d0", Role.DECODE)))
+    assert route.prefill.engine_id == "p1"
+
+
+def test_a_short_prompt_stays_on_its_decode_engine_unless_that_is_swamped() -> None:
+    def mode(backlog: int) -> Mode:
+        views = view("p0", Role.PREFILL), view("d0", Role.DECODE), view("d1", Role.DECODE, backlog=backlog)
+        return KVAware(RULES).choose(ask(500, d1=490), cluster(*views)).mode
+
+    assert [mode(backlog) for backlog in (0, 100, 5000)] == [
+        Mode.DECODE_LOCAL,
+        Mode.DECODE_LOCAL,
+        Mode.DISAGGREGATED,
+    ]
+
+
+def test_the_route_keeps_what_it_was_chosen_over_cheapest_first() -> None:
+    views = [view(f"p{i}", Role.PREFILL, backlog=100 * i) for i in range(4)]
+    views += [view(f"d{i}", Role.DECODE, running=i) for i in range(4)]
+    route = KVAware(RULES).choose(ask(), cluster(*views))
+    assert (route.prefill.engine_id, route.decode.engine_id) == ("p0", "d0")
+    assert route.prediction is not None
+    assert len(route.alternatives) == RULES.max_alternatives
+    assert [c.cost for c in route.alternatives] == sorted(c.cost for c in route.alternatives)
+    assert all("first token in" in candidate.reason for candidate in route.alternatives)
+    assert route.prediction.cost <= route.alternatives[0].cost
+
+
+def test_hundreds_of_engines_are_pruned_to_the_best_of_each_pool() -> None:
+    views = [view(f"p{i:03}", Role.PREFILL, backlog=(i * 37) % 300) for i in range(300)]
+    views += [view(f"d{i:03}", Role.DECODE, running=(i * 41) % 60) for i in range(300)]
+    state = cluster(*views)
+    choices = ranked(ask(), find_options(ask(), state, RULES), 0.0, RULES)
+    assert len(choices) == RULES.pool_top**2
+    assert [e.endpoint.engine_id for e in choices[0][1:3]] == ["p000", "d000"]

@@ -1,0 +1,200 @@
+"""KVIndex says exactly what the engines' events said, whatever is lost, repeated or restarted."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot, block_hashes
+from pdserve.core.cluster import EngineKey
+from pdserve.router.kv_index import BlockHit, KVIndex
+
+CHAINS = tuple(
+    tuple(block_hashes(tokens, 1, bytes(32))) for tokens in ((1, 2, 3, 4), (1, 2, 5, 6), (1, 7, 8), (9, 9, 9, 9))
+)
+HASHES = tuple(sorted({block_hash for chain in CHAINS for block_hash in chain}))
+ENGINES = ("a", "b", "c")
+Hashes = st.sets(st.sampled_from(HASHES), min_size=1).map(tuple)
+Engine = st.sampled_from(ENGINES)
+
+
+def stored(number: int, *hashes: BlockHash) -> KVEvent:
+    return KVEvent(number=number, kind=KVEventKind.STORED, hashes=hashes)
+
+
+def snapshot(number: int, *hashes: BlockHash) -> KVSnapshot:
+    return KVSnapshot(number=number, hashes=hashes, first=True, last=True)
+
+
+class Sender:
+    """An engine's cache, and what of its events the index must have taken in."""
+
+    def __init__(self, name: str, epoch: int) -> None:
+        self.key: EngineKey = (name, epoch)
+        self.held: set[BlockHash] = set()
+        self.number = 0
+        self.unsent: list[KVEvent] = []
+        self.taken: set[BlockHash] = set()
+        self.taken_number: int | None = None
+        self.lost = False
+
+    def change(self, kind: KVEventKind, hashes: tuple[BlockHash, ...]) -> None:
+        self.number += 1
+        self.unsent.append(KVEvent(number=self.number, kind=kind, hashes=hashes))
+        self.held = _after(self.held, self.unsent[-1])
+
+    def take(self, events: list[KVEvent]) -> bool:
+        """What the index ought to do with them, and whether it ought to be content."""
+        for event in events:
+            if self.taken_number is None or self.lost or event.number > self.taken_number + 1:
+                self.lost = True
+                return False
+            if event.number == self.taken_number + 1:
+                self.taken = _after(self.taken, event)
+                self.taken_number = event.number
+        return True
+
+
+def _after(held: set[BlockHash], event: KVEvent) -> set[BlockHash]:
+    match event.kind:
+        case KVEventKind.STORED:
+            return held | set(event.hashes)
+        case KVEventKind.REMOVED:
+            return held - set(event.hashes)
+        case _:
+            return set()
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Three engines tell of their caches over a line that loses, repeats and reorders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = KVIndex()
+        self.epochs = 0
+        self.senders: dict[str, Sender] = {}
+        for name in ENGINES:
+            self.restart(name)
+
+    @rule(name=Engine)
+    def restart(self, name: str) -> None:
+        if old := self.senders.get(name):
+            self.index.drop(old.key)
+        self.epochs += 1
+        self.senders[name] = Sender(name, self.epochs)
+
+    @rule(name=Engine, kind=st.sampled_from(KVEventKind), hashes=Hashes)
+    def change(self, name: str, kind: KVEventKind, hashes: tuple[BlockHash, ...]) -> None:
+        self.senders[name].change(kind, () if kind is KVEventKind.CLEARED else hashes)
+
+    @rule(name=Engine, count=st.integers(1, 4), keep=st.booleans())
+    def deliver(self, name: str, count: int, keep: bool) -> None:
+        """keep: the same events will come again."""
+        sender = self.senders[name]
+        events = sender.unsent[:count]
+        if not keep:
+            del sender.unsent[:count]
+        assert self.index.apply(sender.key, events) is sender.take(events)
+
+    @rule(name=Engine)
+    def lose(self, name: str) -> None:
+        self.senders[name].unsent[:1] = []
+
+    @rule(name=Engine)
+    def swap(self, name: str) -> None:
+        unsent = self.senders[name].unsent
+        unsent[:2] = unsent[:2][::-1]
+
+    @rule(name=Engine, cut=st.integers(0, len(HASHES)))
+    def resend(self, name: str, cut: int) -> None:
+        sender = self.senders[name]
+        held = tuple(sorted(sender.held))
+        parts = (held[:cut], held[cut:])
+        for place, part in enumerate(parts):
+            self.index.restore(
+                sender.key, KVSnapshot(number=sender.number, hashes=part, first=place == 0, last=place == 1)
+            )
+        sender.taken, sender.taken_number, sender.lost = set(sender.held), sender.number, False
+
+    @invariant()
+    def matches_what_was_taken_in(self) -> None:
+        for chain in CHAINS:
+            expected = {
+                sender.key: BlockHit(depth, depth)
+                for sender in self.senders.values()
+                if (depth := _depth(chain, sender.taken))
+            }
+            assert self.index.match(chain, 0.0) == expected
+
+    @invariant()
+    def counts_what_was_taken_in(self) -> None:
+        assert len(self.index) == sum(len(sender.taken) for sender in self.senders.values())
+
+
+def _depth(chain: tuple[BlockHash, ...], held: set[BlockHash]) -> int:
+    return next((depth for depth, block_hash in enumerate(chain) if block_hash not in held), len(chain))
+
+
+IndexMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+test_index_against_sets = IndexMachine.TestCase
+
+
+def test_nothing_is_taken_in_before_the_first_snapshot() -> None:
+    index = KVIndex()
+    assert not index.apply(("a", 1), [stored(1, HASHES[0])])
+    assert len(index) == 0
+    index.restore(("a", 1), snapshot(1, HASHES[0]))
+    assert index.apply(("a", 1), [stored(2, HASHES[1])])
+    assert len(index) == 2
+
+
+def test_a_dropped_incarnation_is_forgotten_at_once_and_its_memory_later() -> None:
+    index = KVIndex()
+    chain = tuple(block_hashes(range(5000), 1, bytes(32)))
+    index.restore(("a", 1), snapshot(0, *chain))
+    index.drop(("a", 1))
+    index.restore(("a", 2), snapshot(0))
+    assert index.match(chain, 0.0) == {}
+    for _ in range(6):
+        index.apply(("a", 2), [])
+    assert index._holders == {}
+    index.restore(("b", 1), snapshot(0, *chain[:2]))
+    assert index.match(chain, 0.0) == {("b", 1): BlockHit(2, 2)}
+
+
+def test_what_was_just_dispatched_is_likely_for_a_while() -> None:
+    index = KVIndex(patience=10.0)
+    chain = CHAINS[0]
+    index.restore(("a", 1), snapshot(0, chain[0]))
+    index.restore(("b", 1), snapshot(0))
+    index.expect(("b", 1), chain[:3], now=100.0)
+    assert index.match(chain, 105.0) == {("a", 1): BlockHit(1, 1), ("b", 1): BlockHit(0, 3)}
+    assert index.match(chain, 110.0) == {("a", 1): BlockHit(1, 1)}
+
+
+def test_expectations_and_entries_are_bounded() -> None:
+    index = KVIndex(max_blocks=3, max_expected=2)
+    chain = tuple(block_hashes(range(10), 1, bytes(32)))
+    index.restore(("a", 1), snapshot(0, *chain))
+    assert index.match(chain, 0.0) == {("a", 1): BlockHit(3, 3)}
+    index.expect(("b", 1), chain, now=0.0)
+    assert ("b", 1) not in index.match(chain, 0.0)
+    assert index.match(chain[8:], 0.0) == {("b", 1): BlockHit(0, 2)}
+
+
+def test_an_expectation_dies_with_its_engine() -> None:
+    index = KVIndex()
+    index.expect(("a", 1), CHAINS[0], now=0.0)
+    index.drop(("a", 1))
+    index.restore(("b", 1), snapshot(0))
+    index.restore(("c", 1), snapshot(0))
+    assert index.match(CHAINS[0], 0.0) == {}
+
+
+@given(st.dictionaries(st.integers(0, 300), st.integers(0, 20), max_size=60))
+def test_one_walk_finds_every_engine(depths: dict[int, int]) -> None:
+    index = KVIndex()
+    chain = tuple(block_hashes(range(20), 1, bytes(32)))
+    for engine, depth in depths.items():
+        index.restore((f"e{engine}", 1), snapshot(0, *chain[:depth]))
+    expected = {(f"e{engine}", 1): BlockHit(depth, depth) for engine, depth in depths.items() if depth}
+    assert index.match(chain, 0.0) == expected

@@ -1,0 +1,124 @@
+"""The router: hits looked up by the engines' own names for blocks, expectations noted, decode engines re-confirmed."""
+
+from dataclasses import replace
+
+import pytest
+
+from pdserve.core.blocks import KVSnapshot, block_hashes, hash_namespace
+from pdserve.core.cluster import Booked, EngineView, Mode
+from pdserve.core.endpoint import EngineState, Role
+from pdserve.core.errors import Unavailable
+from pdserve.core.request import Request, SamplingParams
+from pdserve.router.kv_index import KVIndex
+from pdserve.router.policies import KVAware, RoundRobin
+from pdserve.router.router import Router
+from pdserve.router.rules import RoutingRules
+from tests.unit.router.views import BLOCK_SIZE, cluster, view
+
+RULES = RoutingRules(decode_local_below=32)
+PROMPT = tuple(range(200))
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.index = KVIndex()
+        self.router = Router(KVAware(RULES), self.index, RULES)
+
+    def hold(self, engine: str, num_tokens: int, *, salt: bytes = b"", revision: str = "r1") -> None:
+        hashes = block_hashes(PROMPT[:num_tokens], BLOCK_SIZE, hash_namespace(salt, revision))
+        self.index.restore((engine, 1), KVSnapshot(number=0, hashes=tuple(hashes), first=True, last=True))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def request(request_id: str = "r", *, salt: bytes = b"", max_tokens: int = 16) -> Request:
+    sampling = SamplingParams(seed=0, max_tokens=max_tokens)
+    return Request(id=request_id, prompt_token_ids=PROMPT, sampling=sampling, salt=salt)
+
+
+def two_by_two(**changed: EngineView) -> tuple[EngineView, ...]:
+    views = {name: view(name, Role.DECODE) for name in ("d0", "d1")}
+    views |= {name: view(name, Role.PREFILL) for name in ("p0", "p1")}
+    return tuple((views | changed).values())
+
+
+def test_a_prompt_goes_where_its_beginning_is_held(bench: Bench) -> None:
+    bench.hold("p1", 160)
+    route = bench.router.route(request(), cluster(*two_by_two()))
+    assert (route.prefill.engine_id, route.uncached_tokens) == ("p1", 40)
+
+
+@pytest.mark.parametrize("other", [{"salt": b"tenant"}, {"revision": "r2"}], ids=["tenant", "model"])
+def test_blocks_of_another_tenant_or_model_are_no_hits(bench: Bench, other: dict[str, str]) -> None:
+    bench.hold("p1", 160, **other)  # type: ignore[arg-type]  # one keyword of either type
+    route = bench.router.route(request(), cluster(*two_by_two()))
+    assert (route.prefill.engine_id, route.uncached_tokens) == ("p0", 200)
+
+
+def test_the_second_of_two_equal_prompts_follows_the_first(bench: Bench) -> None:
+    for engine in ("p0", "p1", "d0", "d1"):
+        bench.hold(engine, 0)
+    views = two_by_two(p0=view("p0", Role.PREFILL, backlog=20))
+    first = bench.router.route(request("a"), cluster(*views))
+    assert first.prefill.engine_id == "p1"
+    # Its prompt now waits there, which without the expectation would make the other engine the better one.
+    views = two_by_two(
+        p0=view("p0", Role.PREFILL, backlog=20), p1=view("p1", Role.PREFILL, booked=Booked(unseen_tokens=150))
+    )
+    assert bench.router.route(request("b"), cluster(*views)).prefill.engine_id == "p1"
+    assert bench.router.route(request("c", salt=b"x"), cluster(*views)).prefill.engine_id == "p0"
+
+
+def test_excluded_incarnations_are_avoided(bench: Bench) -> None:
+    bench.hold("p1", 160)
+    route = bench.router.route(request(), cluster(*two_by_two()), frozenset({("p1", 1), ("d0", 1)}))
+    assert (route.prefill.engine_id, route.decode.engine_id) == ("p0", "d1")
+
+
+def test_ready_means_that_some_engine_can_take_a_long_prompt(bench: Bench) -> None:
+    assert bench.router.ready(cluster(*two_by_two()))
+    assert not bench.router.ready(cluster(view("p0", Role.PREFILL, state=EngineState.SUSPECT)))
+    strict = Router(KVAware(RULES), KVIndex(), replace(RULES, fallback=False))
+    assert not strict.ready(cluster(view("p0", Role.PREFILL)))
+
+
+def rebound(bench: Bench, current: EngineView, other: EngineView) -> str:
+    route = bench.router.route(request(), cluster(*two_by_two()))
+    assert route.decode.engine_id == "d0"
+    return bench.router.rebind(request(), route, cluster(*two_by_two(d0=current, d1=other))).decode.engine_id
+
+
+def test_a_decode_engine_is_left_only_for_a_clearly_better_one(bench: Bench) -> None:
+    ours = Booked(decoding=1, context_tokens=200, reserved_tokens=216)
+    idle = view("d1", Role.DECODE)
+    assert rebound(bench, view("d0", Role.DECODE, booked=ours), idle) == "d0"
+    assert rebound(bench, view("d0", Role.DECODE, booked=ours, running=3), idle) == "d0"
+    assert rebound(bench, view("d0", Role.DECODE, booked=ours, running=63), idle) == "d1"
+
+
+def test_a_decode_engine_that_is_gone_is_replaced_at_once(bench: Bench) -> None:
+    gone = view("d0", Role.DECODE, state=EngineState.SUSPECT)
+    assert rebound(bench, gone, view("d1", Role.DECODE, running=60)) == "d1"
+    with pytest.raises(Unavailable, match="no decode engine"):
+        rebound(bench, gone, view("d1", Role.DECODE, draining=True))
+
+
+def test_without_predictions_a_decode_engine_is_kept_while_it_is_there() -> None:
+    router = Router(RoundRobin(RULES), KVIndex(), RULES)
+    route = router.route(request(), cluster(*two_by_two()))
+    busy = two_by_two(d0=view("d0", Role.DECODE, running=63))
+    assert router.rebind(request(), route, cluster(*busy)) is route
+    gone = two_by_two(d0=view("d0", Role.DECODE, state=EngineState.DEAD))
+    moved = router.rebind(request(), route, cluster(*gone))
+    assert (moved.prefill, moved.decode.engine_id) == (route.prefill, "d1")
+    assert "moved from d0" in moved.reason
+
+
+def test_local_routes_stay(bench: Bench) -> None:
+    alone = cluster(view("d0", Role.DECODE))
+    route = bench.router.route(request(), alone)
+    assert route.mode is Mode.DECODE_LOCAL
+    assert bench.router.rebind(request(), route, alone) is route
