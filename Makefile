@@ -11,7 +11,7 @@ SERVE_ARGS ?=
 GPU_PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test test-slow check test-gpu bench protos clean
+.PHONY: serve test test-slow check test-gpu bench protos metrics-table clean
 
 serve: .venv/.serve
 	$(BIN)/pdserve serve $(SERVE_ARGS)
@@ -38,6 +38,9 @@ bench: .venv/.dev
 protos: .venv/.dev
 	$(BIN)/python protos/generate.py
 
+metrics-table: .venv/.dev
+	$(BIN)/python -m pdserve.telemetry.metrics_table > docs/metrics.md
+
 # torch first and by itself: whatever build it is, the rest keeps it (docs/dependencies.md).
 .venv/.torch:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,11 +57,11 @@ protos: .venv/.dev
 	touch $@
 
 .venv/.serve: .venv/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[nixl]"
+	$(BIN)/python -m pip install --quiet --editable ".[nixl,ray]"
 	touch $@
 
 .venv/.dev: .venv/.serve pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[nixl,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[nixl,ray,dev]"
 	touch $@
 
 clean:

@@ -134,6 +134,26 @@ def simulate(
     raise typer.Exit(0 if report.load.passed else 1)
 
 
+@app.command()
+def explain(
+    request_id: Annotated[
+        str, typer.Argument(help='`pdserve.request_id` of a response, its x-request-id, or "last".')
+    ] = "last",
+    host: Annotated[str, typer.Option(help="Where the gateway listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="PORT", help="Its HTTP port.")] = 8000,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs instead of people.")] = False,
+    api_key: Annotated[str | None, typer.Option(envvar="PDSERVE_API_KEY", help="If the gateway wants one.")] = None,
+) -> None:
+    """Show where a request's time went, and why it took the engines it took."""
+    from urllib.parse import quote
+
+    from pdserve.cli.admin import ask_admin
+    from pdserve.cli.explain import render
+
+    answer = ask_admin(host, port, f"/admin/requests/{quote(request_id, safe='')}", api_key)
+    typer.echo(answer.decode() if as_json else render(answer))
+
+
 @config_app.command()
 def show(config: ConfigFile = None) -> None:
     """Print the effective configuration as YAML: environment, file and defaults together, keys hidden."""

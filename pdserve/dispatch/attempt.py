@@ -73,16 +73,17 @@ class Attempt:
             stream = self._sessions.client(engine).submit(request, handoff=handoff, ticket=ticket)
         except PdserveError as error:
             raise lost(error, engine, self._route) or error from error
-        return _EngineStream(stream, engine, self._route)
+        return _EngineStream(stream, engine, self._route, self._record)
 
 
 class _EngineStream:
-    """One engine's stream, with its errors told apart."""
+    """One engine's stream, with its errors told apart; a decode engine's last words go into the record."""
 
-    def __init__(self, stream: DeltaStream, engine: Endpoint, route: Route) -> None:
+    def __init__(self, stream: DeltaStream, engine: Endpoint, route: Route, record: RequestRecord) -> None:
         self._stream = stream
         self._engine = engine
         self._route = route
+        self._record = record
 
     async def ticket(self) -> TransferTicket:
         item = await self._next()
@@ -103,6 +104,8 @@ class _EngineStream:
         try:
             item = await anext(self._stream)
             if isinstance(item, TokenDelta) and item.finish_reason is FinishReason.ERROR:
+                if self._engine == self._route.decode:
+                    self._record.decode_trace = item.trace
                 raise from_wire(*(item.error or ("internal_error", "the engine failed")))
         except PdserveError as error:
             raise lost(error, self._engine, self._route) or error from error

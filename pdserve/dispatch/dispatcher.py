@@ -75,6 +75,7 @@ class Dispatcher:
     ) -> AsyncGenerator[TokenDelta, None]:
         route = await _before(deadline, self._route(share, history))
         record.route = route
+        record.stamp("routed", self._clock.unix())
         with self._sessions.book(share, route):
             attempt = Attempt(self._sessions, route, record, self._clock)
             async with aclosing(attempt.deltas(share)) as deltas:

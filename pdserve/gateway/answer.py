@@ -5,8 +5,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import structlog
-
 from pdserve.core.clock import Clock
 from pdserve.core.errors import Cancelled, DeadlineExceeded, PdserveError
 from pdserve.core.request import FinishReason, Request, TokenDelta
@@ -15,8 +13,8 @@ from pdserve.gateway.intake import Intake
 from pdserve.gateway.ports import Generator
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.record import RequestRecord
-
-log = structlog.get_logger("pdserve.request")
+from pdserve.telemetry.request_log import log_request
+from pdserve.telemetry.request_ring import RequestRing
 
 _BACKSTOP = 2.0
 """Seconds past its deadline after which a request is given up here, should nobody below have ended it."""
@@ -29,31 +27,38 @@ class AnswerContext:
     generator: Generator
     intake: Intake
     metrics: Metrics
+    ring: RequestRing
     clock: Clock
 
 
 class Answer:
     """Runs a request when deltas() is iterated; counts and logs it exactly once when it ends.
 
-    record and usage are complete once the delta with the finish_reason is out.
+    record and usage are complete once the delta with the finish_reason is out. A record that begins with
+    stamps says since when the client has been waiting.
     """
 
     def __init__(
-        self, context: AnswerContext, request: Request, detokenizer: Detokenizer, endpoint: str, client_id: str
+        self, context: AnswerContext, request: Request, detokenizer: Detokenizer, record: RequestRecord
     ) -> None:
         self._context = context
         self.request = request
-        self.record = RequestRecord(request_id=request.id)
-        self.endpoint = endpoint
-        self.client_id = client_id
+        self.record = record
         self._detokenizer = detokenizer
-        self._arrived = context.clock.monotonic()
+        waited = max(0.0, context.clock.unix() - record.stamps[0][1]) if record.stamps else 0.0
+        self._arrived = context.clock.monotonic() - waited
         self._deadline = asyncio.get_running_loop().time() + request.timeout + _BACKSTOP
         self._timer: asyncio.Timeout | None = None
         self._aborted = False
         self._first_token: float | None = None
         self._last_token = 0.0
-        self._finish_reason: FinishReason | None = None
+        self._sent = False
+
+    def sent(self) -> None:
+        """Text has gone to the client's connection; the first time is noted."""
+        if not self._sent:
+            self._sent = True
+            self.record.stamp("first_sent", self._context.clock.unix())
 
     @property
     def prompt_tokens(self) -> int:
@@ -76,12 +81,13 @@ class Answer:
         Raises a PdserveError when the request fails, DeadlineExceeded and Cancelled among them."""
         status: str | None = Cancelled.code
         self._context.intake.enter(self)
+        self._context.ring.add(self.record)
         try:
             async with aclosing(self._context.generator.generate(self.request, self.record)) as source:
                 while (delta := await self._next_text(source)).finish_reason is None:
                     if delta.text or delta.tokens:
                         yield delta
-            self._finish_reason = delta.finish_reason
+            self.record.finish_reason = delta.finish_reason.value
             self._end("ok")
             status = None
             yield delta
@@ -126,31 +132,10 @@ class Answer:
 
     def _end(self, status: str) -> None:
         self._context.intake.leave(self)
-        metrics, latency = self._context.metrics, self._context.clock.monotonic() - self._arrived
-        metrics.requests.labels(self.endpoint, status).inc()
+        record, metrics = self.record, self._context.metrics
+        latency = self._context.clock.monotonic() - self._arrived
+        record.status, record.output_tokens = status, self.completion_tokens
         metrics.request_latency.observe(latency)
-        metrics.prompt_tokens.inc(self.prompt_tokens)
-        metrics.cached_tokens.inc(self.record.cached_tokens)
-        metrics.output_tokens.inc(self.completion_tokens)
-        if self.record.handoff_gap is not None:
-            metrics.handoff_gap.observe(self.record.handoff_gap)
-        self._log(status, latency)
-
-    def _log(self, status: str, latency: float) -> None:
-        route, first = self.record.route, self._first_token
-        log.info(
-            "request",
-            request_id=self.request.id,
-            client_request_id=self.client_id,
-            endpoint=self.endpoint,
-            status=status,
-            finish_reason=self._finish_reason.value if self._finish_reason else None,
-            mode=route.mode.value if route else None,
-            prefill=route.prefill.engine_id if route else None,
-            decode=route.decode.engine_id if route else None,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.record.cached_tokens,
-            output_tokens=self.completion_tokens,
-            time_to_first_token=round(first - self._arrived, 4) if first is not None else None,
-            latency=round(latency, 4),
-        )
+        metrics.count(record)
+        first = self._first_token
+        log_request(record, latency, None if first is None else first - self._arrived)

@@ -18,6 +18,8 @@ from pdserve.gateway.ports import Generator
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.telemetry.metrics import Metrics
+from pdserve.telemetry.record import RequestRecord
+from pdserve.telemetry.request_ring import RequestRing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,10 @@ class Ask:
     identity: Identity
     prompt_param: str = "prompt"
     client_id: str = ""
+    traceparent: str = ""
+    """The W3C trace context the client sent, as it came."""
+    stamps: tuple[tuple[str, float], ...] = ()
+    """What happened before the request was accepted, from its arrival on (Unix seconds)."""
     timeout: float | None = None
     """Seconds the client gives us; the setting's limit when None or longer."""
 
@@ -60,9 +66,12 @@ class Gateway:
         self.metrics = Metrics()
         self.metrics.watch_engines(generator.engines)
         self.intake = Intake()
+        self.ring = RequestRing(self.settings.requests_kept)
         self.authenticator = Authenticator(self.settings.api_keys)
         self._random = random or SystemRandom()
-        self._context = AnswerContext(generator=generator, intake=self.intake, metrics=self.metrics, clock=self.clock)
+        self._context = AnswerContext(
+            generator=generator, intake=self.intake, metrics=self.metrics, ring=self.ring, clock=self.clock
+        )
 
     @property
     def ready(self) -> bool:
@@ -110,7 +119,15 @@ class Gateway:
             timeout=limit if ask.timeout is None else min(limit, ask.timeout),
         )
         detokenizer = Detokenizer(self.tokenizer.vocabulary, request.sampling, self.model.eos_token_ids)
-        return Answer(self._context, request, detokenizer, ask.endpoint, ask.client_id)
+        record = RequestRecord(
+            request_id=ask.id,
+            client_id=ask.client_id,
+            endpoint=ask.endpoint,
+            traceparent=ask.traceparent,
+            prompt_tokens=len(request.prompt_token_ids),
+            stamps=list(ask.stamps),
+        )
+        return Answer(self._context, request, detokenizer, record)
 
     def _fit(self, ask: Ask) -> SamplingParams:
         sampling, vocab_size = ask.sampling, self.model.vocab_size

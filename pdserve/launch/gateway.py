@@ -26,6 +26,7 @@ from pdserve.model.config import load_config
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
+from pdserve.telemetry.engine_watch import EngineWatch
 from pdserve.telemetry.logs import configure_logs
 
 _STOP_GRACE = 2.0
@@ -45,7 +46,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        following = group.create_task(_follow(payload["registry"], sessions))
+        following = group.create_task(_follow(payload["registry"], sessions, EngineWatch(gateway.metrics)))
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
@@ -76,10 +77,11 @@ def model_info(config: Config) -> ModelInfo:
     )
 
 
-async def _follow(registry: str, sessions: SessionPool) -> None:
+async def _follow(registry: str, sessions: SessionPool, watch: EngineWatch) -> None:
     async with aclosing(watch_endpoints(registry)) as sets:
         async for endpoints in sets:
             sessions.update(endpoints)
+            watch.update(endpoints)
 
 
 def _settings(config: Config) -> GatewaySettings:

@@ -5,6 +5,7 @@ Lines of libraries that use the standard library's logging come out in the same 
 """
 
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from typing import Any, TextIO
@@ -17,7 +18,8 @@ _PRIVATE = frozenset(
 
 
 def configure_logs(*, json: bool, level: str = "info", stream: TextIO | None = None) -> None:
-    """Set up logging for this process; called once, by its entry point."""
+    """Set up logging for this process; called once, by its entry point. Colours only where a person looks."""
+    stream = stream or sys.stderr
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -30,16 +32,25 @@ def configure_logs(*, json: bool, level: str = "info", stream: TextIO | None = N
         final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         # Plain tracebacks: the fancy ones print local variables, and those hold prompts.
-        final += [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-    handler = logging.StreamHandler(stream or sys.stderr)
+        final += [
+            structlog.dev.ConsoleRenderer(colors=_colours(stream), exception_formatter=structlog.dev.plain_traceback)
+        ]
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # "Started server process" and the like, which our own lines say better.
+    logging.getLogger("uvicorn").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _colours(stream: TextIO) -> bool:
+    """As https://no-color.org asks."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

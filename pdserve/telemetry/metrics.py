@@ -2,17 +2,31 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pdserve.core.cluster import EngineView
+from pdserve.core.errors import TransferError
+from pdserve.telemetry.record import RequestRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 30, 60, 120, 300, 600)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
+
+_TRANSFER_ERRORS = frozenset({TransferError.code, *(kind.code for kind in TransferError.__subclasses__())})
+
+
+class Description(NamedTuple):
+    """One metric, as docs/metrics.md lists it."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    documentation: str
 
 
 class Metrics:
@@ -24,6 +38,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.described: list[Description] = [
+            Description(family.name, family.type, labels, family.documentation)
+            for family, labels in zip(_engine_gauges(), _ENGINE_LABELS, strict=True)
+        ]
         self.time_to_first_token = self._histogram(
             "pdserve_time_to_first_token_seconds", "From the request's arrival to its first token.", _REQUEST_BUCKETS
         )
@@ -35,6 +53,37 @@ class Metrics:
         )
         self.handoff_gap = self._histogram(
             "pdserve_handoff_gap_seconds", "From token 1 to token 2 of a disaggregated request.", _TOKEN_BUCKETS
+        )
+        self.stages = {
+            "queue": self._histogram(
+                "pdserve_queue_seconds", "From an engine's accepting a prompt to its first chunk.", _TOKEN_BUCKETS
+            ),
+            "prefill": self._histogram(
+                "pdserve_prefill_seconds", "From a prompt's first chunk to its first token.", _REQUEST_BUCKETS
+            ),
+            "transfer": self._histogram(
+                "pdserve_transfer_seconds", "From asking for a prompt's KV to having it verified.", _TOKEN_BUCKETS
+            ),
+            "decode": self._histogram(
+                "pdserve_decode_seconds", "From joining the decode batch to leaving it.", _REQUEST_BUCKETS
+            ),
+        }
+        self.transfers = self._counter(
+            "pdserve_transfers_total",
+            'KV handoffs by backend and result: "ok" or the code of the error.',
+            ("backend", "result"),
+        )
+        self.transferred_bytes = self._counter(
+            "pdserve_transferred_bytes_total", "Bytes of KV pulled and verified.", ("backend",)
+        )
+        self.replays = self._counter(
+            "pdserve_replays_total", "Attempts given up and made again elsewhere, by error code.", ("reason",)
+        )
+        self.engine_restarts = self._counter(
+            "pdserve_engine_restarts_total", "New incarnations of an engine that had been there.", ("engine",)
+        )
+        self.late_heartbeats = self._counter(
+            "pdserve_late_heartbeats_total", "Times an engine fell silent and became suspect.", ("engine",)
         )
         self.requests = self._counter(
             "pdserve_requests_total", "Requests that ended, by endpoint and status.", ("endpoint", "status")
@@ -48,6 +97,30 @@ class Metrics:
         )
         self.output_tokens = self._counter("pdserve_output_tokens_total", "Tokens generated.")
 
+    def count(self, record: RequestRecord) -> None:
+        """Everything a request's record tells, once, when the request has ended."""
+        self.requests.labels(record.endpoint, record.status).inc()
+        self.prompt_tokens.inc(record.prompt_tokens)
+        self.cached_tokens.inc(record.cached_tokens)
+        self.output_tokens.inc(record.output_tokens)
+        if record.handoff_gap is not None:
+            self.handoff_gap.observe(record.handoff_gap)
+        for stage, seconds in record.durations().items():
+            self.stages[stage].observe(seconds)
+        for attempt in record.failed:
+            self.replays.labels(attempt.code).inc()
+            self._count_transfer(attempt.transfer_backend, attempt.code)
+        if record.decode_trace and record.status:
+            trace = record.decode_trace
+            self._count_transfer(trace.transfer_backend, record.status)
+            if trace.transfer_backend:
+                self.transferred_bytes.labels(trace.transfer_backend).inc(trace.transfer_bytes)
+
+    def _count_transfer(self, backend: str, result: str) -> None:
+        """A request that failed after its handoff does not speak against the transfer."""
+        if backend:
+            self.transfers.labels(backend, result if result in _TRANSFER_ERRORS else "ok").inc()
+
     def watch_engines(self, engines: Callable[[], Iterable[EngineView]]) -> None:
         """Export the engines' load; read anew at every scrape."""
         self.registry.register(_EngineCollector(engines))
@@ -57,9 +130,11 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+        self.described.append(Description(name, "histogram", (), documentation))
         return Histogram(name, documentation, buckets=buckets, registry=self.registry)
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counter:
+        self.described.append(Description(name, "counter", labels, documentation))
         return Counter(name, documentation, labels, registry=self.registry)
 
 
@@ -87,13 +162,18 @@ class _EngineCollector(Collector):
         yield from (up, running, waiting, backlog, blocks)
 
 
+_ENGINE_LABELS = (("engine", "role", "state"), ("engine",), ("engine",), ("engine",), ("engine", "state"))
+
+
 def _engine_gauges() -> tuple[GaugeMetricFamily, ...]:
-    return (
-        GaugeMetricFamily("pdserve_engine_info", "1 for each engine.", labels=["engine", "role", "state"]),
-        GaugeMetricFamily("pdserve_engine_running_sequences", "Sequences in the batch.", labels=["engine"]),
-        GaugeMetricFamily("pdserve_engine_waiting_sequences", "Sequences that wait for room or KV.", labels=["engine"]),
-        GaugeMetricFamily("pdserve_engine_backlog_tokens", "Prompt tokens still to compute.", labels=["engine"]),
-        GaugeMetricFamily(
-            "pdserve_kv_blocks", "KV blocks by state; the states sum up to all blocks.", labels=["engine", "state"]
-        ),
+    names = (
+        ("pdserve_engine_info", "1 for each engine."),
+        ("pdserve_engine_running_sequences", "Sequences in the batch."),
+        ("pdserve_engine_waiting_sequences", "Sequences that wait for room or KV."),
+        ("pdserve_engine_backlog_tokens", "Prompt tokens still to compute."),
+        ("pdserve_kv_blocks", "KV blocks by state; the states sum up to all blocks."),
+    )
+    return tuple(
+        GaugeMetricFamily(name, documentation, labels=labels)
+        for (name, documentation), labels in zip(names, _ENGINE_LABELS, strict=True)
     )

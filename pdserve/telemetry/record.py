@@ -12,23 +12,35 @@ from pdserve.core.request import EngineTrace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedAttempt:
-    """One way that was tried and lost an engine or the link between two. unix: when it was given up."""
+    """One way that was tried and lost an engine or the link between two. unix: when it was given up.
+
+    transfer_backend: what moved its KV, empty if nothing did or nobody could say any more."""
 
     route: Route
     code: str
     message: str
     emitted_tokens: int
     unix: float
+    transfer_backend: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """Filled in by dispatch while a request runs; read by the gateway when it has ended.
+    """Filled in while a request runs: route, attempts and traces by dispatch, the rest by the gateway.
 
-    route and traces are those of the last attempt; failed holds the attempts before it.
+    route and traces are those of the last attempt; failed holds the attempts before it. client_id is what
+    the client calls the request, traceparent the W3C header it came with. status is None until the request
+    has ended, then "ok" or the code of its error.
     """
 
     request_id: str
+    client_id: str = ""
+    endpoint: str = ""
+    traceparent: str = ""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    status: str | None = None
+    finish_reason: str | None = None
     route: Route | None = None
     failed: list[FailedAttempt] = field(default_factory=list)
     prefill_trace: EngineTrace | None = None
@@ -40,7 +52,12 @@ class RequestRecord:
         if self.route is not None:
             self.failed.append(
                 FailedAttempt(
-                    route=self.route, code=error.code, message=str(error), emitted_tokens=emitted_tokens, unix=unix
+                    route=self.route,
+                    code=error.code,
+                    message=str(error),
+                    emitted_tokens=emitted_tokens,
+                    unix=unix,
+                    transfer_backend=self.decode_trace.transfer_backend if self.decode_trace else "",
                 )
             )
         self.route = self.prefill_trace = self.decode_trace = None
@@ -49,10 +66,14 @@ class RequestRecord:
         self.stamps.append((name, unix))
 
     @property
+    def prompt_trace(self) -> EngineTrace | None:
+        """The trace of the engine that computed the prompt."""
+        return self.prefill_trace or self.decode_trace
+
+    @property
     def cached_tokens(self) -> int:
         """Prompt tokens whose KV was found rather than computed."""
-        trace = self.prefill_trace or self.decode_trace
-        return trace.cached_tokens if trace else 0
+        return self.prompt_trace.cached_tokens if self.prompt_trace else 0
 
     @property
     def handoff_gap(self) -> float | None:
@@ -63,6 +84,21 @@ class RequestRecord:
         if "second_token" not in times or "first_token" not in times:
             return None
         return times["second_token"] - times["first_token"]
+
+    def durations(self) -> dict[str, float]:
+        """Seconds by stage, of the last attempt: those of queue, prefill, transfer and decode that took place.
+
+        queue and prefill are the prompt engine's, transfer and decode the decode engine's; they overlap when
+        KV moves while later chunks are computed."""
+        prompt = dict(self.prompt_trace.stamps) if self.prompt_trace else {}
+        decode = dict(self.decode_trace.stamps) if self.decode_trace else {}
+        stages = (
+            ("queue", prompt.get("queued"), prompt.get("scheduled")),
+            ("prefill", prompt.get("scheduled"), prompt.get("first_token")),
+            ("transfer", decode.get("attached"), decode.get("released")),
+            ("decode", decode.get("fetched", decode.get("first_token")), decode.get("finished")),
+        )
+        return {name: end - start for name, start, end in stages if start is not None and end is not None}
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready. Epochs are decimal strings: they exceed what JSON numbers carry exactly."""
@@ -82,6 +118,7 @@ class RequestRecord:
             if decode and decode.transfer_backend
             else None,
             "handoff_gap": self.handoff_gap,
+            "durations": self.durations(),
             "failed_attempts": [_failed(attempt) for attempt in self.failed],
             "stamps": dict(self.stamps),
         }

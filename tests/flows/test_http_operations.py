@@ -196,6 +196,51 @@ def test_keys_guard_all_but_the_open_paths(directory: Path, generator: ScriptedG
     assert one != b""
 
 
+def test_operators_can_ask_what_became_of_a_request(
+    client: httpx.Client, server: HttpServer, generator: ScriptedGenerator
+) -> None:
+    answer = client.post(CHAT, json=HELLO, headers={"x-request-id": "mine"})
+    own = answer.json()["pdserve"]["request_id"]
+    for name in (own, own.partition("-")[2], "mine", "last"):
+        told = client.get(f"{server.admin_url}/admin/requests/{name}").json()
+        assert (told["request_id"], told["status"], told["endpoint"]) == (own, "ok", "chat_completions")
+    assert list(told["stamps"])[:3] == ["arrived", "read", "tokenized"]
+    assert told["prompt_tokens"] == len(generator.requests[0].prompt_token_ids)
+    unknown = client.get(f"{server.admin_url}/admin/requests/chatcmpl-0")
+    assert unknown.status_code == 404
+    assert "'chatcmpl-0' is not among them" in unknown.json()["error"]["message"]
+
+
+def test_a_running_request_is_told_of_as_running_and_a_cancelled_one_as_cancelled(
+    client: httpx.Client, server: HttpServer, generator: ScriptedGenerator
+) -> None:
+    hang_after_first(generator)
+
+    def status() -> object:
+        return httpx.get(f"{server.admin_url}/admin/requests/last").json()["status"]
+
+    with client.stream("POST", CHAT, json=HELLO | {"stream": True}) as response:
+        lines = response.iter_lines()
+        assert "assistant" in next(lines)
+        assert status() == "running"
+    assert generator.closed.wait(2)
+    assert status() == "cancelled"
+
+
+def test_what_is_kept_and_logged_holds_nothing_of_what_was_said(
+    client: httpx.Client, server: HttpServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = {"role": "user", "content": "whisper"}
+    assert client.post(CHAT, json={"messages": [message]}).status_code == 200
+    kept = client.get(f"{server.admin_url}/admin/requests/last").text
+    logged = "".join(capfd.readouterr())
+    assert '"status"' in kept
+    assert '"request"' in logged
+    for text in (kept, logged):
+        assert "whisper" not in text
+        assert "fine" not in text
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/admin/engines", "/admin/requests/last"])
 def test_the_public_port_shows_operators_pages_to_nobody(client: httpx.Client, path: str) -> None:
     assert client.get(path).status_code == 404

@@ -88,6 +88,32 @@ def test_status_prints_exactly_the_promised_names(running: Deployment) -> None:
     ]
 
 
+def test_explain_accounts_for_a_requests_time_across_processes(running: Deployment) -> None:
+    answered = record(running.complete("Explain this: " + LONG))
+    port = running.address.rpartition(":")[2]
+    done = run_cli("explain", answered["request_id"], "--port", port, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    names = [span["name"] for span in told["timeline"]]
+    assert {"tokenize", "route", "submit", "queue", "prefill", "first token", "pull", "release", "decode"} <= set(names)
+    assert all(span["seconds"] >= 0 for span in told["timeline"])
+    assert told["unaccounted_seconds"] < 0.1 * told["total_seconds"]
+    assert told["route"]["prefill"] == answered["prefill"]["engine"]
+    shown = run_cli("explain", "--port", port)
+    assert answered["request_id"] in shown.stdout
+    assert "over nixl" in shown.stdout or "over shared_memory" in shown.stdout
+
+
+def test_metrics_of_a_handoff_are_exported(running: Deployment) -> None:
+    backend = record(running.complete("Count this: " + LONG))["transfer"]["backend"]
+    text = httpx.get(f"{running.admin_url}/metrics", timeout=10).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values[f'pdserve_transfers_total{{backend="{backend}",result="ok"}}']) >= 1
+    assert float(values[f'pdserve_transferred_bytes_total{{backend="{backend}"}}']) > 0
+    for stage in ("queue", "prefill", "transfer", "decode"):
+        assert float(values[f"pdserve_{stage}_seconds_count"]) >= 1
+
+
 def test_status_shows_a_table_to_people(running: Deployment) -> None:
     done = run_cli("status", "--port", running.address.rpartition(":")[2])
     assert done.returncode == 0, done.stderr
@@ -199,6 +225,6 @@ def test_a_model_that_cannot_be_served_is_a_clear_error(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", "mistral")
     raw = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     (checkpoint / "config.json").write_text(json.dumps({**raw, "sliding_window": 32}), encoding="utf-8")
-    done = run_cli("serve", "--model", str(checkpoint), "--port", "0", "--grpc-port", "0")
+    done = run_cli("serve", "--model", str(checkpoint), "--port", "0", "--grpc-port", "0", "--launcher", "process")
     assert done.returncode == 2
     assert "sliding" in done.stderr.splitlines()[-1]

@@ -46,6 +46,7 @@ class InferenceService(InferenceServicer):
             async with aclosing(answer.deltas()) as deltas:
                 async for delta in deltas:
                     await self._write(context, _response(answer, delta))
+                    answer.sent()
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         identity = await self._identify(context)
@@ -95,20 +96,25 @@ class InferenceService(InferenceServicer):
         return identity
 
     async def _ask(self, request: pb.GenerateRequest, context: Context, identity: Identity) -> Ask:
+        now = self._gateway.clock.unix()
+        stamps = [("arrived", now), ("read", now)]
         self._gateway.check_model(request.model)
         prompt = request.WhichOneof("prompt")
         if prompt is None:
             raise InvalidRequest("send a prompt: text or token_ids", "prompt")
+        token_ids = await self._gateway.encode(request.text) if prompt == "text" else tuple(request.token_ids.ids)
+        stamps.append(("tokenized", self._gateway.clock.unix()))
+        metadata = dict(context.invocation_metadata() or ())
         return Ask(
             id=f"gen-{self._gateway.new_id()}",
             endpoint="grpc_generate",
-            prompt_token_ids=(
-                await self._gateway.encode(request.text) if prompt == "text" else tuple(request.token_ids.ids)
-            ),
+            prompt_token_ids=token_ids,
             prompt_param=prompt,
             sampling=_sampling(request.sampling),
             identity=identity,
             timeout=context.time_remaining(),
+            traceparent=str(metadata.get("traceparent", "")),
+            stamps=tuple(stamps),
         )
 
     async def _write(self, context: Context, response: pb.GenerateResponse) -> None:

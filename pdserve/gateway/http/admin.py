@@ -1,4 +1,4 @@
-"""For operators, on a port of their own: metrics, and the engines behind the gateway."""
+"""For operators, on a port of their own: metrics, the engines behind the gateway, and what became of requests."""
 
 from dataclasses import asdict
 
@@ -7,7 +7,9 @@ from starlette.responses import Response
 
 from pdserve.core.cluster import EngineView
 from pdserve.gateway.gateway import Gateway
+from pdserve.gateway.http.errors import envelope, error_response
 from pdserve.gateway.http.operations import as_json
+from pdserve.telemetry.explain import explain
 from pdserve.telemetry.metrics import CONTENT_TYPE
 
 _NO_BLOCKS = {"total": 0, "free": 0, "used": 0, "leased": 0, "quarantined": 0}
@@ -23,6 +25,16 @@ def admin_router(gateway: Gateway) -> APIRouter:
     @router.get("/admin/engines", response_model=None)
     async def engines() -> Response:
         return as_json({"engines": [describe(view) for view in gateway.generator.engines()]})
+
+    @router.get("/admin/requests/{name}", response_model=None)
+    async def request(name: str) -> Response:
+        record = gateway.ring.find(name)
+        if record is None:
+            kept = (
+                f"the latest {gateway.settings.requests_kept} requests are kept, and {name[:200]!r} is not among them"
+            )
+            return error_response(404, envelope(404, kept, "not_found"))
+        return as_json(explain(record))
 
     return router
 

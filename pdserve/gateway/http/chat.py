@@ -18,8 +18,10 @@ def chat_router(gateway: Gateway) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None)
     async def create_chat_completion(request: Request, body: ChatBody) -> Response:
+        stamps = [("arrived", request.state.arrived), ("read", gateway.clock.unix())]
         gateway.check_model(body.model)
         prompt = await gateway.encode_chat(body.conversation())
+        stamps.append(("tokenized", gateway.clock.unix()))
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         if max_tokens is None:
             max_tokens = min(gateway.room(len(prompt), "messages"), gateway.settings.max_chat_tokens)
@@ -31,6 +33,8 @@ def chat_router(gateway: Gateway) -> APIRouter:
             sampling=body.sampling(max_tokens=max_tokens, logprobs=bool(body.logprobs)),
             identity=request.state.identity,
             client_id=request.state.client_id,
+            traceparent=request.headers.get("traceparent", ""),
+            stamps=tuple(stamps),
         )
         wording = ChatFormat(gateway, ask, include_usage=body.include_usage)
         answer = gateway.begin(ask)

@@ -20,20 +20,25 @@ def completions_router(gateway: Gateway) -> APIRouter:
 
     @router.post("/v1/completions", response_model=None)
     async def create_completion(request: Request, body: CompletionBody) -> Response:
+        stamps = [("arrived", request.state.arrived), ("read", gateway.clock.unix())]
         gateway.check_model(body.model)
         if body.logprobs:
             raise Unsupported("only logprobs: 0 (those of the chosen tokens) is supported", "logprobs")
         prompt = body.one_prompt()
+        token_ids = await gateway.encode(prompt) if isinstance(prompt, str) else prompt
+        stamps.append(("tokenized", gateway.clock.unix()))
         ask = Ask(
             id=f"cmpl-{request.state.id}",
             endpoint="completions",
-            prompt_token_ids=await gateway.encode(prompt) if isinstance(prompt, str) else prompt,
+            prompt_token_ids=token_ids,
             sampling=body.sampling(
                 max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
                 logprobs=body.logprobs is not None,
             ),
             identity=request.state.identity,
             client_id=request.state.client_id,
+            traceparent=request.headers.get("traceparent", ""),
+            stamps=tuple(stamps),
         )
         wording = CompletionFormat(gateway, ask, include_usage=body.include_usage)
         answer = gateway.begin(ask)

@@ -21,7 +21,8 @@ _CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 class RequestContext:
     """Gives a request its ids, returns them as `x-request-id`, and turns an escaped exception into a 500.
 
-    scope["state"] gets `id` (ours, unique) and `client_id` (the client's x-request-id, else ours).
+    scope["state"] gets `id` (ours, unique), `client_id` (the client's x-request-id, else ours) and `arrived`
+    (Unix seconds).
     """
 
     def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
@@ -35,7 +36,7 @@ class RequestContext:
         own_id = self._gateway.new_id()
         given = Headers(scope=scope).get("x-request-id", "")
         client_id = given if _CLIENT_ID.fullmatch(given) else own_id
-        scope.setdefault("state", {}).update(id=own_id, client_id=client_id)
+        scope.setdefault("state", {}).update(id=own_id, client_id=client_id, arrived=self._gateway.clock.unix())
         started = False
 
         async def send_with_id(message: Message) -> None:

@@ -99,6 +99,7 @@ async def _events(
             async for delta in _chain(first, rest):
                 if delta.text or delta.tokens:
                     yield _event(wording.chunk(delta))
+                    answer.sent()
                 if delta.finish_reason is not None:
                     for chunk in wording.closing(answer, delta.finish_reason):
                         yield _event(chunk)

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import pdserve
 from pdserve import cli
 from pdserve.cli.app import app
+from pdserve.telemetry.explain import explain
+from tests.unit.telemetry.records import disaggregated, replayed
 
 ENGINE = {
     "id": "decode-0",
@@ -41,7 +43,9 @@ class Gateway(http.server.BaseHTTPRequestHandler):
         allowed = not self.key or self.headers["Authorization"] == f"Bearer {self.key}"
         live = json.dumps({"status": "live", "admin_port": self.server.server_port})
         body = live if self.path == "/live" else self.body
-        known = self.path in ("/live", "/admin/engines")
+        known = self.path in ("/live", "/admin/engines", "/admin/requests/cmpl-abc", "/admin/requests/last")
+        if not known:
+            body = json.dumps({"error": {"message": "it is not kept"}})
         self.send_response(401 if not (allowed or self.path == "/live") else 200 if known else 404)
         self.end_headers()
         self.wfile.write(body.encode())
@@ -86,7 +90,7 @@ def test_version_and_help_are_quick_because_nothing_heavy_is_imported() -> None:
 def test_help_names_every_command() -> None:
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    assert all(name in shown.output for name in ("serve", "status", "config"))
+    assert all(name in shown.output for name in ("serve", "status", "explain", "config"))
 
 
 def test_status_passes_the_gateways_json_through(
@@ -141,6 +145,45 @@ def test_status_is_not_fooled_by_another_server(
     code, _, err = run(monkeypatch, capsys, "status", "--port", str(port))
     assert code == 1
     assert "is this a pdserve gateway?" in err
+
+
+def test_explain_draws_the_timeline_and_says_why(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Gateway, "body", json.dumps(explain(disaggregated())))
+    code, out, _ = run(monkeypatch, capsys, "explain", "cmpl-abc", "--port", str(port))
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "cmpl-abc  completions  ok (length), took 105.0 ms"
+    assert "64 prompt tokens, 4 of them cached; 12 output tokens" in out
+    assert "route: disaggregated on prefill-0 → decode-0: cheapest (predicted: first token 50.0 ms" in out
+    assert "rather than disaggregated on prefill-1 → decode-0: cost 2, +0.5 against the choice" in out
+    assert "transfer: 4.0 KiB over shared_memory in 2 pulls; handoff gap 14.0 ms" in out
+    [prefill] = [line for line in lines if line.split()[:2] == ["prefill", "prefill-0"]]
+    assert prefill.split()[2:4] == ["25.00", "19.00"]
+    assert prefill.count("█") == round(19 / 105 * 40)
+    assert lines[-1].split() == ["in", "no", "span", "0.00"]
+    assert all(len(line) <= 140 and line == line.rstrip() for line in lines)
+
+
+def test_explain_tells_of_attempts_that_were_lost(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Gateway, "body", json.dumps(explain(replayed())))
+    code, out, _ = run(monkeypatch, capsys, "explain", "--port", str(port))
+    assert code == 0
+    assert "attempt 1: disaggregated on prefill-0 → decode-0 was lost after 1 tokens (engine_died: decode-0" in out
+
+
+def test_explain_passes_json_through_and_repeats_what_the_gateway_refuses_with(
+    port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Gateway, "body", json.dumps(explain(disaggregated())))
+    code, out, _ = run(monkeypatch, capsys, "explain", "last", "--json", "--port", str(port))
+    assert (code, json.loads(out)["request_id"]) == (0, "cmpl-abc")
+    code, _, err = run(monkeypatch, capsys, "explain", "../engines", "--port", str(port))
+    assert code == 1
+    assert err == "pdserve: it is not kept\n"
 
 
 def test_dry_run_prints_the_configuration_that_flags_and_file_make_together(

@@ -1,8 +1,15 @@
 """Every metric is exported under its name, and two sets of metrics do not meet."""
 
+from pathlib import Path
+
+import pytest
+
 from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
+from pdserve.core.errors import DigestMismatch
 from pdserve.telemetry.metrics import Metrics
+from pdserve.telemetry.metrics_table import page
+from tests.unit.telemetry.records import START, disaggregated, replayed, route
 
 
 def view(free: int) -> EngineView:
@@ -57,3 +64,42 @@ def test_names_carry_the_prefix_and_no_colon() -> None:
         "pdserve_rejections_total",
     } <= names
     assert all(name.startswith("pdserve_") and ":" not in name for name in names)
+
+
+def test_a_request_counts_by_stage_and_transfer() -> None:
+    metrics = Metrics()
+    metrics.count(disaggregated())
+    value = metrics.registry.get_sample_value
+    for stage, seconds in (("queue", 0.005), ("prefill", 0.020), ("transfer", 0.019), ("decode", 0.054)):
+        assert value(f"pdserve_{stage}_seconds_sum") == pytest.approx(seconds)
+    assert value("pdserve_handoff_gap_seconds_sum") == pytest.approx(0.014)
+    assert value("pdserve_transfers_total", {"backend": "shared_memory", "result": "ok"}) == 1
+    assert value("pdserve_transferred_bytes_total", {"backend": "shared_memory"}) == 4096
+    assert value("pdserve_requests_total", {"endpoint": "completions", "status": "ok"}) == 1
+    assert value("pdserve_output_tokens_total") == 12
+
+
+def test_what_was_tried_again_counts_by_reason_and_a_failed_transfer_by_its_error() -> None:
+    metrics, record = Metrics(), disaggregated()
+    record.give_up(DigestMismatch("bytes differ"), emitted_tokens=1, unix=START)
+    record.route, record.decode_trace = route(), disaggregated().decode_trace
+    metrics.count(record)
+    metrics.count(replayed())
+    value = metrics.registry.get_sample_value
+    assert value("pdserve_replays_total", {"reason": "digest_mismatch"}) == 1
+    assert value("pdserve_replays_total", {"reason": "engine_died"}) == 1
+    assert value("pdserve_transfers_total", {"backend": "shared_memory", "result": "digest_mismatch"}) == 1
+    assert value("pdserve_transfers_total", {"backend": "shared_memory", "result": "ok"}) == 2
+
+
+def test_the_documented_table_is_that_of_the_code() -> None:
+    documented = Path(__file__).parents[3] / "docs" / "metrics.md"
+    assert documented.read_text(encoding="utf-8") == page(), "run `make metrics-table`"
+
+
+def test_the_table_has_every_exported_metric() -> None:
+    metrics = Metrics()
+    metrics.watch_engines(lambda: [view(free=1)])
+    exported = {line.split()[2] for line in metrics.exposition().decode().splitlines() if line.startswith("# TYPE")}
+    described = {description.name for description in metrics.described}
+    assert described == {name for name in exported if not name.endswith("_created")}

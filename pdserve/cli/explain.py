@@ -1,0 +1,130 @@
+"""`pdserve explain`: where a request's time went and why it went that way, for people."""
+
+import json
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pdserve.core.errors import PdserveError
+
+_BAR = 40
+"""Characters of the widest bar."""
+_WIDTH = 140
+
+
+def render(answer: bytes) -> str:
+    """The answer of GET /admin/requests/ID as text for a terminal. Raises PdserveError when it is not ours."""
+    try:
+        request: dict[str, Any] = json.loads(answer)
+        sections = [
+            _summary(request),
+            *_attempts(request),
+            *_route(request),
+            *_transfer(request),
+            "",
+            _timeline(request),
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise PdserveError("the answer is not a request's record; is this a pdserve gateway?") from None
+    return "\n".join(sections)
+
+
+def _summary(request: dict[str, Any]) -> str:
+    total = request["total_seconds"]
+    took = f"took {_ms(total)}" if total is not None else "has not ended"
+    reason = f" ({request['finish_reason']})" if request["finish_reason"] else ""
+    return (
+        f"{request['request_id']}  {request['endpoint']}  {request['status']}{reason}, {took}\n"
+        f"  {request['prompt_tokens']} prompt tokens, {request['cached_tokens']} of them cached; "
+        f"{request['output_tokens']} output tokens"
+    )
+
+
+def _attempts(request: dict[str, Any]) -> list[str]:
+    return [
+        f"attempt {number}: {_way(attempt)} was lost after {attempt['emitted_tokens']} tokens "
+        f"({attempt['code']}: {attempt['message']})"
+        for number, attempt in enumerate(request["failed_attempts"], start=1)
+    ]
+
+
+def _route(request: dict[str, Any]) -> list[str]:
+    route = request["route"]
+    if route is None:
+        return ["route: none was found"]
+    predicted = route["prediction"]
+    lines = [f"route: {_way(route)}: {route['reason']}{_prediction(predicted)}"]
+    for other in route["alternatives"]:
+        cost = f"cost {other['cost']:.4g}"
+        if predicted:
+            cost += f", {other['cost'] - predicted['cost']:+.4g} against the choice"
+        lines.append(f"  rather than {_way(other)}: {cost}{_prediction(other['prediction'])}")
+    return lines
+
+
+def _prediction(prediction: dict[str, float] | None) -> str:
+    if prediction is None:
+        return ""
+    return (
+        f" (predicted: first token {_ms(prediction['ttft'])}, handoff gap {_ms(prediction['handoff_gap'])}, "
+        f"later tokens {_ms(prediction['tpot'])})"
+    )
+
+
+def _transfer(request: dict[str, Any]) -> list[str]:
+    transfer = request["transfer"]
+    if transfer is None:
+        return []
+    gap = request["handoff_gap"]
+    return [
+        f"transfer: {transfer['bytes'] / 1024:.1f} KiB over {transfer['backend']} in {transfer['pulls']} pulls"
+        + (f"; handoff gap {_ms(gap)}" if gap is not None else "")
+    ]
+
+
+def _timeline(request: dict[str, Any]) -> str:
+    timeline = request["timeline"]
+    whole = request["total_seconds"] or max((span["offset"] + span["seconds"] for span in timeline), default=0.0)
+    table = Table(box=None, pad_edge=False)
+    for title, right in (
+        ("PART", False),
+        ("SPAN", False),
+        ("WHERE", False),
+        ("AT MS", True),
+        ("MS", True),
+        ("", False),
+    ):
+        table.add_column(title, justify="right" if right else "left", no_wrap=True)
+    part = ""
+    for span in timeline:
+        shown = span["part"] if span["part"] != part else ""
+        part = span["part"]
+        bar = _bar(span["offset"], span["seconds"], whole)
+        table.add_row(
+            shown, span["name"], span["where"], f"{span['offset'] * 1e3:.2f}", f"{span['seconds'] * 1e3:.2f}", bar
+        )
+    if request["unaccounted_seconds"] is not None:
+        table.add_row("", "in no span", "", "", f"{request['unaccounted_seconds'] * 1e3:.2f}", "")
+    text = StringIO()
+    Console(file=text, width=_WIDTH).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _bar(offset: float, seconds: float, whole: float) -> str:
+    """A span's place in the whole; a span too short for a block is a thin line."""
+    if whole <= 0:
+        return ""
+    first = min(max(round(offset / whole * _BAR), 0), _BAR - 1)
+    length = min(round(max(seconds, 0.0) / whole * _BAR), _BAR - first)
+    return " " * first + ("█" * length or "▏")
+
+
+def _way(route: dict[str, Any]) -> str:
+    engines = dict.fromkeys(engine for engine in (route["prefill"], route["decode"]) if engine)
+    return f"{route['mode']} on {' → '.join(engines)}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

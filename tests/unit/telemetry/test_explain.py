@@ -1,0 +1,61 @@
+"""What `pdserve explain` is told: enough to see why, JSON throughout."""
+
+import orjson
+import pytest
+
+from pdserve.telemetry.explain import explain
+from pdserve.telemetry.record import RequestRecord
+from tests.unit.telemetry.records import START, disaggregated, replayed, stamps
+
+
+def told(record: RequestRecord) -> dict[str, object]:
+    answer: dict[str, object] = orjson.loads(orjson.dumps(explain(record)))
+    return answer
+
+
+def test_the_choice_is_shown_with_what_it_was_chosen_over() -> None:
+    route = told(disaggregated())["route"]
+    assert isinstance(route, dict)
+    assert (route["mode"], route["prefill"], route["decode"]) == ("disaggregated", "prefill-0", "decode-0")
+    assert route["reason"] == "cheapest"
+    assert route["prediction"]["cost"] == 1.5
+    assert [(other["prefill"], other["mode"], other["cost"]) for other in route["alternatives"]] == [
+        ("prefill-1", "disaggregated", 2.0),
+        (None, "decode_local", 4.0),
+    ]
+
+
+def test_the_timeline_counts_from_arrival_and_adds_up() -> None:
+    answer = told(disaggregated("chatcmpl-1", "mine"))
+    timeline = answer["timeline"]
+    assert isinstance(timeline, list)
+    assert timeline[0] == {
+        "name": "read body",
+        "part": "prompt",
+        "where": "gateway",
+        "offset": 0,
+        "seconds": pytest.approx(0.004),
+    }
+    assert answer["total_seconds"] == pytest.approx(0.105)
+    assert answer["unaccounted_seconds"] == pytest.approx(0.0, abs=1e-6)
+    assert (answer["status"], answer["client_request_id"], answer["output_tokens"]) == ("ok", "mine", 12)
+
+
+def test_what_was_lost_on_the_way_is_told() -> None:
+    attempts = told(replayed())["failed_attempts"]
+    assert isinstance(attempts, list)
+    assert attempts[0]["code"] == "engine_died"
+    assert attempts[0]["decode"] == "decode-0"
+    assert attempts[0]["unix"] == START + 0.009
+
+
+def test_a_request_that_runs_is_explained_as_far_as_it_got() -> None:
+    answer = told(RequestRecord(request_id="r", stamps=stamps(("arrived", 0.0), ("read", 0.1))))
+    assert (answer["status"], answer["total_seconds"], answer["route"]) == ("running", None, None)
+    assert told(RequestRecord(request_id="r"))["timeline"] == []
+
+
+def test_stages_overlap_and_each_has_its_own_seconds() -> None:
+    assert disaggregated().durations() == pytest.approx(
+        {"queue": 0.005, "prefill": 0.020, "transfer": 0.019, "decode": 0.054}
+    )
