@@ -1,6 +1,5 @@
 """Simulated engines: the real Engine over a SimExecutor and a SimTransfer, in a Node."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -116,4 +115,3 @@ def model_info(profile: Profile) -> ModelInfo:
 async def shut_down(engine: SimEngine) -> None:
     """End the engine's tasks; a dead node's engine is taken down without anybody hearing of it."""
     await engine.engine.__aexit__(None, None, None)
-    await asyncio.sleep(0)
