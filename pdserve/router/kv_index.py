@@ -58,17 +58,21 @@ class KVIndex:
 
     def match(self, hashes: Sequence[BlockHash], now: float) -> dict[EngineKey, BlockHit]:
         """Longest known prefix of a chain per engine; engines that hold none of it are left out."""
+        holders, expected = self._holders, self._expected
         exact = likely = sum(self._keys)
         blocks: dict[int, int] = {}
         likely_blocks: dict[int, int] = {}
         for depth, block_hash in enumerate(hashes):
-            held = self._holders.get(block_hash, 0)
-            some = likely & (held | self._expected_mask(block_hash, now))
-            blocks.update(dict.fromkeys(_bits(exact & ~held), depth))
-            likely_blocks.update(dict.fromkeys(_bits(likely & ~some), depth))
-            exact, likely = exact & held, some
-            if not likely:
-                break
+            held = holders.get(block_hash, 0)
+            some = held | self._expected_mask(block_hash, now) if expected else held
+            if gone := exact & ~held:
+                blocks.update(dict.fromkeys(_bits(gone), depth))
+                exact &= held
+            if gone := likely & ~some:
+                likely_blocks.update(dict.fromkeys(_bits(gone), depth))
+                likely &= some
+                if not likely:
+                    break
         blocks.update(dict.fromkeys(_bits(exact), len(hashes)))
         likely_blocks.update(dict.fromkeys(_bits(likely), len(hashes)))
         return {self._keys[bit]: BlockHit(blocks[bit], depth) for bit, depth in likely_blocks.items() if depth}
@@ -100,11 +104,10 @@ class KVIndex:
 
     def expect(self, key: EngineKey, hashes: Sequence[BlockHash], now: float) -> None:
         """The engine is about to hold these blocks."""
-        bit = self._slot(key).bit
+        bit, until = self._slot(key).bit, now + self._patience
         for block_hash in hashes:
-            mask = self._expected_mask(block_hash, now)
-            self._expected[block_hash] = (mask | bit, now + self._patience)
-            self._expected.move_to_end(block_hash)
+            mask, old = self._expected.pop(block_hash, (0, 0.0))
+            self._expected[block_hash] = (mask | bit if now < old else bit, until)
         while len(self._expected) > self._max_expected:
             self._expected.popitem(last=False)
 

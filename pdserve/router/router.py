@@ -1,7 +1,6 @@
 """The router: looks up what engines hold of a prompt, asks the policy, remembers what it sent where."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import replace
 
 from pdserve.core.blocks import BlockHash, block_hashes, hash_namespace
@@ -21,7 +20,7 @@ _KEPT_CHAINS = 128
 
 
 class Router:
-    """Routes the requests of one gateway. Not thread-safe, except `prepare`."""
+    """Routes the requests of one gateway. Hashes of a prompt are computed once and kept for its rebinds."""
 
     def __init__(self, policy: RoutingPolicy, index: KVIndex, rules: RoutingRules) -> None:
         self._policy = policy
@@ -80,11 +79,6 @@ class Router:
             if gain <= max(self._rules.rebind_gain * cost, self._rules.rebind_seconds):
                 return route
         return _moved(route, best)
-
-    def prepare(self, request: Request, namings: Iterable[EngineCapacity]) -> None:
-        """Hash a prompt ahead of route, on any thread: worth it for prompts of many thousand tokens."""
-        for capacity in namings:
-            self._chain(request, capacity)
 
     def _ask(self, request: Request, state: ClusterState, excluded: frozenset[EngineKey]) -> RouteAsk:
         return RouteAsk(
