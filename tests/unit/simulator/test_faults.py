@@ -2,8 +2,11 @@
 
 import pytest
 
+from pdserve.core.batch import Batch
 from pdserve.core.endpoint import Role
+from pdserve.core.errors import EngineDied
 from pdserve.simulator.cluster import Fault, FaultKind
+from pdserve.simulator.executor import SimExecutor, SimStep
 from pdserve.simulator.report import SimulationReport
 from pdserve.simulator.simulation import Simulation
 from tests.unit.simulator.test_simulation import answers, assert_conserved
@@ -81,3 +84,19 @@ def test_random_kills_and_freezes_lose_nothing() -> None:
         name: expected[name] for name in complete
     }
     assert len(complete) >= COUNT - 3  # a request on two engines as they died is refused as poison
+
+
+def test_equal_faults_give_equal_reports() -> None:
+    fault = Fault(at=0.5, engine_id="decode-0", kind=FaultKind.FREEZE)
+    assert run(fault).to_dict() == run(fault).to_dict()
+
+
+def test_an_engine_that_ends_by_itself_is_an_error_even_if_replay_would_hide_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(self: SimExecutor, batch: Batch) -> SimStep:
+        raise EngineDied("the worker is gone")
+
+    monkeypatch.setattr(SimExecutor, "forward", broken)
+    with pytest.raises(RuntimeError, match="the worker is gone"):
+        Simulation(spec()).run(workload(1))
