@@ -1,7 +1,7 @@
 """One attempt at a request on one route: the prefill/decode story."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -20,14 +20,23 @@ from pdserve.telemetry.record import RequestRecord
 class Attempt:
     """Streams a request's deltas over a route. Closing `deltas` cancels it on every engine.
 
-    Raises Lost when an engine or link was lost, else what an engine refused the request with.
+    reconfirm looks again at the decode engine once there is a ticket to take over. Raises Lost when an
+    engine or link was lost, else what an engine refused the request with.
     """
 
-    def __init__(self, sessions: SessionPool, route: Route, record: RequestRecord, clock: Clock) -> None:
+    def __init__(
+        self,
+        sessions: SessionPool,
+        route: Route,
+        record: RequestRecord,
+        clock: Clock,
+        reconfirm: Callable[[Route], Route],
+    ) -> None:
         self._sessions = sessions
         self._route = route
         self._record = record
         self._clock = clock
+        self._reconfirm = reconfirm
 
     def deltas(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         if self._route.mode is Mode.DISAGGREGATED:
@@ -47,6 +56,7 @@ class Attempt:
         async with aclosing(self._submit(self._route.prefill, request, handoff=True)) as prefill:
             ticket = await prefill.ticket()
             self._record.stamp("ticket", self._clock.unix())
+            self._route = self._record.route = self._reconfirm(self._route)
             async with aclosing(self._submit(self._route.decode, request, ticket=ticket)) as decode:
                 decoded = asyncio.ensure_future(decode.delta())
                 try:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
 
 from pdserve.core.clock import Clock
@@ -11,7 +12,7 @@ from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
 from pdserve.dispatch.attempt import Attempt
 from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
-from pdserve.dispatch.sessions import SessionPool
+from pdserve.dispatch.sessions import Booking, SessionPool
 from pdserve.router.router import Router
 from pdserve.telemetry.record import RequestRecord
 
@@ -76,8 +77,9 @@ class Dispatcher:
         route = await _before(deadline, self._route(share, history))
         record.route = route
         record.stamp("routed", self._clock.unix())
-        with self._sessions.book(share, route):
-            attempt = Attempt(self._sessions, route, record, self._clock)
+        with self._sessions.book(share, route) as booking:
+            reconfirm = partial(self._reconfirm, share, booking, history)
+            attempt = Attempt(self._sessions, route, record, self._clock, reconfirm)
             async with aclosing(attempt.deltas(share)) as deltas:
                 while delta := await _before(deadline, anext(deltas, None)):
                     yield delta
@@ -93,6 +95,16 @@ class Dispatcher:
             except Unavailable as error:
                 if not await self._changes_before(changed, give_up):
                     raise history.error or error from error
+
+    def _reconfirm(self, share: Request, booking: Booking, history: ReplayHistory, route: Route) -> Route:
+        """The route with the decode engine that is best now; its booking moves along. Raises Lost."""
+        try:
+            confirmed = self._router.rebind(share, route, self._sessions.state(), history.excluded)
+        except Unavailable as error:
+            raise Lost(error, route.decode, died=False) from error
+        if confirmed.decode != route.decode:
+            booking.move(confirmed.decode)
+        return confirmed
 
     async def _changes_before(self, changed: asyncio.Event, give_up: float) -> bool:
         wait = asyncio.ensure_future(changed.wait())

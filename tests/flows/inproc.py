@@ -10,14 +10,19 @@ from pathlib import Path
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock, SystemClock
+from pdserve.core.cluster import ClusterState, Mode, Route, RouteAsk
 from pdserve.core.endpoint import Endpoint, EngineLimits, EngineState, Role, new_epoch
+from pdserve.core.errors import Unavailable
 from pdserve.core.layout import KVOrder
 from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.dispatch.dispatcher import Dispatcher
+from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.engine.engine import Engine
 from pdserve.engine.server import EngineServer, grpc_links
 from pdserve.router.loading import load_policy
+from pdserve.router.options import ready_engines
+from pdserve.router.policy import RoutingPolicy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
 from pdserve.telemetry.record import RequestRecord
@@ -40,6 +45,18 @@ class NodeSpec:
     block_size: int = 16
     order: KVOrder = KVOrder.BLOCK_MAJOR
     backend: TransferBackend = field(default_factory=LoopbackBackend)
+
+
+class PairsOnly:
+    """A policy for tests of handoffs: prefill here, decode there, or not at all."""
+
+    def choose(self, ask: RouteAsk, state: ClusterState) -> Route:
+        [prefill, *_], [decode, *_] = (
+            ready_engines(ask, state, role) or (None,) for role in (Role.PREFILL, Role.DECODE)
+        )
+        if prefill is None or decode is None:
+            raise Unavailable("one of the pools is empty")
+        return Route(mode=Mode.DISAGGREGATED, prefill=prefill.endpoint, decode=decode.endpoint, reason="a test's wish")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +109,8 @@ async def open_cluster(
     times: Times | None = None,
     clock: Clock | None = None,
     decode_local_below: int = 0,
-    policy: str = "kv_aware",
+    policy: str | RoutingPolicy = "kv_aware",
+    replay: ReplayRules | None = None,
 ) -> AsyncIterator[Cluster]:
     """Start the named engines and wait until the dispatcher can use all of them."""
     times, clock = times or Times(), clock or SystemClock()
@@ -104,8 +122,8 @@ async def open_cluster(
         stack.push_async_callback(sessions.close)
         sessions.update(tuple(engine.endpoint for engine in engines.values()))
         rules = RoutingRules(decode_local_below=decode_local_below)
-        router = Router(load_policy(policy, rules), sessions.index, rules)
-        dispatcher = Dispatcher(sessions, router, clock)
+        chosen = load_policy(policy, rules) if isinstance(policy, str) else policy
+        dispatcher = Dispatcher(sessions, Router(chosen, sessions.index, rules), clock, replay)
         async with asyncio.timeout(10):
             while any(view.endpoint.state is not EngineState.READY for view in dispatcher.engines()):
                 await asyncio.sleep(0.005)

@@ -15,7 +15,7 @@ from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.layout import KVOrder
 from pdserve.core.request import SamplingParams
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
-from tests.flows.inproc import Cluster, NodeSpec, open_cluster
+from tests.flows.inproc import Cluster, NodeSpec, PairsOnly, open_cluster
 
 CASES = 500
 BLOCK_SIZE = 8
@@ -45,6 +45,7 @@ class Pair:
                     order=KVOrder.LAYER_MAJOR,
                 ),
             },
+            policy=PairsOnly(),
         )
         whole = open_cluster(
             self._checkpoint,

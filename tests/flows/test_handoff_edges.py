@@ -12,10 +12,11 @@ from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.errors import DeadlineExceeded
 from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.core.ticket import TransferTicket
+from pdserve.dispatch.replay import ReplayRules
 from pdserve.telemetry.record import RequestRecord
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.clocks import ManualClock
-from tests.flows.inproc import Answer, Cluster, NodeSpec, open_cluster
+from tests.flows.inproc import Answer, Cluster, NodeSpec, PairsOnly, open_cluster
 
 GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=6, ignore_eos=True, logprobs=True)
 LONG = [(11 * i + 5) % VOCAB_SIZE for i in range(200)]
@@ -25,6 +26,7 @@ SPLIT = {
 }
 
 
+ONCE = ReplayRules(max_attempts=1)
 PATIENT = Times(suspect=1e6)
 """For virtual time, which passes faster than sockets can answer heartbeats."""
 
@@ -36,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def split(checkpoint: Path) -> AsyncIterator[Cluster]:
-    async with open_cluster(checkpoint, SPLIT) as cluster:
+    async with open_cluster(checkpoint, SPLIT, policy=PairsOnly(), replay=ONCE) as cluster:
         yield cluster
 
 
@@ -115,7 +117,7 @@ async def test_a_lease_that_ends_does_not_disturb_another_request_of_the_same_pr
     clock = ManualClock()
     prompt = LONG[:96]
     expected = await unified_answer(checkpoint, prompt, GREEDY)
-    async with open_cluster(checkpoint, SPLIT, clock=clock, times=PATIENT) as cluster:
+    async with open_cluster(checkpoint, SPLIT, policy=PairsOnly(), clock=clock, times=PATIENT) as cluster:
         source = cluster.engines["p"].source
         await abandoned_ticket(cluster, prompt)
         await pass_time(clock, 9.5)
@@ -134,7 +136,7 @@ async def test_a_decode_engine_full_for_thirty_seconds_keeps_the_lease_and_serve
     waiting_prompt = [(5 * i + 2) % VOCAB_SIZE for i in range(250)]
     expected = await unified_answer(checkpoint, waiting_prompt, GREEDY)
     specs = SPLIT | {"d": NodeSpec(role=Role.DECODE, num_blocks=20)}
-    async with open_cluster(checkpoint, specs, clock=clock, times=PATIENT) as cluster:
+    async with open_cluster(checkpoint, specs, policy=PairsOnly(), clock=clock, times=PATIENT) as cluster:
         running = asyncio.create_task(cluster.answer(LONG[:100], hog, timeout=500.0))
         while cluster.engines["d"].snapshot().running == 0:
             await asyncio.sleep(0.002)
@@ -169,7 +171,7 @@ async def test_a_client_that_leaves_frees_everything(split: Cluster, after: str)
 
 async def test_a_request_past_its_deadline_says_so_and_frees_everything(checkpoint: Path) -> None:
     clock = ManualClock()
-    async with open_cluster(checkpoint, SPLIT, clock=clock, times=PATIENT) as cluster:
+    async with open_cluster(checkpoint, SPLIT, policy=PairsOnly(), clock=clock, times=PATIENT) as cluster:
         task = asyncio.create_task(cluster.answer(LONG, replace(GREEDY, max_tokens=300, min_tokens=300), timeout=2.0))
         while cluster.engines["d"].snapshot().running == 0:
             await asyncio.sleep(0.002)
@@ -180,7 +182,7 @@ async def test_a_request_past_its_deadline_says_so_and_frees_everything(checkpoi
 
 
 async def test_an_engine_that_leaves_fails_its_requests_at_once(checkpoint: Path) -> None:
-    async with open_cluster(checkpoint, SPLIT) as cluster:
+    async with open_cluster(checkpoint, SPLIT, policy=PairsOnly(), replay=ONCE) as cluster:
         task = asyncio.create_task(cluster.answer(LONG, replace(GREEDY, max_tokens=300)))
         while cluster.engines["d"].snapshot().running == 0:
             await asyncio.sleep(0.002)

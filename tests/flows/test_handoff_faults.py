@@ -12,9 +12,10 @@ from pdserve.config.times import Times
 from pdserve.core.endpoint import BlockCounts, EngineLimits, Role
 from pdserve.core.errors import DigestMismatch, TransferFailed, TransferTimeout
 from pdserve.core.request import SamplingParams
+from pdserve.dispatch.replay import ReplayRules
 from pdserve.transfer.loopback import LoopbackBackend
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
-from tests.flows.inproc import Cluster, NodeSpec, open_cluster
+from tests.flows.inproc import Cluster, NodeSpec, PairsOnly, open_cluster
 from tests.transfer_faults import FaultyBackend
 
 GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=5, ignore_eos=True)
@@ -43,7 +44,8 @@ async def faulty(checkpoint: Path) -> AsyncIterator[Faulty]:
         "p": NodeSpec(role=Role.PREFILL, limits=EngineLimits(chunk_size=32)),
         "d": NodeSpec(role=Role.DECODE, backend=wire),
     }
-    async with open_cluster(checkpoint, specs, times=Times(transfer_deadline=0.3)) as cluster:
+    once, short = ReplayRules(max_attempts=1), Times(transfer_deadline=0.3)
+    async with open_cluster(checkpoint, specs, times=short, policy=PairsOnly(), replay=once) as cluster:
         yield Faulty(cluster, wire)
         wire.held = False
 

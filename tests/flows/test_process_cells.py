@@ -101,6 +101,7 @@ def cell(
     settings = {
         "model": str(checkpoint),
         "device": "cpu",
+        "routing": {"decode_local_below": 0},
         "dtype": dtype,
         "worker": worker,
         "kv": {
