@@ -32,11 +32,12 @@ class Deployment:
 
     @classmethod
     def start(cls, log: Path, *arguments: str, env: dict[str, str] | None = None) -> Self:
-        """Run `pdserve serve ARGUMENTS` on free ports and return at its ready line."""
+        """Run `pdserve serve ARGUMENTS` on free ports, in plain processes unless told otherwise, and return
+        at its ready line."""
         command = [sys.executable, "-c", "from pdserve.cli import main; main()", "serve"]
         with log.open("w", encoding="utf-8") as stderr:
             process = subprocess.Popen(
-                [*command, "--port", "0", "--grpc-port", "0", "--admin-port", "0", *arguments],
+                [*command, "--port", "0", "--grpc-port", "0", "--admin-port", "0", "--launcher", "process", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,

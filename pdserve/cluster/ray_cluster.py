@@ -25,6 +25,8 @@ from pdserve.config.schema import RayConfig
 from pdserve.core.errors import ConfigError, EngineDied
 
 OWN_NODE = "127.0.0.2"
+_TOKEN = secrets.token_hex(32)
+"""For every cluster this process starts: Ray reads the token once per process."""
 _SHUTDOWN = 5.0
 """Seconds for Ray to let go of us; what is our own is killed afterwards anyway."""
 _JOIN = 30.0
@@ -154,8 +156,8 @@ def _ray() -> Any:
 
 
 def _write_token(path: Path) -> None:
-    """A new secret that only this user can read; every process of the cluster is told its path."""
+    """For this user only; every process of the cluster is told its path."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(32))
+        file.write(_TOKEN)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)

@@ -185,7 +185,7 @@ class Config(Section):
     """Where /admin and /metrics are; apart from host, so that clients of the API do not reach them."""
     admin_port: Port | None = None
     """By default 8002, or a free port where another deployment has taken that."""
-    launcher: Launcher = Launcher.PROCESS
+    launcher: Launcher = Launcher.RAY
     device: Device = Device.AUTO
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_model_len: Positive = 2048

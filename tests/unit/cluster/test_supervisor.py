@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pdserve.cluster.launcher import LaunchSpec
+from pdserve.cluster.launcher import Launched, LaunchSpec
 from pdserve.cluster.member import Phase
 from pdserve.cluster.plan import Members
 from pdserve.cluster.process_launcher import ProcessLauncher
@@ -191,3 +191,40 @@ async def test_drain_kills_what_does_not_end_in_time() -> None:
         await supervisor.drain()
         await run
     assert is_gone(pid, within=0)
+
+
+class FullCluster:
+    """A launcher that never has room."""
+
+    def __init__(self) -> None:
+        self.called_off = 0
+
+    async def launch(self, spec: LaunchSpec) -> Launched:
+        try:
+            never: asyncio.Future[Launched] = asyncio.get_running_loop().create_future()
+            return await never
+        finally:
+            self.called_off += 1
+
+
+async def test_drain_calls_off_a_launch_that_waits_for_room() -> None:
+    launcher = FullCluster()
+    desired = [process("p", Role.PREFILL)]
+    supervisor = Supervisor(desired, launcher, times=TIMES, clock=SystemClock(), on_change=lambda _: None)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(supervisor.run())
+        await supervisor.until(lambda members: members["p"].phase is Phase.STARTING)
+        await supervisor.drain()
+    assert launcher.called_off == 1
+
+
+async def test_a_launch_without_room_for_too_long_is_tried_again() -> None:
+    launcher = FullCluster()
+    times = replace(TIMES, start_timeout=0.3)
+    desired = [process("p", Role.PREFILL)]
+    supervisor = Supervisor(desired, launcher, times=times, clock=SystemClock(), on_change=lambda _: None)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        run = group.create_task(supervisor.run())
+        await supervisor.until(lambda members: members["p"].deaths == 2)
+        run.cancel()
+    assert launcher.called_off >= 2

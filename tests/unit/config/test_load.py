@@ -89,6 +89,13 @@ def test_memory_sizes_may_have_units(tmp_path: Path) -> None:
         ("pools: {unified: {engines: 1}}", "pools.unified.engines: unified engines stand alone; set"),
         ("pools: {decode: {accepts_handoff: false}}", "pools.decode.accepts_handoff: must be true while there are"),
         ("pools: {decode: {max_rows: 300}}", "pools.decode.max_rows: 300 rows cannot each have a token in a step"),
+        ("ray: {node_ip: 127.0.0.1}", "ray.node_ip: Ray cannot be reached at 127.0.0.1; use 127.0.0.2 or this"),
+        ("ray: {auth_token_file: t}", "ray.auth_token_file: a cluster of our own makes its token; give ray.address"),
+        ("pools: {prefill: {placement: {gpus: 1.5}}}", "pools.prefill.placement.gpus: 1.5 is neither a part of one"),
+        (
+            "pools: {decode: {placement: {resources: {near: 1}}}}",
+            "pools.decode.placement.resources: near is offered by no node of our own; give ray.address",
+        ),
         ("kv: {num_blocks: 8}", "kv.num_blocks: 8 blocks of 16 tokens do not hold one request of max_model_len 2048"),
     ],
 )

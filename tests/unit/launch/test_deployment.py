@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from pdserve.cluster.launcher import Resources
 from pdserve.config.schema import Config
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError
@@ -33,6 +34,19 @@ def test_each_incarnation_is_told_its_own_epoch() -> None:
     assert (first.payload["epoch"], second.payload["epoch"]) == (2**64 - 1, 7)
     assert first.payload["engine_id"] == "prefill-0"
     assert json.loads(json.dumps(first.payload)) == first.payload
+
+
+def test_engines_take_what_their_pool_says_and_the_gateway_stays_with_the_supervisor() -> None:
+    pools = '{"prefill": {"placement": {"cpus": 2, "gpus": 0.5, "resources": {"near": 1}}}, "decode": {}}'
+    prefill, decode, gateway = desired(config(f'{{"pools": {pools}}}'), "127.0.0.1:5")
+    assert prefill.launch(1).resources == Resources(cpus=2, gpus=0.5, custom={"near": 1})
+    assert decode.launch(1).resources == Resources(cpus=1, gpus=None)
+    assert gateway.launch(1).resources is None
+
+
+def test_engines_on_cpu_take_no_gpu() -> None:
+    [prefill, *_] = desired(config('{"device": "cpu"}'), "127.0.0.1:5")
+    assert prefill.launch(1).resources == Resources(cpus=1, gpus=0)
 
 
 def test_only_the_gateway_learns_the_keys() -> None:
