@@ -1,7 +1,7 @@
 """One accepted request from its arrival to its last character."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -29,6 +29,8 @@ class AnswerContext:
     metrics: Metrics
     ring: RequestRing
     clock: Clock
+    on_end: list[Callable[[RequestRecord], None]]
+    """Told every record, complete; must not block."""
 
 
 class Answer:
@@ -139,3 +141,5 @@ class Answer:
         metrics.count(record)
         first = self._first_token
         log_request(record, latency, None if first is None else first - self._arrived)
+        for told in self._context.on_end:
+            told(record)

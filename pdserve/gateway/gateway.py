@@ -1,7 +1,7 @@
 """What HTTP and gRPC have in common: checks against the model, and the start of an answer."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random, SystemRandom
 from uuid import UUID
@@ -70,12 +70,21 @@ class Gateway:
         self.authenticator = Authenticator(self.settings.api_keys)
         self._random = random or SystemRandom()
         self._context = AnswerContext(
-            generator=generator, intake=self.intake, metrics=self.metrics, ring=self.ring, clock=self.clock
+            generator=generator,
+            intake=self.intake,
+            metrics=self.metrics,
+            ring=self.ring,
+            clock=self.clock,
+            on_end=[],
         )
 
     @property
     def ready(self) -> bool:
         return self.generator.ready and not self.intake.draining
+
+    def tell_ends(self, told: Callable[[RequestRecord], None]) -> None:
+        """Have every ended request's record handed to a function that must not block."""
+        self._context.on_end.append(told)
 
     def new_id(self) -> str:
         """32 hexadecimal digits naming one request."""

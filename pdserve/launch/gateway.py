@@ -4,11 +4,12 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pdserve.cluster.registry import watch_endpoints
 from pdserve.config.schema import Config, from_wire
 from pdserve.core.clock import SystemClock
+from pdserve.core.errors import ConfigError
 from pdserve.core.protocols import ModelInfo
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.sessions import SessionPool
@@ -29,6 +30,9 @@ from pdserve.router.rules import RoutingRules
 from pdserve.telemetry.engine_watch import EngineWatch
 from pdserve.telemetry.logs import configure_logs
 
+if TYPE_CHECKING:
+    from pdserve.telemetry.tracing import TraceQueue
+
 _STOP_GRACE = 2.0
 """Seconds for the last bytes of answers that are complete, after all requests have ended."""
 
@@ -46,15 +50,18 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        following = group.create_task(_follow(payload["registry"], sessions, EngineWatch(gateway.metrics)))
+        background = [group.create_task(_follow(payload["registry"], sessions, EngineWatch(gateway.metrics)))]
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
+        if config.telemetry.otlp_endpoint:
+            background.append(group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run()))
         parent.ready(address=local_address(config.host, listener.getsockname()[1]))
         await drain.wait()
         await gateway.intake.drained(max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE))
         stop.set()
-        following.cancel()
+        for task in background:
+            task.cancel()
     await sessions.close()
 
 
@@ -75,6 +82,19 @@ def model_info(config: Config) -> ModelInfo:
         max_model_len=max_model_len(config, model),
         eos_token_ids=eos_token_ids(path, model),
     )
+
+
+def open_traces(endpoint: str, gateway: Gateway) -> "TraceQueue":
+    """A queue of every request's trace; its `run` sends them. Raises ConfigError without the extra."""
+    try:
+        from pdserve.telemetry.tracing import TraceQueue, otlp_exporter
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"telemetry.otlp_endpoint needs {error.name}: pip install 'pdserve[otel]', or leave the setting out"
+        ) from error
+    traces = TraceQueue(otlp_exporter(endpoint), gateway.metrics, gateway.clock)
+    gateway.tell_ends(traces.offer)
+    return traces
 
 
 async def _follow(registry: str, sessions: SessionPool, watch: EngineWatch) -> None:

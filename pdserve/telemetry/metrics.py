@@ -79,6 +79,11 @@ class Metrics:
         self.replays = self._counter(
             "pdserve_replays_total", "Attempts given up and made again elsewhere, by error code.", ("reason",)
         )
+        self.traces = self._counter(
+            "pdserve_traces_total",
+            'Traces by result: "exported", "failed" or, when too many wait, "dropped".',
+            ("result",),
+        )
         self.engine_restarts = self._counter(
             "pdserve_engine_restarts_total", "New incarnations of an engine that had been there.", ("engine",)
         )

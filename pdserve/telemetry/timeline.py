@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from pdserve.telemetry.record import RequestRecord
 
+LOST = "lost: "
+"""Names of spans of attempts that failed begin with this; the error's code follows."""
+
 
 class Part(StrEnum):
     """What a span belongs to."""
@@ -141,6 +144,5 @@ def _routing(record: RequestRecord) -> Iterator[Span]:
         if number < len(record.failed):
             failed = record.failed[number]
             engines = " → ".join(dict.fromkeys((failed.route.prefill.engine_id, failed.route.decode.engine_id)))
-            name = f"lost: {failed.code}"
-            yield Span(name=name, part=Part.PROMPT, where=engines, start=chosen, end=failed.unix)
+            yield Span(name=LOST + failed.code, part=Part.PROMPT, where=engines, start=chosen, end=failed.unix)
             start = failed.unix

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from pdserve.core.request import Request
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
+from pdserve.telemetry.record import RequestRecord
 from tests import tiny_tokenizers as tiny
 from tests.scripted_generator import EPOCH, HANG, HttpServer, ScriptedGenerator, Step, http_server, speak
 
@@ -209,6 +210,18 @@ def test_operators_can_ask_what_became_of_a_request(
     unknown = client.get(f"{server.admin_url}/admin/requests/chatcmpl-0")
     assert unknown.status_code == 404
     assert "'chatcmpl-0' is not among them" in unknown.json()["error"]["message"]
+
+
+def test_who_is_told_of_ends_gets_the_record_complete_and_with_the_callers_trace(
+    client: httpx.Client, server: HttpServer
+) -> None:
+    ended: list[RequestRecord] = []
+    server.gateway.tell_ends(ended.append)
+    traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    assert client.post(CHAT, json=HELLO, headers={"traceparent": traceparent}).status_code == 200
+    [record] = ended
+    assert (record.status, record.traceparent, record.output_tokens) == ("ok", traceparent, 4)
+    assert dict(record.stamps)["closed"] == 1.0
 
 
 def test_a_running_request_is_told_of_as_running_and_a_cancelled_one_as_cancelled(
