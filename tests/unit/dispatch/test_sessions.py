@@ -1,0 +1,146 @@
+"""The pool's picture of its engines: who is there, what is booked on whom, what a newcomer may be expected to do."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import pytest
+
+from pdserve.config.times import Times
+from pdserve.core.blocks import KVSnapshot
+from pdserve.core.cluster import Booked, EngineView, Mode, Route
+from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role, StepTally
+from pdserve.core.errors import EngineDied
+from pdserve.core.protocols import DeltaStream
+from pdserve.core.request import Request, SamplingParams
+from pdserve.core.ticket import TransferTicket
+from pdserve.dispatch.ledger import EngineLedger
+from pdserve.dispatch.sessions import SessionPool
+from tests.clocks import ManualClock, settle
+
+
+class Line:
+    """A connection that says nothing but what the test says through its ledger."""
+
+    def __init__(self, ledger: EngineLedger, on_change: Callable[[], None]) -> None:
+        self.ledger = ledger
+        self.on_change = on_change
+        self.usable = True
+        self.closed = False
+
+    def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> DeltaStream:
+        raise AssertionError("nothing is submitted here")
+
+    def snapshot(self) -> LoadSnapshot | None:
+        return None
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.lines: dict[tuple[str, int], Line] = {}
+        self.pool = SessionPool(Times(), ManualClock(), connect=self.connect)
+
+    def connect(self, endpoint: Endpoint, ledger: EngineLedger, on_change: Callable[[], None]) -> Line:
+        line = self.lines[endpoint.engine_id, endpoint.epoch] = Line(ledger, on_change)
+        return line
+
+    def view(self, engine_id: str) -> EngineView:
+        return next(view for view in self.pool.state().engines if view.endpoint.engine_id == engine_id)
+
+
+def endpoint(engine_id: str, epoch: int = 1, state: EngineState = EngineState.READY) -> Endpoint:
+    role = Role.PREFILL if engine_id.startswith("p") else Role.DECODE
+    return Endpoint(engine_id=engine_id, role=role, epoch=epoch, address="127.0.0.1:1", pid=1, state=state)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    opened = Bench()
+    opened.pool.update(tuple(endpoint(name) for name in ("p0", "d0", "d1")))
+    yield opened
+    await opened.pool.close()
+    assert all(line.closed for line in opened.lines.values())
+
+
+REQUEST = Request(id="r", prompt_token_ids=(1,) * 50, sampling=SamplingParams(seed=0, max_tokens=10))
+ROUTE = Route(mode=Mode.DISAGGREGATED, prefill=endpoint("p0"), decode=endpoint("d0"), reason="test", uncached_tokens=40)
+DECODING = Booked(decoding=1, reserved_tokens=60, context_tokens=50)
+
+
+async def test_a_booking_is_seen_at_once_and_gone_when_the_request_ends(bench: Bench) -> None:
+    with suppress(EngineDied), bench.pool.book(REQUEST, ROUTE):
+        assert bench.view("p0").booked == Booked(prefilling=1, prompt_tokens=40, unseen_tokens=40)
+        assert bench.view("d0").booked == DECODING
+        assert bench.view("d1").booked == Booked()
+        raise EngineDied("p0 died")
+    assert {bench.view(name).booked.decoding for name in ("p0", "d0", "d1")} == {0}
+    assert bench.view("p0").booked == Booked()
+
+
+async def test_a_move_takes_the_decode_share_along_and_leaves_the_prompt(bench: Bench) -> None:
+    with bench.pool.book(REQUEST, ROUTE) as booking:
+        booking.move(endpoint("d1"))
+        assert bench.view("d0").booked == Booked()
+        assert bench.view("d1").booked == DECODING
+        assert bench.view("p0").booked.prompt_tokens == 40
+    assert bench.view("d1").booked == Booked()
+
+
+async def test_a_booking_outlives_its_engines(bench: Bench) -> None:
+    with bench.pool.book(REQUEST, ROUTE) as booking:
+        bench.pool.update((endpoint("d1"),))
+        booking.move(endpoint("d1"))
+        assert bench.view("d1").booked == DECODING
+        bench.pool.update((endpoint("d1", epoch=2),))
+        assert bench.view("d1").booked == Booked()
+    assert bench.view("d1").booked == Booked()
+
+
+async def test_what_an_incarnation_held_goes_with_it(bench: Bench) -> None:
+    held = KVSnapshot(number=1, hashes=(bytes(16),), first=True, last=True)
+    bench.lines["d0", 1].ledger.kv_restored(held)
+    assert bench.pool.index.match([bytes(16)], 0.0).keys() == {("d0", 1)}
+    bench.pool.update((endpoint("d0", epoch=2),))
+    assert bench.pool.index.match([bytes(16)], 0.0) == {}
+    with pytest.raises(EngineDied, match="d0 has left"):
+        bench.pool.client(endpoint("d0", epoch=1))
+
+
+async def test_an_engine_that_is_not_heard_from_is_suspect_and_one_that_starts_is_not_connected(bench: Bench) -> None:
+    bench.lines["d0", 1].usable = False
+    bench.pool.update((endpoint("d0"), endpoint("d2", state=EngineState.STARTING)))
+    assert bench.view("d0").endpoint.state is EngineState.SUSPECT
+    assert bench.view("d2").endpoint.state is EngineState.STARTING
+    assert ("d2", 1) not in bench.lines
+
+
+async def test_a_newcomer_is_thought_as_fast_as_its_peers(bench: Bench) -> None:
+    bench.lines["d0", 1].ledger.loaded(
+        LoadSnapshot(
+            engine_id="d0",
+            epoch=1,
+            number=1,
+            running=0,
+            waiting=0,
+            backlog_tokens=0,
+            blocks=BlockCounts(total=8, free=8, used=0, leased=0, quarantined=0),
+            draining=False,
+            steps=(StepTally(), StepTally(steps=10, tokens=10, context=100, seconds=7.0)),
+        )
+    )
+    bench.pool.update(tuple(endpoint(name) for name in ("p0", "p1", "d0", "d1", "d2")))
+    learned = bench.view("d0").step_model
+    assert learned.seconds(1, 10) == pytest.approx(0.7, rel=0.05)
+    assert bench.view("d2").step_model == learned
+    assert bench.view("p1").step_model != learned
+
+
+async def test_a_change_wakes_whoever_waits_for_one(bench: Bench) -> None:
+    changed = bench.pool.changed()
+    assert not changed.is_set()
+    bench.lines["d0", 1].on_change()
+    await settle()
+    assert changed.is_set()
+    assert not bench.pool.changed().is_set()
