@@ -91,10 +91,14 @@ def uncached_by_engine(requests: Sequence[SimulatedRequest]) -> Counter[tuple[st
 
 
 def imbalance_of(engines: Sequence[EngineUse]) -> float:
-    """1 is even; 0 when no prompt was computed. Prompts are prefill engines' work, where there are any."""
+    """1 is even; 0 when no prompt was computed. Prompts are prefill engines' work, where there are any; an engine's
+    incarnations count as one."""
     roles = {use.role for use in engines}
-    loads = [use.uncached_tokens for use in engines if (use.role is Role.PREFILL) == (Role.PREFILL in roles)]
-    return max(loads) * len(loads) / sum(loads) if sum(loads) else 0.0
+    loads: Counter[str] = Counter()
+    for use in engines:
+        if (use.role is Role.PREFILL) == (Role.PREFILL in roles):
+            loads[use.engine_id] += use.uncached_tokens
+    return max(loads.values()) * len(loads) / loads.total() if loads.total() else 0.0
 
 
 def _table(engines: Sequence[EngineUse]) -> str:
