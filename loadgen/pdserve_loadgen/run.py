@@ -13,16 +13,14 @@ import orjson
 from rich.console import Console
 
 from pdserve_loadgen.client import Client, Clock
-from pdserve_loadgen.endpoint import Endpoint, Exchange
+from pdserve_loadgen.endpoint import Endpoint
 from pdserve_loadgen.errors import Unreachable, UsageError
+from pdserve_loadgen.probe import size_prompts
 from pdserve_loadgen.progress import show_progress
-from pdserve_loadgen.prompts import PromptWriter, Sizing, common_words, fit, words_of
+from pdserve_loadgen.prompts import PromptWriter, Sizing, common_words, words_of
 from pdserve_loadgen.report import Report, RequestResult, build_report
-from pdserve_loadgen.result import Outcome
 from pdserve_loadgen.runner import Runner
 from pdserve_loadgen.settings import Settings
-
-PROBE_WORDS = (16, 272)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,9 @@ async def run(settings: Settings, console: Console, clock: Clock = time.perf_cou
     endpoint = await _endpoint(settings, clock)
     client = Client(endpoint, clock)
     try:
-        sizing, notes = await _size_prompts(client, PromptWriter(words, Sizing(), settings.seed), settings)
+        sizing, notes = await size_prompts(client, PromptWriter(words, Sizing(), settings.seed))
+        if notes and settings.tokenizer:
+            sizing = Sizing(tokens_per_word=1.0)
         runner = Runner(client, PromptWriter(words, sizing, settings.seed), clock, f"loadgen-{secrets.token_hex(4)}")
         drawing = asyncio.create_task(show_progress(runner, console))
         interrupted = False
@@ -84,23 +84,6 @@ async def _endpoint(settings: Settings, clock: Clock) -> Endpoint:
     if not models:
         raise Unreachable(f"{settings.url} serves no model; give --model")
     return replace(endpoint, model=models[0])
-
-
-async def _size_prompts(client: Client, writer: PromptWriter, settings: Settings) -> tuple[Sizing, list[str]]:
-    """Two prompts the server counts tell how many words make a token, and that it answers at all."""
-    counted: list[tuple[int, int]] = []
-    for words in PROBE_WORDS:
-        answer = await client.send(Exchange((writer.probe(words),)), 1, f"loadgen-probe-{words}")
-        if answer.outcome is not Outcome.OK:
-            raise Unreachable(
-                f"{settings.url} refused a trial request: {answer.error}; check --url, --model, --api-key"
-            )
-        if answer.prompt_tokens is not None:
-            counted.append((words, answer.prompt_tokens))
-    if len(counted) == len(PROBE_WORDS):
-        return fit(*counted), []
-    sizing = Sizing(tokens_per_word=1.0) if settings.tokenizer else Sizing()
-    return sizing, ["the server reports no usage: input lengths are estimates, output tokens are counted events"]
 
 
 def write_json(report: Report, path: Path) -> None:
