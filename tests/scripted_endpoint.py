@@ -25,6 +25,7 @@ class Script:
     first: float = 0.0
     gap: float = 0.0
     usage: bool = True
+    longest_answer: int | None = None
     status: int = 200
     break_after: int | None = None
     error_after: int | None = None
@@ -58,6 +59,7 @@ class Script:
         gone = asyncio.create_task(_disconnected(receive))
         start = [(b"content-type", b"text/event-stream"), (b"x-request-id", f"server-{name}".encode())]
         await send({"type": "http.response.start", "status": 200, "headers": start})
+        body["max_tokens"] = min(body["max_tokens"], self.longest_answer or body["max_tokens"])
         chat = body["path"].endswith("chat/completions")
         try:
             for index in range(body["max_tokens"]):

@@ -120,6 +120,7 @@ def run(
     """Send requests, watch the clock, print a report. Needs --rate, --concurrency or --trace."""
     options = dict(locals())
     files = options.pop("json_file"), options.pop("record")
-    from pdserve_loadgen.command import execute
+    from pdserve_loadgen.command import execute, prepare_process
 
+    prepare_process()
     raise typer.Exit(execute(options, *files))

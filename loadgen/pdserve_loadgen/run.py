@@ -1,8 +1,6 @@
 """A whole run: find the model, size the prompts, send, report."""
 
 import asyncio
-import gc
-import resource
 import secrets
 import time
 from collections.abc import Iterable
@@ -21,6 +19,9 @@ from pdserve_loadgen.prompts import PromptWriter, Sizing, common_words, words_of
 from pdserve_loadgen.report import Report, RequestResult, build_report
 from pdserve_loadgen.runner import Runner
 from pdserve_loadgen.settings import Settings
+from pdserve_loadgen.workload import PlannedRequest
+
+SHORT_ANSWERS = 0.98
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,31 +38,38 @@ async def run(settings: Settings, console: Console, clock: Clock = time.perf_cou
     settings.check()
     plan = settings.plan()
     words = words_of(settings.tokenizer) if settings.tokenizer else common_words()
-    _allow_many_connections()
-    endpoint = await _endpoint(settings, clock)
-    client = Client(endpoint, clock)
+    client = Client(await _endpoint(settings, clock), clock)
     try:
         sizing, notes = await size_prompts(client, PromptWriter(words, Sizing(), settings.seed))
         if notes and settings.tokenizer:
             sizing = Sizing(tokens_per_word=1.0)
-        runner = Runner(client, PromptWriter(words, sizing, settings.seed), clock, f"loadgen-{secrets.token_hex(4)}")
-        drawing = asyncio.create_task(show_progress(runner, console))
-        interrupted = False
-        _forgo_long_collections()
-        try:
-            await runner.run(plan, settings.concurrency, settings.duration)
-        except asyncio.CancelledError:
-            interrupted = True
-            notes.append("interrupted: requests in flight are not counted")
-        finally:
-            drawing.cancel()
-            await asyncio.gather(drawing, return_exceptions=True)
+        writer = PromptWriter(words, sizing, settings.seed)
+        runner = Runner(client, writer, clock, f"loadgen-{secrets.token_hex(4)}")
+        interrupted = not await _finish(runner, plan, settings, console)
     finally:
         await client.close()
+    if interrupted:
+        notes.append("interrupted: requests in flight are not counted")
+    if settings.ignore_eos and runner.answered_share < SHORT_ANSWERS:
+        share = f"{runner.answered_share:.0%}"
+        notes.append(f"answers had {share} of the tokens asked for: the server ends them (it may not know ignore_eos)")
     report = build_report(
         runner.results, title=settings.title, slo=settings.targets(), notes=notes, settings=settings.to_dict()
     )
     return Run(report=report, results=runner.results, interrupted=interrupted)
+
+
+async def _finish(runner: Runner, plan: Iterable[PlannedRequest], settings: Settings, console: Console) -> bool:
+    """Whether the plan came to its end; False when the user ended it before."""
+    drawing = asyncio.create_task(show_progress(runner, console))
+    try:
+        await runner.run(plan, settings.concurrency, settings.duration)
+    except asyncio.CancelledError:
+        return False
+    finally:
+        drawing.cancel()
+        await asyncio.gather(drawing, return_exceptions=True)
+    return True
 
 
 async def _endpoint(settings: Settings, clock: Clock) -> Endpoint:
@@ -101,15 +109,3 @@ def _write(path: Path, parts: Iterable[bytes]) -> None:
             file.writelines(parts)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _forgo_long_collections() -> None:
-    """What lives by now lives to the end: garbage collection need not walk it while requests are timed."""
-    gc.collect()
-    gc.freeze()
-
-
-def _allow_many_connections() -> None:
-    """Every request in flight holds a socket; the soft limit is often 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -62,10 +62,17 @@ class Runner:
         self._start = clock()
         self.results: list[RequestResult] = []
         self.sent = 0
+        self._asked_tokens = 0
+        self._got_tokens = 0
 
     @property
     def in_flight(self) -> int:
         return self.sent - len(self.results)
+
+    @property
+    def answered_share(self) -> float:
+        """Output tokens of the complete answers as a share of those asked for; 1 when there are none."""
+        return self._got_tokens / self._asked_tokens if self._asked_tokens else 1.0
 
     @property
     def elapsed(self) -> float:
@@ -105,6 +112,9 @@ class Runner:
             answer = await self._client.send(exchange, planned.output_tokens, name, planned.cancel_after)
             result = self._result(planned, answer, name, scheduled, turn)
             self.results.append(result)
+            if result.outcome is Outcome.OK:
+                self._asked_tokens += planned.output_tokens
+                self._got_tokens += result.output_tokens
             if result.outcome is not Outcome.OK or turn + 1 == planned.turns:
                 return
             following = await asyncio.to_thread(self._writer.write, planned, turn + 1)

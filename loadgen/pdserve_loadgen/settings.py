@@ -98,7 +98,6 @@ class Settings:
         if self.trace:
             scaling = Scaling(
                 speed=self.speed,
-                limit=None,
                 length_scale=self.length_scale,
                 max_input=self.max_input,
                 max_output=self.max_output,

@@ -176,6 +176,13 @@ async def test_without_usage_pieces_are_counted_and_the_report_says_so() -> None
     assert "no usage" in " ".join(outcome.report.notes)
 
 
+@pytest.mark.parametrize(("longest", "is_remarked"), [(3, True), (5, False)])
+async def test_answers_that_end_early_are_remarked(longest: int, is_remarked: bool) -> None:
+    outcome = await against(Script(longest_answer=longest), requests=4)
+    assert ("answers had 60% of the tokens" in " ".join(outcome.report.notes)) is is_remarked
+    assert ("answers had" in " ".join(outcome.report.notes)) is is_remarked
+
+
 async def test_warm_up_is_sent_and_not_measured() -> None:
     script = Script()
     outcome = await against(script, requests=4, warmup=3)
