@@ -137,7 +137,7 @@ def test_a_killed_engine_comes_back_under_a_new_epoch_and_serves(running: Deploy
     assert after[victim]["pid"] != before[victim]["pid"]
     other = "decode-0" if victim == "prefill-0" else "prefill-0"
     assert after[other]["epoch"] == before[other]["epoch"]
-    assert record(running.complete(LONG))["mode"] == "disaggregated"
+    assert record(running.complete(f"{victim} is back: {LONG}"))["mode"] == "disaggregated"
 
 
 def test_a_frozen_engine_is_fenced_and_replaced(running: Deployment) -> None:
@@ -155,7 +155,7 @@ def test_a_killed_gateway_comes_back_on_its_port_while_the_engines_live_on(runni
     os.kill(gateway, signal.SIGKILL)
     running.eventually(lambda: gateway not in running.children() and running.is_ready(), within=40)
     assert {id: engine["epoch"] for id, engine in running.engines().items()} == epochs
-    assert record(running.complete(LONG))["mode"] == "disaggregated"
+    assert record(running.complete("the gateway is back: " + LONG))["mode"] == "disaggregated"
 
 
 def test_idle_engines_have_all_their_blocks_free(running: Deployment) -> None:
