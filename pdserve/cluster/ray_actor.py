@@ -65,14 +65,19 @@ async def start_child(place: Place, spec: LaunchSpec) -> dict[str, Any]:
     return facts
 
 
-def leave_place(place: Place) -> None:
-    """End the actor, its process with it, and give its room back. Blocks for a moment."""
+async def leave_place(place: Place, cluster: RayCluster) -> None:
+    """End the actor, its process with it, and give its room back; a cluster that fails has done so."""
+    if not cluster.lost.is_set():
+        with suppress(EngineDied):
+            await cluster.call(_leave, place)
+
+
+def _leave(place: Place) -> None:
     import ray
     from ray.util.placement_group import remove_placement_group
 
-    with suppress(ray.exceptions.RayError):
-        ray.kill(place.host, no_restart=True)
-        remove_placement_group(place.group)
+    ray.kill(place.host, no_restart=True)
+    remove_placement_group(place.group)
 
 
 class HostedProcess:
@@ -119,7 +124,7 @@ class HostedProcess:
         await asyncio.wait([self._end], timeout=_KILL_ANSWER)
         if self._end.done():
             return
-        await self._cluster.call(leave_place, self._place)
+        await leave_place(self._place, self._cluster)
         await asyncio.wait([self._end], timeout=_KILL_GIVE_UP)
         self._given_up.set()
 
@@ -130,8 +135,7 @@ class HostedProcess:
         await asyncio.wait([self._answer, self._copying], timeout=_LAST_WORDS)
         for task in (self._answer, self._copying):
             task.cancel()
-        if not self._cluster.lost.is_set():
-            await self._cluster.call(leave_place, self._place)
+        await leave_place(self._place, self._cluster)
         return _LOST if code is None else code
 
     async def _exit_code(self) -> int | None:

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,8 +66,13 @@ class RayCluster:
         return cluster
 
     async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a blocking function of Ray's."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+        """Run a blocking function of Ray's. Raises EngineDied when Ray fails."""
+        ray = _ray()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+            raise EngineDied(f"Ray: {str(error).strip().partition(chr(10))[0]}") from error
 
     async def close(self) -> None:
         """Leave Ray, and end the cluster if it is our own. Within a few seconds; may be called again."""
@@ -104,6 +110,8 @@ class RayCluster:
 
     async def _watch(self, head: Launched) -> None:
         await head.ended()
+        with suppress(ProcessLookupError):  # a head that was killed has not ended the others of its group
+            os.killpg(head.pid, signal.SIGKILL)
         self.lost.set()
 
     async def _join(self, address: str, node_ip: str | None, directory: Path | None) -> None:
@@ -121,14 +129,14 @@ class RayCluster:
         try:
             async with asyncio.timeout(_JOIN):
                 await joining
-        except (TimeoutError, ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else f"no answer for {_JOIN:g} s"
+        except (TimeoutError, EngineDied) as error:
+            cause = str(error) or f"no answer for {_JOIN:g} s"
             if directory:
                 raise EngineDied(f"the Ray cluster on {node_ip} cannot be joined: {cause}") from error
             raise ConfigError(f"ray.address: cannot join the Ray cluster at {address}: {cause}") from error
 
     async def _leave(self) -> None:
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, EngineDied):
             async with asyncio.timeout(_SHUTDOWN):
                 await self.call(_ray().shutdown)
 

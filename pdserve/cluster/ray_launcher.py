@@ -65,7 +65,7 @@ class RayLauncher:
             place = await asyncio.shield(placing)
             facts = await self._start(cluster, place, spec, bundle)
         except BaseException:
-            await cluster.call(leave_place, await placing)
+            await leave_place(await placing, cluster)
             raise
         prefix = line_prefix(spec.name) if self._name_lines else ""
         return HostedProcess(spec.name, facts["pid"], place, cluster, prefix)

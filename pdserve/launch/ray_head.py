@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -34,12 +35,15 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     # Ray asks the kernel to end its processes with the thread that started them: this one stays.
     with ThreadPoolExecutor(1) as thread:
         address = await loop.run_in_executor(thread, _start, directory, payload["node_ip"], payload["cpus"])
+        for pid in _pillars():
+            loop.add_reader(os.pidfd_open(pid), os.kill, os.getpid(), signal.SIGTERM)
         parent.ready(address=address)
         await drain.wait()
 
 
 def _start(directory: str, node_ip: str, cpus: float) -> str:
     ray.init(
+        address="local",
         num_cpus=max(math.ceil(cpus), os.cpu_count() or 1),
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -49,6 +53,13 @@ def _start(directory: str, node_ip: str, cpus: float) -> str:
         _temp_dir=directory,
     )
     return str(ray.get_runtime_context().gcs_address)
+
+
+def _pillars() -> list[int]:
+    """The processes a cluster cannot do without; when one of them ends, all do, and another is started."""
+    tasks = Path("/proc/self/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [pid for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() in ("gcs_server", "raylet")]
 
 
 def _end_with_group(directory: str, parent_pid: int) -> None:

@@ -65,13 +65,13 @@ def test_engines_in_ray_serve_come_back_and_leave_nothing_behind(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_lost_ray_cluster_of_our_own_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["head", "raylet"])
+def test_a_lost_ray_cluster_of_our_own_is_replaced(tmp_path: Path, lost: str) -> None:
     config = write_config(tmp_path / "cluster.yaml", settings(tmp_path))
     with deployed(tmp_path / "log", str(config), "--launcher", "ray") as deployment:
         before = deployment.engines()
         raylet = parent_of(parent_of(before["decode-0"]["pid"]))
-        head = parent_of(raylet)
-        os.kill(head, signal.SIGKILL)
+        os.kill(parent_of(raylet) if lost == "head" else raylet, signal.SIGKILL)
         for id, engine in before.items():
             assert is_gone(engine["pid"], within=5)
             deployment.eventually(returned(deployment, id, engine), within=60)
