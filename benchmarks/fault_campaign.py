@@ -22,7 +22,7 @@ from pdserve.core.failpoints import ENVIRONMENT
 from tests.checkpoints import make_checkpoint
 from tests.deployment import Deployment, deployed, write_config
 from tests.faults.judge import ClientEvent, Verdict, judge
-from tests.faults.test_no_request_lost import DECODE_POINTS, PREFILL_POINTS, make_asks
+from tests.faults.test_no_request_lost import DECODE_POINTS, POOLS, PREFILL_POINTS, make_asks
 from tests.streams import Ask, Stream, ask, expected
 
 STREAMS = 48
@@ -45,12 +45,12 @@ def opened() -> Iterator[Bench]:
         folder = Path(name)
         checkpoint = make_checkpoint(folder / "model", "qwen3")
         (folder / "failpoints").mkdir()
-        pools = {"prefill": {"engines": 2, "chunk_size": 64, "max_tokens_per_step": 128}, "decode": {"engines": 2}}
         settings = {
             "model": str(checkpoint),
             "device": "cpu",
+            "routing": {"decode_local_below": 0},
             "kv": {"num_blocks": 2048},
-            "pools": pools,
+            "pools": POOLS,
             "log": {"format": "json"},
             # Engines die all the time here, on purpose.
             "times": {"restart_backoff_max": 1.0},

@@ -37,7 +37,7 @@ class Ask:
 
 @dataclass
 class Stream:
-    """What a client saw: text, log probabilities, when each chunk came (monotonic), and the end."""
+    """What a client saw: text, log probabilities, when each chunk came and the stream ended (monotonic)."""
 
     started: float
     text: str = ""
@@ -46,6 +46,7 @@ class Stream:
     finish_reasons: list[str] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
+    ended: float = 0.0
 
     @property
     def longest_pause(self) -> float:
@@ -73,11 +74,12 @@ def ask(deployment: Deployment, request: Ask, *, request_id: str = "", timeout: 
         if response.status_code != 200:
             response.read()
             stream.error = response.json()["error"]
-            return stream
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                stream.arrivals.append(time.monotonic())
-                _take(stream, json.loads(line.removeprefix("data: ")))
+        else:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    stream.arrivals.append(time.monotonic())
+                    _take(stream, json.loads(line.removeprefix("data: ")))
+    stream.ended = time.monotonic()
     return stream
 
 

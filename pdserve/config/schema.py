@@ -150,6 +150,20 @@ class RoutingConfig(Section):
     """Whether one pool may serve whole requests while the other has no engine, or every decode engine is full."""
 
 
+class ReplayConfig(Section):
+    """Going on with a request elsewhere after its engine was lost."""
+
+    max_attempts: Positive = 3
+    """The first one counts; 1 switches replay off."""
+    poison_deaths: Positive = 2
+    """A request that was present at so many engines' deaths is refused."""
+    rate: Annotated[float, Field(gt=0)] = 64.0
+    """Replays per second of one gateway, all requests together."""
+    burst: Positive = 128
+    patience: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds a running request waits for an engine to come back."""
+
+
 class LimitsConfig(Section):
     """What one client may ask for."""
 
@@ -201,6 +215,7 @@ class Config(Section):
     pools: PoolsConfig = PoolsConfig()
     kv: KVConfig = KVConfig()
     routing: RoutingConfig = RoutingConfig()
+    replay: ReplayConfig = ReplayConfig()
     limits: LimitsConfig = LimitsConfig()
     times: Times = Times()
     log: LogConfig = LogConfig()

@@ -94,6 +94,7 @@ class EngineCapacity:
     num_blocks: int
     max_rows: int
     max_tokens_per_step: int
+    prefix_caching: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,4 +131,5 @@ class EngineSession:
             num_blocks=engine.transfer.layout.num_blocks,
             max_rows=engine.limits.max_rows,
             max_tokens_per_step=engine.limits.max_tokens_per_step,
+            prefix_caching=engine.limits.prefix_caching,
         )

@@ -12,6 +12,7 @@ from pdserve.core.clock import SystemClock
 from pdserve.core.errors import ConfigError
 from pdserve.core.protocols import ModelInfo
 from pdserve.dispatch.dispatcher import Dispatcher
+from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.grpc.server import GrpcServer
@@ -43,7 +44,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     configure_logs(json=config.log.format == "json", level=config.log.level)
     clock = SystemClock()
     sessions = SessionPool(config.times, clock)
-    dispatcher = Dispatcher(sessions, router(config, sessions), clock)
+    dispatcher = Dispatcher(sessions, router(config, sessions), clock, ReplayRules(**config.replay.model_dump()))
     gateway = Gateway(dispatcher, Tokenizer.load(config.model_path), model_info(config), _settings(config), clock=clock)
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)

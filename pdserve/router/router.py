@@ -46,7 +46,7 @@ class Router:
         ask = self._ask(request, state, excluded)
         route = self._policy.choose(ask, state)
         view = _find(state, _key(route.prefill))
-        if view is not None and view.capacity is not None:
+        if view is not None and view.capacity is not None and view.capacity.prefix_caching:
             self._index.expect(view.key, self._chain(request, view.capacity), state.now)
         return route
 

@@ -254,6 +254,7 @@ def capacity_from_proto(message: pb.EngineDescription) -> EngineCapacity:
         num_blocks=message.num_blocks,
         max_rows=message.max_rows,
         max_tokens_per_step=message.max_tokens_per_step,
+        prefix_caching=message.prefix_caching,
     )
 
 

@@ -40,6 +40,7 @@ class SimEngine:
             num_blocks=self.transfer.layout.num_blocks,
             max_rows=self.engine.limits.max_rows,
             max_tokens_per_step=self.engine.limits.max_tokens_per_step,
+            prefix_caching=self.engine.limits.prefix_caching,
         )
 
     @property

@@ -18,6 +18,11 @@ STREAMS = 32
 PREFILL_POINTS = ("queued", "leased", "prefilling", "last_chunk", "first_token")
 DECODE_POINTS = ("queued", "transferring", "decoding")
 EVERYWHERE = [("prefill-0", p) for p in PREFILL_POINTS] + [("decode-0", p) for p in DECODE_POINTS]
+POOLS = {
+    "prefill": {"engines": 2, "chunk_size": 64, "max_tokens_per_step": 128, "prefix_caching": False},
+    "decode": {"engines": 2, "prefix_caching": False},
+}
+"""Without prefix caches every prompt passes every point, however often it was asked before."""
 EXTRA_PAUSE = {"kill": 4.0, "stop": 6.0}
 """Seconds a client may wait for a chunk. A frozen engine is told by 3 s of silence."""
 
@@ -57,8 +62,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     settings = {
         "model": str(checkpoint),
         "device": "cpu",
+        "routing": {"decode_local_below": 0},
         "kv": {"num_blocks": 2048},
-        "pools": {"prefill": {"engines": 2, "chunk_size": 64, "max_tokens_per_step": 128}, "decode": {"engines": 2}},
+        "pools": POOLS,
     }
     config = write_config(folder / "cluster.yaml", settings)
     env = {ENVIRONMENT: str(failpoints)}

@@ -90,7 +90,7 @@ class SessionEvent(_message.Message):
     def __init__(self, description: _Optional[_Union[EngineDescription, _Mapping]] = ..., step: _Optional[_Union[StepEvent, _Mapping]] = ..., load: _Optional[_Union[LoadSnapshot, _Mapping]] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ..., kv_events: _Optional[_Union[KVEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KVSnapshot, _Mapping]] = ...) -> None: ...
 
 class EngineDescription(_message.Message):
-    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid", "block_size", "num_blocks", "max_rows", "max_tokens_per_step")
+    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid", "block_size", "num_blocks", "max_rows", "max_tokens_per_step", "prefix_caching")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class EngineDescription(_message.Message):
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_CACHING_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     role: str
     epoch: int
@@ -113,7 +114,8 @@ class EngineDescription(_message.Message):
     num_blocks: int
     max_rows: int
     max_tokens_per_step: int
-    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ...) -> None: ...
+    prefix_caching: bool
+    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., prefix_caching: bool = ...) -> None: ...
 
 class KVEvents(_message.Message):
     __slots__ = ("epoch", "first_number", "changes")
