@@ -55,22 +55,35 @@ def _route(request: dict[str, Any]) -> list[str]:
     if route is None:
         return ["route: none was found"]
     predicted = route["prediction"]
-    lines = [f"route: {_way(route)}: {route['reason']}{_prediction(predicted)}"]
+    lines = [f"route: {_way(route)}: {route['reason']}"]
+    if predicted:
+        lines.append(_prediction(predicted, request))
     for other in route["alternatives"]:
-        cost = f"cost {other['cost']:.4g}"
-        if predicted:
-            cost += f", {other['cost'] - predicted['cost']:+.4g} against the choice"
-        lines.append(f"  rather than {_way(other)}: {cost}{_prediction(other['prediction'])}")
+        against = f", {other['cost'] - predicted['cost']:+.4g} against the choice" if predicted else ""
+        reason = f" ({other['reason']})" if other["reason"] else ""
+        lines.append(f"  rather than {_way(other)}: cost {other['cost']:.4g}{against}{reason}")
     return lines
 
 
-def _prediction(prediction: dict[str, float] | None) -> str:
-    if prediction is None:
-        return ""
-    return (
-        f" (predicted: first token {_ms(prediction['ttft'])}, handoff gap {_ms(prediction['handoff_gap'])}, "
-        f"later tokens {_ms(prediction['tpot'])})"
+def _prediction(predicted: dict[str, float], request: dict[str, Any]) -> str:
+    """What the router expected beside what came of it."""
+    stamps, later = request["stamps"], request["output_tokens"] - 2
+    first_token = _between(stamps, "received", "first_token")
+    decoding = _between(stamps, "second_token", "finished")
+    per_token = decoding / later if decoding is not None and later > 0 else None
+    pairs = (
+        ("first token", predicted["ttft"], first_token),
+        ("handoff gap", predicted["handoff_gap"], request["handoff_gap"]),
+        ("later tokens", predicted["tpot"], per_token),
     )
+    return "  predicted " + ", ".join(
+        f"{name} {_ms(expected)}" + (f" (was {_ms(actual)})" if actual is not None else "")
+        for name, expected, actual in pairs
+    )
+
+
+def _between(stamps: dict[str, float], start: str, end: str) -> float | None:
+    return stamps[end] - stamps[start] if start in stamps and end in stamps else None
 
 
 def _transfer(request: dict[str, Any]) -> list[str]:

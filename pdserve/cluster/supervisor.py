@@ -194,3 +194,5 @@ def _report(event: Event, before: Members, after: Members) -> None:
     for id, member in after.items():
         if member.phase is Phase.SUSPECT and before[id].phase is not Phase.SUSPECT:
             _log.warning("silent", process=id, pid=member.pid)
+        if member.phase is Phase.READY and before[id].phase is Phase.SUSPECT:
+            _log.info("heard again", process=id, pid=member.pid)

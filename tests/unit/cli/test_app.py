@@ -156,8 +156,10 @@ def test_explain_draws_the_timeline_and_says_why(
     assert code == 0
     assert lines[0] == "cmpl-abc  completions  ok (length), took 105.0 ms"
     assert "64 prompt tokens, 4 of them cached; 12 output tokens" in out
-    assert "route: disaggregated on prefill-0 → decode-0: cheapest (predicted: first token 50.0 ms" in out
-    assert "rather than disaggregated on prefill-1 → decode-0: cost 2, +0.5 against the choice" in out
+    assert "route: disaggregated on prefill-0 → decode-0: cheapest" in out
+    assert "predicted first token 50.0 ms (was 34.0 ms), handoff gap 10.0 ms (was 14.0 ms)" in out
+    assert "later tokens 2.0 ms (was 4.5 ms)" in out
+    assert "rather than disaggregated on prefill-1 → decode-0: cost 2, +0.5 against the choice (busier)" in out
     assert "transfer: 4.0 KiB over shared_memory in 2 pulls; handoff gap 14.0 ms" in out
     [prefill] = [line for line in lines if line.split()[:2] == ["prefill", "prefill-0"]]
     assert prefill.split()[2:4] == ["25.00", "19.00"]

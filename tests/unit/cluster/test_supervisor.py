@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from pdserve.cluster.launcher import Launched, LaunchSpec
 from pdserve.cluster.member import Phase
@@ -108,6 +109,20 @@ async def test_a_frozen_engine_is_suspected_then_fenced_then_replaced() -> None:
         assert is_gone(frozen, within=0)
         await running.is_ready("p")
         assert running.pid("p") != frozen
+
+
+async def test_an_engine_that_is_heard_again_stays_and_the_log_tells_both() -> None:
+    times = replace(TIMES, suspect=0.8, fence=20.0, lease=30.0)
+    with capture_logs() as logs:
+        async with supervised(process("p", Role.PREFILL), times=times) as running:
+            await running.is_ready("p")
+            pid = running.pid("p")
+            os.kill(pid, signal.SIGSTOP)
+            await running.reaches(lambda members: members["p"].phase is Phase.SUSPECT)
+            os.kill(pid, signal.SIGCONT)
+            await running.is_ready("p")
+            assert running.pid("p") == pid
+    assert [entry["event"] for entry in logs if entry.get("process") == "p"][:3] == ["ready", "silent", "heard again"]
 
 
 async def test_an_engine_whose_session_belongs_to_another_epoch_is_not_taken_for_alive() -> None:
