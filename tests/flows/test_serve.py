@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.checkpoints import make_checkpoint
+from tests.collector import Collector, collecting
 from tests.contract.processes import is_gone
 from tests.deployment import Deployment, deployed, write_config
 
@@ -29,13 +30,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def collector() -> Iterator[Collector]:
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def config(checkpoint: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "model": str(checkpoint),
         "served_model_name": "tiny",
         "device": "cpu",
         "kv": {"memory": "8MiB"},
         "times": {"drain_timeout": 20},
+        "telemetry": {"otlp_endpoint": collector.endpoint},
     }
     return write_config(tmp_path_factory.mktemp("config") / "cluster.yaml", settings)
 
@@ -104,6 +112,24 @@ def test_explain_accounts_for_a_requests_time_across_processes(running: Deployme
     assert "over nixl" in shown.stdout or "over shared_memory" in shown.stdout
 
 
+def test_a_clients_trace_goes_on_over_gateway_and_engines(running: Deployment, collector: Collector) -> None:
+    trace_id, span_id = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    body = {"prompt": "Trace this: " + LONG, "max_tokens": 4, "ignore_eos": True}
+    headers = {"traceparent": f"00-{trace_id}-{span_id}-01"}
+    answered = record(httpx.post(f"{running.url}/v1/completions", json=body, headers=headers, timeout=60))
+
+    def trace() -> dict[str, dict[str, str]]:
+        ours = [span for span in collector.spans() if span.trace_id.hex() == trace_id]
+        return {span.name: {a.key: a.value.string_value for a in span.attributes} for span in ours}
+
+    running.eventually(lambda: {"completions", "prefill", "transfer", "decode"} <= trace().keys())
+    for stage, engine in (("prefill", "prefill"), ("transfer", "decode"), ("decode", "decode")):
+        assert trace()[stage]["pdserve.engine.id"] == answered[engine]["engine"]
+        assert trace()[stage]["pdserve.engine.epoch"] == answered[engine]["epoch"]
+    [root] = [span for span in collector.spans() if span.name == "completions" and span.trace_id.hex() == trace_id]
+    assert root.parent_span_id.hex() == span_id
+
+
 def test_metrics_of_a_handoff_are_exported(running: Deployment) -> None:
     backend = record(running.complete("Count this: " + LONG))["transfer"]["backend"]
     text = httpx.get(f"{running.admin_url}/metrics", timeout=10).text
@@ -155,6 +181,8 @@ def test_a_killed_gateway_comes_back_on_its_port_while_the_engines_live_on(runni
     os.kill(gateway, signal.SIGKILL)
     running.eventually(lambda: gateway not in running.children() and running.is_ready(), within=40)
     assert {id: engine["epoch"] for id, engine in running.engines().items()} == epochs
+    # Ready with the first engine it reaches: until it has both, one pool serves alone.
+    running.eventually(lambda: all(engine["state"] == "ready" for engine in running.engines().values()))
     assert record(running.complete("the gateway is back: " + LONG))["mode"] == "disaggregated"
 
 

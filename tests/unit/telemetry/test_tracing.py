@@ -1,15 +1,11 @@
 """One trace per request, from the record; a collector that is slow or gone costs nothing but its traces."""
 
 import asyncio
-import gzip
-import http.server
 import threading
 from collections.abc import Sequence
 from random import Random
-from typing import ClassVar
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -21,6 +17,7 @@ from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.record import RequestRecord
 from pdserve.telemetry.trace_spans import build_spans, parent_of
 from pdserve.telemetry.tracing import TraceQueue, otlp_exporter
+from tests.collector import collecting
 from tests.unit.telemetry.records import EPOCH, START, disaggregated, replayed, stamps
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -180,47 +177,15 @@ async def test_the_event_loop_goes_on_while_a_collector_dawdles() -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
-    """Takes OTLP over HTTP, and keeps (path, body)."""
-
-    received: ClassVar[list[tuple[str, bytes]]] = []
-
-    def do_POST(self) -> None:
-        self.received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
-
-
 async def test_a_collector_receives_the_trace_over_http_and_no_text() -> None:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            exporter = otlp_exporter(f"http://127.0.0.1:{server.server_address[1]}")
-            metrics = await sent(exporter, [disaggregated("cmpl-wire")])
-        finally:
-            server.shutdown()
-            thread.join()
+    with collecting() as collector:
+        metrics = await sent(otlp_exporter(collector.endpoint), [disaggregated("cmpl-wire")])
+        spans = collector.spans()
     assert count(metrics, "exported") == 1
-    [(path, body)] = Collector.received
-    spans = [
-        span
-        for resource in ExportTraceServiceRequest.FromString(gzip_aware(body)).resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    ]
-    assert path == "/v1/traces"
     assert [span.name for span in spans] == ["completions", "prefill", "transfer", "decode"]
     names = {attribute.key for span in spans for attribute in span.attributes}
     assert {"pdserve.request_id", "pdserve.engine.id", "gen_ai.usage.input_tokens"} <= names
     assert not {name for name in names if "prompt" in name or "message" in name or "content" in name}
-
-
-def gzip_aware(body: bytes) -> bytes:
-    return gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
 
 
 async def test_what_waits_when_the_server_ends_is_still_sent() -> None:
