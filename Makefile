@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_PIP_ARGS ?=
 TORCH ?= torch>=2.11,<2.14
 TORCH_CPU ?= torch==2.13.0+cpu
-# make serve: PORT and GRPC_PORT reach pdserve through the environment, however they were given to make.
+# make serve: PORT, GRPC_PORT and ADMIN_PORT reach pdserve through the environment, however they were given to make.
 SERVE_ARGS ?=
 # make test-gpu: the interpreter that has the CUDA build of torch.
 GPU_PYTHON ?= python3

@@ -13,7 +13,7 @@ begin at 0 with each gateway process. This table is generated: `make metrics-tab
 """
 
 
-def page() -> str:
+def document() -> str:
     """The whole of docs/metrics.md."""
     rows = (
         f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels) or '–'} | {documentation} |\n"
@@ -23,4 +23,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(document(), end="")

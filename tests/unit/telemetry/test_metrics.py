@@ -8,7 +8,7 @@ from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
 from pdserve.core.errors import DigestMismatch
 from pdserve.telemetry.metrics import Metrics
-from pdserve.telemetry.metrics_table import page
+from pdserve.telemetry.metrics_table import document
 from tests.unit.telemetry.records import START, disaggregated, replayed, route
 
 
@@ -94,7 +94,7 @@ def test_what_was_tried_again_counts_by_reason_and_a_failed_transfer_by_its_erro
 
 def test_the_documented_table_is_that_of_the_code() -> None:
     documented = Path(__file__).parents[3] / "docs" / "metrics.md"
-    assert documented.read_text(encoding="utf-8") == page(), "run `make metrics-table`"
+    assert documented.read_text(encoding="utf-8") == document(), "run `make metrics-table`"
 
 
 def test_the_table_has_every_exported_metric() -> None:
