@@ -80,10 +80,10 @@ class RayCluster:
         self._thread.shutdown(wait=False)
 
     async def _open(self, config: RayConfig, cpus: float, launcher: ProcessLauncher) -> None:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        self._set_environment("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))
+        self._set_environment("RAY_USAGE_STATS_ENABLED", "0")
         if config.auth_token_file is not None:
-            os.environ["RAY_AUTH_TOKEN_PATH"] = config.auth_token_file
+            self._set_environment("RAY_AUTH_TOKEN_PATH", config.auth_token_file)
         if config.address is not None:
             await self._join(config.address, config.node_ip, None)
             return
@@ -91,9 +91,19 @@ class RayCluster:
         directory = Path(tempfile.mkdtemp(prefix="pdserve-ray-", dir="/tmp"))
         self._held.callback(shutil.rmtree, directory, ignore_errors=True)
         _write_token(directory / "token")
+        self._set_environment("RAY_AUTH_TOKEN_PATH", str(directory / "token"))
         node_ip = config.node_ip or OWN_NODE
         head = await self._start_head({"directory": str(directory), "node_ip": node_ip, "cpus": cpus}, launcher)
         await self._join(head, node_ip, directory)
+
+    def _set_environment(self, name: str, value: str) -> None:
+        """Ray has no other way to be told; every process of the cluster inherits it."""
+        before = os.environ.get(name)
+        os.environ[name] = value
+        if before is None:
+            self._held.callback(os.environ.pop, name, None)
+        else:
+            self._held.callback(os.environ.__setitem__, name, before)
 
     async def _start_head(self, payload: dict[str, object], launcher: ProcessLauncher) -> str:
         spec = LaunchSpec(name="ray", module="pdserve.launch.ray_head", payload=payload)
@@ -101,6 +111,8 @@ class RayCluster:
         watching = asyncio.ensure_future(self._watch(head))
 
         async def end_head() -> None:
+            head.terminate()
+            await asyncio.wait([watching], timeout=_SHUTDOWN)
             head.kill()
             await watching
 
@@ -164,8 +176,7 @@ def _ray() -> Any:
 
 
 def _write_token(path: Path) -> None:
-    """For this user only; every process of the cluster is told its path."""
+    """For this user only."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "w", encoding="ascii") as file:
         file.write(_TOKEN)
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)

@@ -8,10 +8,12 @@ import asyncio
 import logging
 import math
 import os
+import select
 import shutil
 import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import ray
 from pdserve.core.parent_death import die_with_parent
 from pdserve.launch.child import Parent, run_child
 
+_KILL_TIME = 1.0
+"""Seconds for the kernel to end a process."""
 _OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's minimum: nothing of ours travels through its object store."""
 
@@ -62,11 +66,31 @@ def _pillars() -> list[int]:
     return [pid for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() in ("gcs_server", "raylet")]
 
 
+def _group() -> list[int]:
+    """The others in this process's group."""
+    others = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in others if pid != os.getpid() and _group_of(pid) == os.getpid()]
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
 def _end_with_group(directory: str, parent_pid: int) -> None:
     """From now on SIGTERM, which the parent's death sends as well, kills the whole group at once."""
 
     def end() -> None:
-        shutil.rmtree(directory, ignore_errors=True)
+        dying = []
+        for pid in _group():
+            with suppress(ProcessLookupError):
+                dying.append(os.pidfd_open(pid))
+                os.kill(pid, signal.SIGKILL)
+        for pidfd in dying:
+            select.select([pidfd], [], [], _KILL_TIME)
+        shutil.rmtree(directory, ignore_errors=True)  # nobody writes logs any more
         os.killpg(os.getpid(), signal.SIGKILL)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)

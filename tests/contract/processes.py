@@ -33,3 +33,14 @@ def descendants(pid: int) -> list[int]:
 def parent_of(pid: int) -> int:
     """Process id of the parent."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment a process was started with."""
+    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def count_files(directory: str) -> int:
+    """Files below a directory, which need not exist."""
+    return sum(1 for path in Path(directory).rglob("*") if not path.is_dir())

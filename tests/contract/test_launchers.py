@@ -15,7 +15,7 @@ from pdserve.cluster import ray_launcher
 from pdserve.cluster.launcher import Launched, Launcher, LaunchSpec, Resources
 from pdserve.core.errors import CheckpointError, EngineDied
 from tests.contract.launching_program import open_launcher
-from tests.contract.processes import count_fds, descendants, is_gone, parent_of
+from tests.contract.processes import count_fds, count_files, descendants, environment_of, is_gone, parent_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one Ray session for all: it takes seconds to start
 
@@ -199,7 +199,9 @@ async def test_everything_a_killed_parent_has_started_dies_with_it(kind: str) ->
         child = int(await parent.stdout.readline())
         started = descendants(parent.pid)
         assert child in started
+        token = environment_of(child)["RAY_AUTH_TOKEN_PATH"] if kind == "ray" else ""
     finally:
         parent.kill()
         await parent.wait()
     assert [pid for pid in started if not is_gone(pid, within=5)] == []
+    assert not token or count_files(token.removesuffix("/token")) == 0
