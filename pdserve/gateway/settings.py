@@ -1,5 +1,6 @@
 """What an operator may decide about the gateway."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -13,6 +14,8 @@ class GatewaySettings:
     """A longer HTTP body or gRPC message is refused."""
     max_chat_tokens: int = 1024
     """Cap of a chat answer whose request names no max_tokens."""
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    """SamplingParams fields for requests that do not set them; the model's own recommendation."""
     request_timeout: float = 600.0
     """From arrival to the last token, queueing included."""
     send_timeout: float = 60.0

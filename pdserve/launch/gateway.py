@@ -17,6 +17,7 @@ from pdserve.dispatch.sessions import SessionPool
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.grpc.server import GrpcServer
 from pdserve.gateway.http.app import create_admin_app, create_app
+from pdserve.gateway.sampling_defaults import load_sampling_defaults
 from pdserve.gateway.serve import bind, serve_http
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
@@ -111,6 +112,7 @@ def _settings(config: Config) -> GatewaySettings:
         max_body_bytes=config.limits.max_body_bytes,
         max_chat_tokens=config.limits.max_chat_tokens,
         request_timeout=config.limits.request_timeout,
+        sampling_defaults=load_sampling_defaults(config.model_path),
         admin_port=config.admin_port,
         requests_kept=config.telemetry.requests_kept,
     )

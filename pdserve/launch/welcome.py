@@ -12,8 +12,11 @@ _LONGEST_PAUSE = 2.0
 _ANSWER_TIMEOUT = 2.0
 
 EXAMPLE = (
-    "How do I read a text file line by line in Python, count how often each word occurs in it, "
-    "and print the ten most common words with their counts?"
+    {
+        "role": "system",
+        "content": "Answer questions about Python in the manner of its documentation, briefly and kindly.",
+    },
+    {"role": "user", "content": "What does len() do?"},
 )
 """Long enough to go through a prefill engine rather than be read by the decode engine."""
 
@@ -25,7 +28,7 @@ def welcome(config: Config, address: str) -> str:
     body = json.dumps(
         {
             "model": config.model_name,
-            "messages": [{"role": "user", "content": EXAMPLE}],
+            "messages": EXAMPLE,
             "stream": True,
         }
     )

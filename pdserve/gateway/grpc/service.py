@@ -1,7 +1,7 @@
 """The Inference service."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -110,7 +110,7 @@ class InferenceService(InferenceServicer):
             endpoint="grpc_generate",
             prompt_token_ids=token_ids,
             prompt_param=prompt,
-            sampling=_sampling(request.sampling),
+            sampling=_sampling(request.sampling, self._gateway.settings.sampling_defaults),
             identity=identity,
             timeout=context.time_remaining(),
             traceparent=str(metadata.get("traceparent", "")),
@@ -154,15 +154,15 @@ def _response(answer: Answer, delta: TextDelta) -> pb.GenerateResponse:
     return response
 
 
-def _sampling(given: pb.GenerateRequest.SamplingParams) -> SamplingParams:
-    """Only fields that are present; the others keep the defaults of core."""
+def _sampling(given: pb.GenerateRequest.SamplingParams, defaults: Mapping[str, float]) -> SamplingParams:
+    """Only fields that are present; the others keep the model's defaults, then those of core."""
     fields: dict[str, Any] = {
         name: getattr(given, name)
         for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens")
         if given.HasField(name)
     }
     return SamplingParams(
-        **fields,
+        **{**defaults, **fields},
         min_tokens=given.min_tokens,
         stop=tuple(given.stop),
         stop_token_ids=tuple(given.stop_token_ids),

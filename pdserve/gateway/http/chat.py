@@ -30,7 +30,11 @@ def chat_router(gateway: Gateway) -> APIRouter:
             endpoint="chat_completions",
             prompt_token_ids=prompt,
             prompt_param="messages",
-            sampling=body.sampling(max_tokens=max_tokens, logprobs=bool(body.logprobs)),
+            sampling=body.sampling(
+                max_tokens=max_tokens,
+                logprobs=bool(body.logprobs),
+                defaults=gateway.settings.sampling_defaults,
+            ),
             identity=request.state.identity,
             client_id=request.state.client_id,
             traceparent=request.headers.get("traceparent", ""),

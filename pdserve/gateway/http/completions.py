@@ -34,6 +34,7 @@ def completions_router(gateway: Gateway) -> APIRouter:
             sampling=body.sampling(
                 max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
                 logprobs=body.logprobs is not None,
+                defaults=gateway.settings.sampling_defaults,
             ),
             identity=request.state.identity,
             client_id=request.state.client_id,

@@ -101,12 +101,13 @@ class GenerationBody(BaseModel):
             raise InvalidRequest("stream_options only goes with stream: true", "stream_options")
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, *, max_tokens: int, logprobs: bool) -> SamplingParams:
+    def sampling(self, *, max_tokens: int, logprobs: bool, defaults: Mapping[str, float]) -> SamplingParams:
         """Raises InvalidRequest naming the parameter that is out of range."""
         given = {name: getattr(self, name) for name in self._same_in_sampling if getattr(self, name) is not None}
+        if self.top_k is not None:
+            given["top_k"] = 0 if self.top_k == -1 else self.top_k
         return SamplingParams(
-            **given,
-            top_k=0 if self.top_k in (None, -1) else self.top_k or 0,
+            **{**defaults, **given},
             max_tokens=max_tokens,
             stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
