@@ -14,7 +14,6 @@ from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.errors import (
     LayoutMismatch,
-    LeaseExpired,
     LinkLost,
     PdserveError,
     StaleEpoch,
@@ -23,6 +22,7 @@ from pdserve.core.errors import (
 from pdserve.core.protocols import TransferService
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import Deliver
+from pdserve.engine.held_tickets import HeldTickets
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
@@ -56,10 +56,7 @@ class HandoffLink:
         self._on_failure = on_failure
         self._opened = asyncio.Event()
         self._outbox: asyncio.Queue[pb.HandoffCommand] = asyncio.Queue()
-        self._subscribers: dict[str, Deliver] = {}
-        self._held: dict[str, float] = {}
-        """Ticket → monotonic time until which its lease surely holds."""
-        self._releases: dict[str, asyncio.Future[bool]] = {}
+        self._tickets = HeldTickets(engine_id, times, clock)
         self._last_heard = clock.monotonic()
         self._heartbeats_sent: dict[int, tuple[float, tuple[str, ...]]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -75,42 +72,26 @@ class HandoffLink:
 
     def hold(self, ticket: TransferTicket) -> None:
         """Renew the ticket's lease with every heartbeat until released."""
-        self._held[ticket.id] = self._clock.monotonic() + ticket.lease
+        self._tickets.hold(ticket)
 
     def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
-        self._subscribers[ticket_id] = deliver
+        self._tickets.subscribe(ticket_id, deliver)
         self._send(attach=pb.Attach(ticket_id=ticket_id, first_block=first_block))
 
     def lease_holds(self, ticket_id: str) -> bool:
         """Whether a pull may still start."""
-        return self._clock.monotonic() < self._held.get(ticket_id, 0.0) - self._times.lease_guard
+        return self._tickets.lease_holds(ticket_id)
 
     async def release(self, ticket_id: str) -> None:
         """Tell the source we are done. Raises LeaseExpired if what was read must be discarded."""
-        self.forget(ticket_id)
         if self.error:
             raise self.error
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._releases[ticket_id] = answer
-        self._send(release=pb.Release(ticket_id=ticket_id))
-        try:
-            async with asyncio.timeout(self._times.release_answer):
-                expired = await answer
-        except TimeoutError:
-            raise LeaseExpired(f"{self.engine_id} did not confirm that its lease still held") from None
-        finally:
-            self._releases.pop(ticket_id, None)
-        if expired:
-            raise LeaseExpired(f"{self.engine_id} had already ended the lease")
+        await self._tickets.release(ticket_id, lambda: self._send(release=pb.Release(ticket_id=ticket_id)))
 
     def give_up(self, ticket_id: str) -> None:
         """Release without waiting for the answer; for KV nobody wants any more."""
-        self.forget(ticket_id)
+        self._tickets.forget(ticket_id)
         self._send(release=pb.Release(ticket_id=ticket_id))
-
-    def forget(self, ticket_id: str) -> None:
-        self._subscribers.pop(ticket_id, None)
-        self._held.pop(ticket_id, None)
 
     async def close(self) -> None:
         if self._task:
@@ -173,32 +154,15 @@ class HandoffLink:
     def _on_event(self, event: pb.HandoffEvent) -> None:
         match event.WhichOneof("event"):
             case "region":
-                self._deliver(event.region.ticket_id, event)
+                self._tickets.deliver(convert.region_from_proto(event.region))
             case "done":
-                self._deliver(event.done.ticket_id, event)
+                self._tickets.deliver(convert.done_from_proto(event.done))
             case "gone":
-                self._deliver(event.gone.ticket_id, event)
+                self._tickets.deliver(convert.gone_from_proto(event.gone))
             case "released":
-                if answer := self._releases.get(event.released.ticket_id):
-                    answer.set_result(event.released.expired)
+                self._tickets.released(event.released.ticket_id, expired=event.released.expired)
             case "ack":
-                self._on_ack(event.ack.number)
-
-    def _deliver(self, ticket_id: str, event: pb.HandoffEvent) -> None:
-        if deliver := self._subscribers.get(ticket_id):
-            match event.WhichOneof("event"):
-                case "region":
-                    deliver(convert.region_from_proto(event.region))
-                case "done":
-                    deliver(convert.done_from_proto(event.done))
-                case "gone":
-                    deliver(convert.gone_from_proto(event.gone))
-
-    def _on_ack(self, number: int) -> None:
-        sent_at, ticket_ids = self._heartbeats_sent.pop(number, (0.0, ()))
-        for ticket_id in ticket_ids:
-            if ticket_id in self._held:
-                self._held[ticket_id] = sent_at + self._times.lease
+                self._tickets.renewed(*self._heartbeats_sent.pop(event.ack.number, (0.0, ())))
 
     async def _beat(self) -> None:
         number = 0
@@ -209,16 +173,14 @@ class HandoffLink:
             if silence > self._times.suspect:
                 raise LinkLost(f"{self.engine_id} has been silent for {silence:.1f} s")
             number += 1
-            ticket_ids = tuple(self._held)
+            ticket_ids = self._tickets.ids
             self._heartbeats_sent[number] = (now, ticket_ids)
             self._send(heartbeat=pb.Heartbeat(number=number, ticket_ids=ticket_ids))
 
     def _fail(self, error: PdserveError) -> None:
         self.error = error
         self._opened.set()
-        for answer in self._releases.values():
-            if not answer.done():
-                answer.set_exception(error)
+        self._tickets.fail(error)
         self._on_failure(error)
 
 

@@ -6,10 +6,11 @@ from contextlib import suppress
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.errors import LeaseExpired, LinkLost, PdserveError, TransferFailed
+from pdserve.core.errors import LinkLost, PdserveError, TransferFailed
 from pdserve.core.protocols import PeerAddress, TransferService
 from pdserve.core.ticket import HandoffNews, TransferTicket
 from pdserve.engine.handoff_source import Deliver, HandoffSource
+from pdserve.engine.held_tickets import HeldTickets
 from pdserve.simulator.node import Node, Wire
 
 
@@ -39,10 +40,7 @@ class SimLink:
         self._commands = Wire(self._node, self._peer, latency)
         self._events = Wire(self._peer, self._node, latency)
         self._opened = asyncio.Event()
-        self._subscribers: dict[str, Deliver] = {}
-        self._held: dict[str, float] = {}
-        """Ticket → monotonic time until which its lease surely holds."""
-        self._releases: dict[str, asyncio.Future[bool]] = {}
+        self._tickets = HeldTickets(ticket.engine_id, times, self._clock)
         self._last_heard = self._clock.monotonic()
         self._task: asyncio.Task[None] | None = None
 
@@ -57,34 +55,22 @@ class SimLink:
             raise self.error
 
     def hold(self, ticket: TransferTicket) -> None:
-        self._held[ticket.id] = self._clock.monotonic() + ticket.lease
+        self._tickets.hold(ticket)
 
     def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
-        self._subscribers[ticket_id] = deliver
+        self._tickets.subscribe(ticket_id, deliver)
         self._send(lambda: self._source.attach(ticket_id, first_block, self._at_source_deliver))
 
     def lease_holds(self, ticket_id: str) -> bool:
-        return self._clock.monotonic() < self._held.get(ticket_id, 0.0) - self._times.lease_guard
+        return self._tickets.lease_holds(ticket_id)
 
     async def release(self, ticket_id: str) -> None:
-        self._forget(ticket_id)
         if self.error:
             raise self.error
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._releases[ticket_id] = answer
-        self._send(lambda: self._at_source_release(ticket_id))
-        try:
-            async with asyncio.timeout(self._times.release_answer):
-                expired = await answer
-        except TimeoutError:
-            raise LeaseExpired(f"{self.engine_id} did not confirm that its lease still held") from None
-        finally:
-            self._releases.pop(ticket_id, None)
-        if expired:
-            raise LeaseExpired(f"{self.engine_id} had already ended the lease")
+        await self._tickets.release(ticket_id, lambda: self._send(lambda: self._at_source_release(ticket_id)))
 
     def give_up(self, ticket_id: str) -> None:
-        self._forget(ticket_id)
+        self._tickets.forget(ticket_id)
         self._send(lambda: self._source.release(ticket_id))
 
     async def close(self) -> None:
@@ -95,10 +81,6 @@ class SimLink:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-
-    def _forget(self, ticket_id: str) -> None:
-        self._subscribers.pop(ticket_id, None)
-        self._held.pop(ticket_id, None)
 
     def _send(self, command: Callable[[], object]) -> None:
         if self.error is None:
@@ -130,7 +112,7 @@ class SimLink:
             silence = now - self._last_heard
             if silence > self._times.suspect:
                 raise LinkLost(f"{self.engine_id} has been silent for {silence:.1f} s")
-            self._send_heartbeat(now, tuple(self._held))
+            self._send_heartbeat(now, self._tickets.ids)
 
     def _send_heartbeat(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
         def at_source() -> None:
@@ -141,9 +123,7 @@ class SimLink:
 
     def _on_ack(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
         self._last_heard = self._clock.monotonic()
-        for ticket_id in ticket_ids:
-            if ticket_id in self._held:
-                self._held[ticket_id] = sent_at + self._times.lease
+        self._tickets.renewed(sent_at, ticket_ids)
 
     def _at_source_deliver(self, news: HandoffNews) -> None:
         self._events.send(lambda: self._on_news(news))
@@ -154,14 +134,11 @@ class SimLink:
 
     def _on_news(self, news: HandoffNews) -> None:
         self._last_heard = self._clock.monotonic()
-        if deliver := self._subscribers.get(news.ticket_id):
-            deliver(news)
+        self._tickets.deliver(news)
 
     def _on_released(self, ticket_id: str, expired: bool) -> None:
         self._last_heard = self._clock.monotonic()
-        answer = self._releases.get(ticket_id)
-        if answer and not answer.done():
-            answer.set_result(expired)
+        self._tickets.released(ticket_id, expired=expired)
 
     def _on_peer_death(self) -> None:
         lost = LinkLost(f"{self.engine_id} cannot be reached")
@@ -179,8 +156,6 @@ class SimLink:
         self._opened.set()
         if self._task:
             self._task.cancel()
-        for answer in self._releases.values():
-            if not answer.done():
-                answer.set_exception(error)
+        self._tickets.fail(error)
         self._detach()
         self._on_failure(error)

@@ -1,0 +1,81 @@
+"""What the target end of a link keeps of its tickets: leases, subscribers, answers to Release. No wire."""
+
+import asyncio
+from collections.abc import Callable
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.errors import LeaseExpired, PdserveError
+from pdserve.core.ticket import HandoffNews, TransferTicket
+from pdserve.engine.handoff_source import Deliver
+
+
+class HeldTickets:
+    """The tickets of one source incarnation."""
+
+    def __init__(self, engine_id: str, times: Times, clock: Clock) -> None:
+        self._engine_id = engine_id
+        self._times = times
+        self._clock = clock
+        self._leases: dict[str, float] = {}
+        """Ticket → monotonic time until which its lease surely holds."""
+        self._subscribers: dict[str, Deliver] = {}
+        self._releases: dict[str, asyncio.Future[bool]] = {}
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Tickets whose leases the next heartbeat renews."""
+        return tuple(self._leases)
+
+    def hold(self, ticket: TransferTicket) -> None:
+        self._leases[ticket.id] = self._clock.monotonic() + ticket.lease
+
+    def renewed(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
+        """A heartbeat sent at sent_at (monotonic) was acknowledged."""
+        for ticket_id in ticket_ids:
+            if ticket_id in self._leases:
+                self._leases[ticket_id] = sent_at + self._times.lease
+
+    def lease_holds(self, ticket_id: str) -> bool:
+        """Whether a pull may still start."""
+        return self._clock.monotonic() < self._leases.get(ticket_id, 0.0) - self._times.lease_guard
+
+    def subscribe(self, ticket_id: str, deliver: Deliver) -> None:
+        self._subscribers[ticket_id] = deliver
+
+    def deliver(self, news: HandoffNews) -> None:
+        if deliver := self._subscribers.get(news.ticket_id):
+            deliver(news)
+
+    def forget(self, ticket_id: str) -> None:
+        self._subscribers.pop(ticket_id, None)
+        self._leases.pop(ticket_id, None)
+
+    async def release(self, ticket_id: str, ask: Callable[[], None]) -> None:
+        """Ask the source to end the lease and wait for its word. Raises LeaseExpired if what was read must be
+        discarded, or what `fail` was told."""
+        self.forget(ticket_id)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._releases[ticket_id] = answer
+        ask()
+        try:
+            async with asyncio.timeout(self._times.release_answer):
+                expired = await answer
+        except TimeoutError:
+            raise LeaseExpired(f"{self._engine_id} did not confirm that its lease still held") from None
+        finally:
+            self._releases.pop(ticket_id, None)
+        if expired:
+            raise LeaseExpired(f"{self._engine_id} had already ended the lease")
+
+    def released(self, ticket_id: str, *, expired: bool) -> None:
+        """The source's answer."""
+        answer = self._releases.get(ticket_id)
+        if answer and not answer.done():
+            answer.set_result(expired)
+
+    def fail(self, error: PdserveError) -> None:
+        """No answer will come any more."""
+        for answer in self._releases.values():
+            if not answer.done():
+                answer.set_exception(error)
