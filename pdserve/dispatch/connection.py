@@ -19,6 +19,8 @@ from pdserve.rpc.channel import open_channel
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import EngineServiceStub
 
+_SessionCall = grpc.aio.StreamStreamCall[pb.SessionCommand, pb.SessionEvent]
+
 
 class StreamOwner(Protocol):
     """Whom a stream tells that its request is to end, or has ended."""
@@ -92,6 +94,10 @@ class EngineConnection:
         """Whether the engine has been heard from recently enough to get new work."""
         return self._error is None and self._load is not None
 
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
     def snapshot(self) -> LoadSnapshot | None:
         return self._load
 
@@ -125,9 +131,10 @@ class EngineConnection:
         engine_id = self.endpoint.engine_id
         channel = open_channel(self.endpoint.address)
         try:
-            session = EngineServiceStub(channel).Session(self._commands())
+            session = EngineServiceStub(channel).Session()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(session))
+                group.create_task(self._write(session))
                 group.create_task(self._watch())
         except* grpc.aio.AioRpcError:
             self._fail(EngineDied(f"{engine_id} died"))
@@ -136,11 +143,11 @@ class EngineConnection:
         finally:
             await channel.close()
 
-    async def _commands(self) -> AsyncIterator[pb.SessionCommand]:
+    async def _write(self, session: _SessionCall) -> None:
         while True:
-            yield await self._outbox.get()
+            await session.write(await self._outbox.get())
 
-    async def _read(self, session: grpc.aio.StreamStreamCall[pb.SessionCommand, pb.SessionEvent]) -> None:
+    async def _read(self, session: _SessionCall) -> None:
         async for event in session:
             self._last_heard = self._clock.monotonic()
             match event.WhichOneof("event"):

@@ -31,11 +31,15 @@ class Dispatcher:
         self._clock = clock
         self._replay = replay or ReplayRules()
         self._budget = ReplayBudget(self._replay, clock)
+        self._acquainted = False
 
     @property
     def ready(self) -> bool:
-        """Whether a long prompt could be served now."""
-        return self._router.ready(self._sessions.state())
+        """Whether a long prompt could be served now. The first time, not before every engine there is has been
+        heard from: a gateway that starts would else make one pool do the work of both."""
+        ready = self._router.ready(self._sessions.state())
+        self._acquainted = self._acquainted or (ready and not self._sessions.opening)
+        return ready and self._acquainted
 
     def engines(self) -> tuple[EngineView, ...]:
         return self._sessions.state().engines

@@ -27,6 +27,11 @@ class Connection(EngineClient, Protocol):
         """Whether the engine has been heard from recently enough to get new work."""
         ...
 
+    @property
+    def failed(self) -> bool:
+        """Whether it broke; it does not mend."""
+        ...
+
     async def close(self) -> None:
         """Fail whatever still streams."""
         ...
@@ -46,6 +51,7 @@ class SessionPool:
         """connect: gRPC by default. index follows the engines' KV events; the router reads it."""
         self.index = index or KVIndex()
         self._clock = clock
+        self._retry = times.heartbeat
         self._connect = connect or partial(_connect, times, clock)
         self._endpoints: tuple[Endpoint, ...] = ()
         self._connections: dict[EngineKey, Connection] = {}
@@ -63,13 +69,11 @@ class SessionPool:
         live = {(e.engine_id, e.epoch): e for e in endpoints if e.state not in (EngineState.STARTING, EngineState.DEAD)}
         for key in [key for key in self._connections if key not in live]:
             self._ledgers.pop(key).forget()
-            task = asyncio.get_running_loop().create_task(self._connections.pop(key).close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._keep(asyncio.get_running_loop().create_task(self._connections.pop(key).close()))
         for key, endpoint in live.items():
             if key not in self._connections:
                 self._ledgers[key] = EngineLedger(key, self.index, self._clock, self._prior(endpoint))
-                self._connections[key] = self._connect(endpoint, self._ledgers[key], self._note_change)
+                self._open(key, endpoint)
         self._note_change()
 
     def state(self) -> ClusterState:
@@ -78,7 +82,7 @@ class SessionPool:
             now=self._clock.monotonic(), engines=tuple(self._view(endpoint) for endpoint in self._endpoints)
         )
 
-    def client(self, endpoint: Endpoint) -> EngineClient:
+    def client(self, endpoint: Endpoint) -> Connection:
         """Raises EngineDied if this incarnation has left meanwhile."""
         connection = self._connections.get((endpoint.engine_id, endpoint.epoch))
         if connection is None:
@@ -96,7 +100,43 @@ class SessionPool:
 
     async def close(self) -> None:
         self.update(())
-        await asyncio.gather(*self._closing)
+        while self._closing:
+            await asyncio.wait(self._closing, timeout=self._retry)
+            for task in self._closing:
+                task.cancel()
+
+    @property
+    def opening(self) -> bool:
+        """Whether an engine said to be ready has not been heard from yet."""
+        return any(
+            endpoint.state is EngineState.READY and not (connection.usable or connection.failed)
+            for endpoint in self._endpoints
+            if (connection := self._connections.get((endpoint.engine_id, endpoint.epoch)))
+        )
+
+    def _open(self, key: EngineKey, endpoint: Endpoint) -> None:
+        reopening = False
+
+        def on_change() -> None:
+            nonlocal reopening
+            self._note_change()
+            connection = self._connections.get(key)
+            if connection is not None and connection.failed and not reopening:
+                reopening = True
+                self._keep(asyncio.get_running_loop().create_task(self._reopen(key, endpoint, connection)))
+
+        self._connections[key] = self._connect(endpoint, self._ledgers[key], on_change)
+
+    async def _reopen(self, key: EngineKey, endpoint: Endpoint, broken: Connection) -> None:
+        """An engine the registry still lists may be well, and only the session to it broken."""
+        await broken.close()
+        await self._clock.sleep(self._retry)
+        if self._connections.get(key) is broken:
+            self._open(key, endpoint)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _note_change(self) -> None:
         self._changed.set()

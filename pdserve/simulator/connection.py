@@ -48,6 +48,10 @@ class SimConnection:
     def usable(self) -> bool:
         return self._error is None and self._load is not None
 
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
     def snapshot(self) -> LoadSnapshot | None:
         return self._load
 

@@ -25,6 +25,7 @@ class Line:
         self.ledger = ledger
         self.on_change = on_change
         self.usable = True
+        self.failed = False
         self.closed = False
 
     def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> DeltaStream:
@@ -40,7 +41,8 @@ class Line:
 class Bench:
     def __init__(self) -> None:
         self.lines: dict[tuple[str, int], Line] = {}
-        self.pool = SessionPool(Times(), ManualClock(), connect=self.connect)
+        self.clock = ManualClock()
+        self.pool = SessionPool(Times(heartbeat=1.0), self.clock, connect=self.connect)
 
     def connect(self, endpoint: Endpoint, ledger: EngineLedger, on_change: Callable[[], None]) -> Line:
         line = self.lines[endpoint.engine_id, endpoint.epoch] = Line(ledger, on_change)
@@ -144,3 +146,27 @@ async def test_a_change_wakes_whoever_waits_for_one(bench: Bench) -> None:
     await settle()
     assert changed.is_set()
     assert not bench.pool.changed().is_set()
+
+
+async def test_a_broken_line_to_a_listed_engine_is_opened_again_once_after_a_heartbeat(bench: Bench) -> None:
+    broken = bench.lines["d0", 1]
+    broken.failed = True
+    broken.on_change()
+    broken.on_change()
+    await bench.clock.advance(0.9)
+    assert broken.closed
+    assert bench.lines["d0", 1] is broken
+    await bench.clock.advance(0.2)
+    fresh = bench.lines["d0", 1]
+    assert fresh is not broken
+    await bench.clock.advance(5.0)
+    assert bench.lines["d0", 1] is fresh
+
+
+async def test_a_broken_line_to_an_engine_that_has_left_stays_closed(bench: Bench) -> None:
+    broken = bench.lines["d0", 1]
+    broken.failed = True
+    broken.on_change()
+    bench.pool.update(())
+    await bench.clock.advance(5.0)
+    assert bench.lines["d0", 1] is broken
