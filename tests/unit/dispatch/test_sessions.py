@@ -153,6 +153,7 @@ async def test_a_broken_line_to_a_listed_engine_is_opened_again_once_after_a_hea
     broken.failed = True
     broken.on_change()
     broken.on_change()
+    await settle()
     await bench.clock.advance(0.9)
     assert broken.closed
     assert bench.lines["d0", 1] is broken
@@ -168,5 +169,6 @@ async def test_a_broken_line_to_an_engine_that_has_left_stays_closed(bench: Benc
     broken.failed = True
     broken.on_change()
     bench.pool.update(())
+    await settle()
     await bench.clock.advance(5.0)
     assert bench.lines["d0", 1] is broken
