@@ -191,7 +191,7 @@ def _retire(member: Member, now: float) -> tuple[Member, list[Action]]:
 
 def _became_ready(member: Member, address: str, now: float) -> Member:
     if member.phase is not Phase.STARTING:
-        return replace(member, address=address)
+        return replace(member, address=address, last_heard=now)
     return replace(
         member, phase=Phase.READY, address=address, since=now, ready_since=now, last_heard=now, ever_ready=True
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import count
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pdserve.cluster.member import Member, Phase
@@ -228,6 +228,7 @@ Step = tuple[str, float]
 
 
 @settings(max_examples=150, deadline=None)
+@example([("tick", 0.0), ("ready", 0.0), ("ready", 1.0), ("tick", 3.0)])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["spawned", "ready", "heard", "ended", "retire", "tick"]), st.floats(0, 6)),

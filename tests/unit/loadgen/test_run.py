@@ -111,9 +111,9 @@ async def test_a_closed_loop_ends_with_its_time_and_finishes_what_it_began() -> 
 
 
 async def test_an_open_loop_does_not_wait_for_answers() -> None:
-    script = Script(first=0.5)
+    script = Script(first=1.5)
     outcome = await against(script, arrivals="constant", rate=50.0)
-    assert script.most_at_once == 10
+    assert script.most_at_once > 5, "a closed loop would have had one at a time"
     assert max(result.scheduled for result in outcome.results) == pytest.approx(9 / 50)
     assert all(result.lateness >= 0 for result in outcome.results)
 
