@@ -1,25 +1,33 @@
 """kill -9 of the only engine of a pool: the other pool takes over. Without that, every waiting client hears of it
 within 4 s. The engine returns under a new epoch either way."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pdserve import SamplingParams
+from pdserve.core.failpoints import ENVIRONMENT
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.deployment import Deployment, deployed, write_config
 from tests.streams import Ask, Stream, ask_all, expected
 
 CLIENTS = 6
 VERDICT_WITHIN = 4.0
-Open = Callable[..., AbstractContextManager[Deployment]]
+
+
+@dataclass(frozen=True)
+class Running:
+    deployment: Deployment
+    failpoints: Path
+
+
+Open = Callable[..., AbstractContextManager[Running]]
 
 
 def make_asks(salt: int) -> list[Ask]:
@@ -36,44 +44,46 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def open_with(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Open:
     @contextmanager
-    def opened(**settings: Any) -> Iterator[Deployment]:
+    def opened(**settings: Any) -> Iterator[Running]:
         folder = tmp_path_factory.mktemp("deployment")
+        failpoints = folder / "failpoints"
+        failpoints.mkdir()
         defaults = {
             "model": str(checkpoint),
             "device": "cpu",
             "kv": {"num_blocks": 1024},
-            # Small chunks keep prompts in prefill long enough to be met there.
             "pools": {"prefill": {"chunk_size": 16, "max_tokens_per_step": 16}},
         }
-        with deployed(
-            folder / "serve.log", str(write_config(folder / "cluster.yaml", defaults | settings))
-        ) as deployment:
-            yield deployment
+        config = write_config(folder / "cluster.yaml", defaults | settings)
+        with deployed(folder / "serve.log", str(config), env={ENVIRONMENT: str(failpoints)}) as deployment:
+            yield Running(deployment, failpoints)
 
     return opened
 
 
 @pytest.fixture(scope="module")
-def with_fallback(open_with: Open) -> Iterator[Deployment]:
+def with_fallback(open_with: Open) -> Iterator[Running]:
     with open_with() as deployment:
         yield deployment
 
 
 @pytest.fixture(scope="module")
-def without_fallback(open_with: Open) -> Iterator[Deployment]:
+def without_fallback(open_with: Open) -> Iterator[Running]:
     with open_with(routing={"fallback": False}, replay={"patience": 0.5}) as deployment:
         yield deployment
 
 
-def strike(deployment: Deployment, victim: str, blow: str, asks: list[Ask]) -> tuple[float, list[Stream]]:
-    """Hit an engine while all clients wait; returns when (monotonic), and what the clients saw."""
+def strike(running: Running, victim: str, blow: str, asks: list[Ask]) -> tuple[float, list[Stream]]:
+    """Hit an engine in the midst of its work; returns when (monotonic), and what the clients saw."""
+    deployment = running.deployment
     deployment.eventually(deployment.is_ready)
     before = deployment.engines()[victim]
+    order = running.failpoints / f"{victim}.{'prefilling' if victim.startswith('prefill') else 'decoding'}"
+    order.write_text(blow, encoding="utf-8")
     with ThreadPoolExecutor(CLIENTS) as clients:
         waiting = ask_all(deployment, asks, clients)
-        deployment.eventually(lambda: busy(deployment, victim))
+        deployment.eventually(lambda: not order.exists())
         struck = time.monotonic()
-        os.kill(before["pid"], signal.Signals[f"SIG{blow}"])
         streams = [future.result() for future in waiting]
 
     def is_back() -> bool:
@@ -85,24 +95,15 @@ def strike(deployment: Deployment, victim: str, blow: str, asks: list[Ask]) -> t
     return struck, streams
 
 
-def busy(deployment: Deployment, victim: str) -> bool:
-    engine = deployment.engines()[victim]
-    return bool(
-        engine["running"] + engine["waiting"] > 0 and engine["kv_blocks"]["used"] + engine["kv_blocks"]["leased"] > 0
-    )
-
-
 def all_free(deployment: Deployment) -> bool:
     return all(e["kv_blocks"]["free"] == e["kv_blocks"]["total"] for e in deployment.engines().values())
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("victim", ["prefill-0", "decode-0"])
-def test_the_other_pool_takes_over_with_the_same_tokens(
-    checkpoint: Path, with_fallback: Deployment, victim: str
-) -> None:
+def test_the_other_pool_takes_over_with_the_same_tokens(checkpoint: Path, with_fallback: Running, victim: str) -> None:
     asks = make_asks(salt=1 if victim == "prefill-0" else 2)
-    _, streams = strike(with_fallback, victim, "KILL", asks)
+    _, streams = strike(with_fallback, victim, "kill", asks)
     wrong = [
         w for stream, wanted in zip(streams, expected(checkpoint, asks), strict=True) if (w := stream.wrong(wanted))
     ]
@@ -111,9 +112,9 @@ def test_the_other_pool_takes_over_with_the_same_tokens(
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("victim", "blow"), [("prefill-0", "KILL"), ("decode-0", "KILL"), ("decode-0", "STOP")])
+@pytest.mark.parametrize(("victim", "blow"), [("prefill-0", "kill"), ("decode-0", "kill"), ("decode-0", "stop")])
 def test_without_fallback_every_waiting_client_gets_a_clear_error_in_time(
-    without_fallback: Deployment, victim: str, blow: str
+    without_fallback: Running, victim: str, blow: str
 ) -> None:
     struck, streams = strike(without_fallback, victim, blow, make_asks(salt=3))
     errors = [stream for stream in streams if stream.error]
