@@ -16,6 +16,7 @@ from pdserve.core.ticket import TransferTicket
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
+from pdserve.rpc.failure import root_cause
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import EngineServiceStub
 
@@ -136,10 +137,9 @@ class EngineConnection:
                 group.create_task(self._read(session))
                 group.create_task(self._write(session))
                 group.create_task(self._watch())
-        except* grpc.aio.AioRpcError:
-            self._fail(EngineDied(f"{engine_id} died"))
-        except* EngineDied as dead:
-            self._fail(EngineDied(str(dead.exceptions[0])))
+        except Exception as error:  # whatever it was: who waits for this engine must hear of its end
+            cause = root_cause(error)
+            self._fail(cause if isinstance(cause, PdserveError) else EngineDied(f"{engine_id} died"))
         finally:
             await channel.close()
 

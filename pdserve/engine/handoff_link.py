@@ -25,6 +25,7 @@ from pdserve.engine.handoff_source import Deliver
 from pdserve.engine.held_tickets import HeldTickets
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
+from pdserve.rpc.failure import root_cause
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import HandoffServiceStub
 
@@ -122,10 +123,8 @@ class HandoffLink:
                 group.create_task(self._read(stream))
                 group.create_task(self._write(stream))
                 group.create_task(self._beat())
-        except* grpc.aio.AioRpcError as group_error:
-            self._fail(_translate(self.engine_id, group_error.exceptions[0]))
-        except* PdserveError as group_error:
-            self._fail(_first_error(group_error))
+        except Exception as error:  # whatever it was: who waits for this link must hear of its end
+            self._fail(_translate(self.engine_id, root_cause(error)))
         finally:
             await channel.close()
 
@@ -184,14 +183,11 @@ class HandoffLink:
         self._on_failure(error)
 
 
-def _translate(engine_id: str, error: BaseException) -> PdserveError:
-    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+def _translate(engine_id: str, error: PdserveError | grpc.aio.AioRpcError | None) -> PdserveError:
+    if isinstance(error, PdserveError):
+        return error
+    if error is not None and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
         return LayoutMismatch(error.details() or f"{engine_id} refused the handshake")
-    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
+    if error is None or error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return LinkLost(f"{engine_id} cannot be reached")
     return TransferFailed(f"the link to {engine_id} failed")
-
-
-def _first_error(group: BaseExceptionGroup[PdserveError]) -> PdserveError:
-    error = group.exceptions[0]
-    return _first_error(error) if isinstance(error, BaseExceptionGroup) else error

@@ -192,3 +192,18 @@ async def test_kv_events_of_another_epoch_end_the_session(bench: Bench) -> None:
     with pytest.raises(EngineDied, match="restarted"):
         await anext(stream)
     await connection.close()
+
+
+async def test_requests_submitted_as_the_session_ends_all_hear_of_it(bench: Bench) -> None:
+    connection = await bench.open()
+    stopping = asyncio.create_task(bench.server.stop(0))
+    streams = []
+    for number in range(200):
+        streams.append(connection.submit(ask(f"r{number}")))
+        await asyncio.sleep(0)
+    await stopping
+    async with asyncio.timeout(5):
+        for stream in streams:
+            with pytest.raises(EngineDied):
+                await anext(stream)
+    await connection.close()
