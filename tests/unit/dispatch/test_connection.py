@@ -64,8 +64,7 @@ class Bench:
         pb_grpc.add_EngineServiceServicer_to_server(self.engine, self.server)
         self.port = self.server.add_insecure_port("127.0.0.1:0")
 
-    async def open(self) -> EngineConnection:
-        await self.server.start()
+    def connect(self) -> EngineConnection:
         endpoint = Endpoint(
             engine_id="d0",
             role=Role.DECODE,
@@ -74,7 +73,11 @@ class Bench:
             pid=1,
             state=EngineState.READY,
         )
-        connection = EngineConnection(endpoint, self.ledger, Times(suspect=3.0), self.clock, on_change=lambda: None)
+        return EngineConnection(endpoint, self.ledger, Times(suspect=3.0), self.clock, on_change=lambda: None)
+
+    async def open(self) -> EngineConnection:
+        await self.server.start()
+        connection = self.connect()
         self.engine.say.put_nowait(pb.SessionEvent(description=pb.EngineDescription(engine_id="d0", epoch=EPOCH)))
         self.engine.say.put_nowait(pb.SessionEvent(load=pb.LoadSnapshot(engine_id="d0", epoch=EPOCH, number=1)))
         while not connection.usable:
@@ -194,16 +197,31 @@ async def test_kv_events_of_another_epoch_end_the_session(bench: Bench) -> None:
     await connection.close()
 
 
-async def test_requests_submitted_as_the_session_ends_all_hear_of_it(bench: Bench) -> None:
-    connection = await bench.open()
-    stopping = asyncio.create_task(bench.server.stop(0))
-    streams = []
-    for number in range(200):
-        streams.append(connection.submit(ask(f"r{number}")))
-        await asyncio.sleep(0)
-    await stopping
+class EndedCall:
+    """A call that has ended, as a write meets it before the read does."""
+
+    def __aiter__(self) -> AsyncIterator[pb.SessionEvent]:
+        return self
+
+    async def __anext__(self) -> pb.SessionEvent:
+        await asyncio.Event().wait()
+        raise StopAsyncIteration
+
+    async def write(self, command: pb.SessionCommand) -> None:
+        raise asyncio.InvalidStateError("RPC already finished.")
+
+
+async def test_a_request_whose_submission_meets_the_sessions_end_hears_of_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stub:
+        def __init__(self, channel: grpc.aio.Channel) -> None:
+            self.Session = EndedCall
+
+    monkeypatch.setattr("pdserve.dispatch.connection.EngineServiceStub", Stub)
+    connection = bench.connect()
     async with asyncio.timeout(5):
-        for stream in streams:
-            with pytest.raises(EngineDied):
-                await anext(stream)
+        with pytest.raises(EngineDied):
+            await anext(connection.submit(ask("a")))
+    assert connection.failed
     await connection.close()
