@@ -13,7 +13,7 @@ from tests.deployment import Deployment, deployed, write_config
 from tests.flows.test_ray import mode, returned, settings
 from tests.ray_nodes import HEAD, RayNodes, ray_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(240)]
 
 DETECTED = 5.0
 """Seconds from the loss of a node to the order to start its engine elsewhere, settings of ray_nodes."""
