@@ -2,7 +2,8 @@
 
 Rounds of concurrent streams run against 2 prefill and 2 decode engines; in each round one engine dies or freezes at
 a named point. Clients and gateway write down what they saw; `tests.faults.judge` then counts requests that were lost,
-ended twice, or got other tokens than an undisturbed engine gives.
+ended twice, or got other tokens than an undisturbed engine gives. `--logs FOLDER` keeps both sides' event logs, and
+what the engines and the gateway said of a stream that hung.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import httpx
 
 from pdserve.core.failpoints import ENVIRONMENT
 from tests.checkpoints import make_checkpoint
@@ -40,7 +43,7 @@ class Bench:
 
 
 @contextmanager
-def opened() -> Iterator[Bench]:
+def opened(launcher: str, logs: Path) -> Iterator[Bench]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = make_checkpoint(folder / "model", "qwen3")
@@ -56,10 +59,10 @@ def opened() -> Iterator[Bench]:
             "times": {"restart_backoff_max": 1.0},
         }
         config = write_config(folder / "cluster.yaml", settings)
-        log, env = folder / "serve.log", {ENVIRONMENT: str(folder / "failpoints")}
+        log, env = logs / "serve.log", {ENVIRONMENT: str(folder / "failpoints")}
         asks = make_asks(STREAMS, max_tokens=96)
         wanted = [answer_hash(a.text, a.logprobs or ()) for a in expected(checkpoint, asks)]
-        with deployed(log, str(config), env=env) as deployment:
+        with deployed(log, str(config), "--launcher", launcher, env=env) as deployment:
             yield Bench(deployment, folder / "failpoints", log, asks, wanted)
 
 
@@ -75,14 +78,25 @@ def run_round(bench: Bench, number: int, rng: random.Random) -> tuple[str, list[
     blow = "kill" if rng.random() < 0.8 else "stop"
     with ThreadPoolExecutor(len(bench.asks)) as clients:
         ids = [f"c{number}-{n}" for n in range(len(bench.asks))]
-        running = [
-            clients.submit(ask, bench.deployment, a, request_id=id) for a, id in zip(bench.asks, ids, strict=True)
-        ]
+        running = [clients.submit(ask_patiently, bench, a, id) for a, id in zip(bench.asks, ids, strict=True)]
         time.sleep(rng.uniform(0, STRIKE_WITHIN))
         order.write_text(blow, encoding="utf-8")
         streams = [future.result() for future in running]
     order.unlink(missing_ok=True)
     return blow, [_event(id, n, stream) for n, (id, stream) in enumerate(zip(ids, streams, strict=True))]
+
+
+def ask_patiently(bench: Bench, request: Ask, id: str) -> Stream:
+    """The stream, or an error in its place when no chunk came for so long that none will."""
+    started = time.monotonic()
+    try:
+        return ask(bench.deployment, request, request_id=id)
+    except httpx.HTTPError as failure:
+        about = [f"{bench.deployment.admin_url}/admin/requests/{id}", f"{bench.deployment.admin_url}/admin/engines"]
+        said = "\n".join(httpx.get(url, timeout=10).text for url in about)
+        (bench.log.parent / f"hung-{id}.json").write_text(said, encoding="utf-8")
+        print(f"{id}: {failure!r}", flush=True)
+        return Stream(started, error={"message": repr(failure)})
 
 
 def whole(deployment: Deployment) -> bool:
@@ -101,17 +115,18 @@ def _event(id: str, number: int, stream: Stream) -> ClientEvent:
     )
 
 
-def run(faulted: int, seed: int) -> tuple[Verdict, dict[str, list[float]], int]:
+def run(faulted: int, seed: int, launcher: str, logs: Path) -> tuple[Verdict, dict[str, list[float]], int]:
     """Rounds until so many requests were hit. Returns the verdict, pauses of hit requests by blow, rounds."""
     rng = random.Random(seed)
     events: list[ClientEvent] = []
     pauses: dict[str, list[float]] = {"kill": [], "stop": []}
     rounds = 0
-    with opened() as bench:
+    with opened(launcher, logs) as bench, (logs / "clients.jsonl").open("w", encoding="utf-8") as clients:
         while sum(e.failed_attempts > 0 for e in events) < faulted:
             blow, seen = run_round(bench, rounds, rng)
             pauses[blow] += [event.longest_pause for event in seen if event.failed_attempts]
             events += seen
+            clients.writelines(event.to_json() + "\n" for event in seen)
             rounds += 1
             hit = sum(e.failed_attempts > 0 for e in events)
             errors = sum(bool(event.error) for event in events)
@@ -130,11 +145,17 @@ def main() -> None:
     parser.add_argument("--faulted", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fault_campaign.json")
+    parser.add_argument("--launcher", choices=["process", "ray"], default="process")
+    parser.add_argument("--logs", type=Path, help="keep the event logs here; nowhere if not given")
     args = parser.parse_args()
-    verdict, pauses, rounds = run(args.faulted, args.seed)
+    with TemporaryDirectory() as elsewhere:
+        logs = args.logs or Path(elsewhere)
+        logs.mkdir(parents=True, exist_ok=True)
+        verdict, pauses, rounds = run(args.faulted, args.seed, args.launcher, logs)
     report = {
         "benchmark": "fault_campaign",
         "seed": args.seed,
+        "launcher": args.launcher,
         "rounds": rounds,
         "verdict": asdict(verdict),
         "longest_pause_seconds": {
