@@ -1,7 +1,8 @@
 """What a step costs on one engine, learned from the steps it has taken: t = a + b · tokens + c · context.
 
 Recursive least squares of relative errors, with forgetting: the sums of the normal equations fade, a prior
-does not, so that what the load says nothing about stays sane. No term is ever negative.
+does not, so that what the load says nothing about stays sane. No term is ever negative, and a step that reads no
+context takes time too: without that, prompts would seem free.
 """
 
 from collections.abc import Sequence
@@ -14,18 +15,23 @@ _KEEP = 0.97
 """What remains of older knowledge after each report with steps in it; they come once a second."""
 _PRIOR_WEIGHT = 0.02
 """Of the prior, in steps."""
+_LEAST_SHARE = 0.1
+"""A term a peer found smaller than this share of what the others suggest is taken as unknown, not as zero: else
+it would stay zero in its heirs for ever."""
+_TYPICAL_STEP = (64.0, 16384.0)
+"""(tokens, context) of a step by which whole models are compared."""
 
 
 class StepCalibrator:
     """Online estimate of one engine's StepModel. prior: what to start from, such as a peer's model."""
 
     def __init__(self, prior: StepModel | None = None) -> None:
-        self._prior = prior or StepModel()
+        self._prior = _plausible(prior) if prior else StepModel()
         self._scaled = prior is not None
         self._matrix = [[0.0] * 3 for _ in range(3)]
         self._vector = [0.0] * 3
         self._seen: tuple[StepTally, ...] = ()
-        self.model = self._prior
+        self.model = prior or self._prior
         self.calibrated = False
         """Whether model rests on steps of this engine."""
 
@@ -54,10 +60,7 @@ class StepCalibrator:
             for t in tallies
         )
         factor = sum(t.seconds for t in tallies) / expected
-        prior = self._prior
-        self._prior = StepModel(
-            base=prior.base * factor, per_token=prior.per_token * factor, per_context=prior.per_context * factor
-        )
+        self._prior = _scaled(self._prior, factor)
         self._scaled = True
 
     def _observe(self, tally: StepTally) -> None:
@@ -70,7 +73,7 @@ class StepCalibrator:
                 self._matrix[i][j] += weight * x * y
 
     def _solve(self) -> StepModel:
-        """The best fit with no negative term: of three terms, every subset that may be zero is tried."""
+        """The best fit with no negative term: every subset of the three terms is tried, except context alone."""
         prior = (self._prior.base, self._prior.per_token, self._prior.per_context)
         matrix = [row[:] for row in self._matrix]
         vector = self._vector[:]
@@ -82,7 +85,7 @@ class StepCalibrator:
         for size in (3, 2, 1):
             for terms in combinations(range(3), size):
                 theta = _solve_terms(matrix, vector, terms)
-                if min(theta) < 0:
+                if min(theta) < 0 or theta[0] + theta[1] <= 0:
                     continue
                 # The error up to a constant: θᵀMθ − 2θᵀv.
                 error = sum(
@@ -91,6 +94,23 @@ class StepCalibrator:
                 if error < best_error:
                     best, best_error = theta, error
         return StepModel(base=best[0], per_token=best[1], per_context=best[2])
+
+
+def _scaled(model: StepModel, factor: float) -> StepModel:
+    return StepModel(
+        base=model.base * factor, per_token=model.per_token * factor, per_context=model.per_context * factor
+    )
+
+
+def _plausible(model: StepModel) -> StepModel:
+    """A peer's model with no term much smaller than in the default's proportions."""
+    share = _LEAST_SHARE * model.seconds(*_TYPICAL_STEP) / StepModel().seconds(*_TYPICAL_STEP)
+    like = _scaled(StepModel(), share)
+    return StepModel(
+        base=max(model.base, like.base),
+        per_token=max(model.per_token, like.per_token),
+        per_context=max(model.per_context, like.per_context),
+    )
 
 
 def _difference(now: StepTally, before: StepTally) -> StepTally:

@@ -61,6 +61,29 @@ def test_no_term_is_ever_negative() -> None:
         assert model.seconds(1, 1) > 0
 
 
+def test_a_term_a_peer_missed_is_found_by_its_heirs() -> None:
+    """Engines that die often learn little each, and each starts from what another had learned."""
+    model = StepModel(base=0.0, per_token=0.0, per_context=1e-6)
+    for _ in range(3):
+        machine, calibrator = Machine(TRUTHS["cpu"]), StepCalibrator(model)
+        for _ in range(20):
+            machine.heartbeat(calibrator)
+        model = calibrator.model
+    assert model.seconds(256, 5_000) == pytest.approx(TRUTHS["cpu"].seconds(256, 5_000), rel=0.2)
+    assert model.seconds(1, 5_000) == pytest.approx(TRUTHS["cpu"].seconds(1, 5_000), rel=0.2)
+
+
+def test_context_alone_never_explains_a_step() -> None:
+    machine, calibrator = Machine(StepModel(base=0.0, per_token=0.0, per_context=1e-5), seed=1), StepCalibrator()
+    for generation in range(200):
+        for _ in range(20):
+            machine.step(1, machine.random.randrange(500, 5_000), noise=0.5)
+        calibrator.update(machine.tallies)
+        assert calibrator.model.base + calibrator.model.per_token > 0
+        if generation % 10 == 0:
+            machine, calibrator = Machine(machine.truth, seed=generation), StepCalibrator(calibrator.model)
+
+
 def test_a_machine_that_slows_down_is_followed() -> None:
     machine, calibrator = Machine(TRUTHS["gpu"]), StepCalibrator()
     for _ in range(100):
