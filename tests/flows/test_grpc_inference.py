@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -282,6 +283,15 @@ async def test_reflection_lists_the_services(served: Served) -> None:
     answer = await anext(aiter(stub.ServerReflectionInfo(ask())))
     names = {service.name for service in answer.list_services_response.service}
     assert {"pdserve.v1.Inference", "grpc.health.v1.Health"} <= names
+
+
+async def test_a_client_that_knows_only_reflection_generates(served: Served) -> None:
+    script = Path(__file__).parents[2] / "docs" / "tour" / "ask_grpc.py"
+    client = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), f"127.0.0.1:{served.server.port}", stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await asyncio.wait_for(client.communicate(), 30)
+    assert (client.returncode, said.decode()) == (0, SPOKEN + "\n")
 
 
 async def test_port_in_use_is_a_clear_error(served: Served) -> None:
