@@ -159,6 +159,7 @@ class EngineConnection:
                     for message in event.step.deltas:
                         self._push(message.request_id, convert.delta_from_proto(message))
                 case "load":
+                    self._check_epoch(event.load.epoch)
                     self._on_load(convert.load_from_proto(event.load))
                 case "ticket":
                     self._push(event.ticket.request_id, convert.ticket_from_proto(event.ticket))

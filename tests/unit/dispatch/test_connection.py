@@ -188,10 +188,18 @@ async def test_a_gap_in_kv_events_is_answered_by_asking_once_for_everything(benc
     await connection.close()
 
 
-async def test_kv_events_of_another_epoch_end_the_session(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "report",
+    [
+        stored(1, bytes(16), epoch=EPOCH + 1),
+        pb.SessionEvent(load=pb.LoadSnapshot(engine_id="d0", epoch=EPOCH + 1, number=2)),
+    ],
+    ids=["kv events", "load"],
+)
+async def test_reports_of_another_epoch_end_the_session(bench: Bench, report: pb.SessionEvent) -> None:
     connection = await bench.open()
     stream = connection.submit(ask("a"))
-    bench.engine.say.put_nowait(stored(1, bytes(16), epoch=EPOCH + 1))
+    bench.engine.say.put_nowait(report)
     with pytest.raises(EngineDied, match="restarted"):
         await anext(stream)
     await connection.close()
