@@ -27,6 +27,7 @@ from tests.deployment import Deployment, deployed, write_config
 from tests.faults.judge import ClientEvent, Verdict, judge
 from tests.faults.test_no_request_lost import DECODE_POINTS, POOLS, PREFILL_POINTS, make_asks
 from tests.streams import Ask, Stream, ask, expected
+from tests.strikes import order_strike
 
 STREAMS = 48
 STRIKE_WITHIN = 1.5
@@ -74,13 +75,13 @@ def run_round(bench: Bench, number: int, rng: random.Random) -> tuple[str, list[
     """One strike under one wave of streams; returns how it struck and what the clients saw."""
     bench.deployment.eventually(lambda: whole(bench.deployment), within=60)
     role, points = rng.choice([("prefill", PREFILL_POINTS), ("decode", DECODE_POINTS)])
-    order = bench.failpoints / f"{role}-{rng.randrange(2)}.{rng.choice(points)}"
+    victim, point = f"{role}-{rng.randrange(2)}", rng.choice(points)
     blow = "kill" if rng.random() < 0.8 else "stop"
     with ThreadPoolExecutor(len(bench.asks)) as clients:
         ids = [f"c{number}-{n}" for n in range(len(bench.asks))]
         running = [clients.submit(ask_patiently, bench, a, id) for a, id in zip(bench.asks, ids, strict=True)]
         time.sleep(rng.uniform(0, STRIKE_WITHIN))
-        order.write_text(blow, encoding="utf-8")
+        order = order_strike(bench.failpoints, victim, point, blow)
         streams = [future.result() for future in running]
     order.unlink(missing_ok=True)
     return blow, [_event(id, n, stream) for n, (id, stream) in enumerate(zip(ids, streams, strict=True))]

@@ -15,10 +15,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import Cancelled, LeaseExpired, PdserveError
+from pdserve.core.errors import Cancelled, LeaseExpired, PdserveError, TransferFailed
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import TransferService
 from pdserve.core.ticket import (
@@ -30,6 +32,8 @@ from pdserve.core.ticket import (
     TransferTicket,
     region_seed,
 )
+
+_log = structlog.get_logger(__name__)
 
 Deliver = Callable[[HandoffNews], None]
 
@@ -199,6 +203,9 @@ class HandoffSource:
             news = RegionReady(ticket_id=ticket.id, first_block=first, source_blocks=blocks, digest=digest)
         except PdserveError as error:
             news = TicketGone(ticket_id=ticket.id, code=error.code, message=str(error))
+        except Exception:
+            _log.exception("digest failed internally", ticket=ticket.id)
+            news = TicketGone(ticket_id=ticket.id, code=TransferFailed.code, message="its KV could not be digested")
         if offer.deliver and ticket.id in self._offers:
             offer.deliver(news)
 

@@ -16,6 +16,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import structlog
+
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.errors import (
@@ -30,6 +32,8 @@ from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Pull, PullReceipt, PullSpec, TransferService
 from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket, region_seed
 from pdserve.engine.source_link import OpenLink, SourceLink
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +170,9 @@ class HandoffTarget:
             await self._complete(fetch)
         except PdserveError as failure:
             error = failure
+        except Exception:
+            _log.exception("fetch failed internally", ticket=fetch.ticket.id)
+            error = TransferFailed("the fetch failed internally; the log has the details")
         finally:
             self._fetches.pop(sequence_id, None)
         outcome = self._outcome(fetch, error)
@@ -237,6 +244,10 @@ class HandoffTarget:
             receipt: PullReceipt = await pull.wait()
         except PdserveError as error:
             fetch.news.put_nowait(error)
+            return
+        except Exception:
+            _log.exception("pull failed internally", ticket=fetch.ticket.id)
+            fetch.news.put_nowait(TransferFailed("a pull failed internally; the log has the details"))
             return
         if fetch.num_pulls == 0:
             self._stamp(fetch, "first_pull")

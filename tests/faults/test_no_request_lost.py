@@ -13,6 +13,7 @@ from pdserve.core.failpoints import ENVIRONMENT
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.deployment import Deployment, deployed, write_config
 from tests.streams import Ask, ask_all, expected
+from tests.strikes import order_strike
 
 STREAMS = 32
 PREFILL_POINTS = ("queued", "leased", "prefilling", "last_chunk", "first_token")
@@ -98,8 +99,7 @@ def strike(bench: Bench, victim: str, point: str, blow: str) -> None:
         )
 
     deployment.eventually(whole)
-    order = bench.failpoints / f"{victim}.{point}"
-    order.write_text(blow, encoding="utf-8")
+    order = order_strike(bench.failpoints, victim, point, blow)
     with ThreadPoolExecutor(STREAMS) as pool:
         streams = [future.result() for future in ask_all(deployment, bench.asks, pool)]
     assert not order.exists(), "the engine never came to this point"

@@ -16,6 +16,7 @@ from pdserve.core.failpoints import ENVIRONMENT
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.deployment import Deployment, deployed, write_config
 from tests.streams import Ask, Stream, ask_all, expected
+from tests.strikes import order_strike
 
 CLIENTS = 6
 VERDICT_WITHIN = 4.0
@@ -78,8 +79,8 @@ def strike(running: Running, victim: str, blow: str, asks: list[Ask]) -> tuple[f
     deployment = running.deployment
     deployment.eventually(deployment.is_ready)
     before = deployment.engines()[victim]
-    order = running.failpoints / f"{victim}.{'prefilling' if victim.startswith('prefill') else 'decoding'}"
-    order.write_text(blow, encoding="utf-8")
+    point = "prefilling" if victim.startswith("prefill") else "decoding"
+    order = order_strike(running.failpoints, victim, point, blow)
     with ThreadPoolExecutor(CLIENTS) as clients:
         waiting = ask_all(deployment, asks, clients)
         deployment.eventually(lambda: not order.exists())

@@ -14,6 +14,7 @@ from pdserve.core.errors import DigestMismatch, TransferFailed, TransferTimeout
 from pdserve.core.request import SamplingParams
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.transfer.loopback import LoopbackBackend
+from pdserve.transfer.service import LocalTransferService
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.flows.inproc import Cluster, NodeSpec, PairsOnly, open_cluster
 from tests.transfer_faults import FaultyBackend
@@ -90,6 +91,21 @@ async def test_a_refused_read_fails_the_request_and_the_next_one_works(faulty: F
         await faulty.cluster.answer(PROMPT, GREEDY)
     faulty.wire.held = False
     faulty.wire.refusal = ""
+    await faulty.cluster.until_idle()
+    await faulty.cluster.answer(PROMPT, GREEDY)
+
+
+@pytest.mark.parametrize("defect", ["pull", "digest"])
+async def test_a_defect_in_the_transfer_ends_the_request_instead_of_hanging_it(
+    faulty: Faulty, monkeypatch: pytest.MonkeyPatch, defect: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a defect")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalTransferService, defect, broken)
+        with pytest.raises(TransferFailed):
+            await asyncio.wait_for(faulty.cluster.answer(PROMPT, GREEDY), 10)
     await faulty.cluster.until_idle()
     await faulty.cluster.answer(PROMPT, GREEDY)
 
