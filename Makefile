@@ -11,13 +11,13 @@ SERVE_ARGS ?=
 GPU_PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test test-slow test-nodes check test-gpu bench protos metrics-table clean
+.PHONY: serve test test-slow check test-gpu bench protos metrics-table clean
 
 serve: .venv/.serve
 	$(BIN)/pdserve serve $(SERVE_ARGS)
 
 test: .venv/.dev check
-	$(BIN)/python -m pytest -m "not gpu and not slow and not nodes"
+	$(BIN)/python -m pytest -m "not gpu and not slow"
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu" || [ $$? -eq 5 ] # 5: no test is marked slow
@@ -28,10 +28,6 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
-
-# Ray nodes on loopback addresses of this machine; a node that is slow to join fails them.
-test-nodes: .venv/.dev
-	$(BIN)/python -m pytest -m nodes
 
 test-gpu:
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu

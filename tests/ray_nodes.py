@@ -23,10 +23,11 @@ FAST_NODE_DEATH = {
 }
 HEAD = "127.0.0.2"
 START_TIMEOUT = 60.0
+COMMON_OPTIONS = ["--disable-usage-stats", "--object-store-memory=80000000"]
 
 
 class RayNodes:
-    """A cluster of `ray start` nodes with one CPU each; HEAD is added first."""
+    """A cluster of `ray start` nodes with one CPU each, on loopback addresses; HEAD starts before the others."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -47,26 +48,29 @@ class RayNodes:
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def add(self, ip: str) -> None:
-        """Start a node. Returns once it serves if it is the head, else without waiting for it to join."""
+        """Start a node without waiting for it; `joined` does."""
         gcs, client = (str(port) for port in self._ports)
         join = [f"--address={self.address}"]
         if ip == HEAD:
             join = ["--head", f"--port={gcs}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
-            join.append(f"--temp-dir={self._temporary}")
-        options = [*join, f"--node-ip-address={ip}", "--num-cpus=1", "--num-gpus=0", "--object-store-memory=80000000"]
-        log = self.directory / f"{ip}.log"
-        with log.open("wb") as output:
+        # Nodes that share a folder number their sockets; two that start at once take the same number.
+        temporary = f"--temp-dir={self._temporary}/{ip}"
+        options = [*join, temporary, f"--node-ip-address={ip}", "--num-cpus=1", "--num-gpus=0"]
+        with self._log(ip).open("wb") as output:
             self._nodes[ip] = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options],
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *COMMON_OPTIONS, *options],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=self.env,
                 start_new_session=True,
             )
+
+    def joined(self, ip: str) -> None:
+        """Return once a node that was added is a member of the cluster."""
         deadline = time.monotonic() + START_TIMEOUT
-        while ip == HEAD and "block forever" not in log.read_text(encoding="utf-8"):
-            assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
-            assert self._nodes[ip].poll() is None, log.read_text(encoding="utf-8")
+        while "block forever" not in (said := self._log(ip).read_text(encoding="utf-8")):
+            assert time.monotonic() < deadline, said
+            assert self._nodes[ip].poll() is None, said
             time.sleep(0.1)
 
     def raylet(self, ip: str) -> int:
@@ -82,6 +86,9 @@ class RayNodes:
         node.wait()
         assert all(is_gone(pid, within=5) for pid in started)
 
+    def _log(self, ip: str) -> Path:
+        return self.directory / f"{ip}.log"
+
     def close(self) -> None:
         for ip in reversed(list(self._nodes)):
             self.end(ip)
@@ -93,11 +100,16 @@ def command_of(pid: int) -> str:
 
 
 @contextmanager
-def ray_nodes(directory: Path, *ips: str) -> Iterator[RayNodes]:
+def ray_nodes(directory: Path, *others: str) -> Iterator[RayNodes]:
+    """The head and other nodes, all of them members of the cluster."""
     nodes = RayNodes(directory)
     try:
-        for ip in ips:
+        nodes.add(HEAD)
+        nodes.joined(HEAD)
+        for ip in others:
             nodes.add(ip)
+        for ip in others:
+            nodes.joined(ip)
         yield nodes
     finally:
         nodes.close()

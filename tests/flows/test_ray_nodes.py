@@ -13,15 +13,16 @@ from tests.deployment import Deployment, deployed, write_config
 from tests.flows.test_ray import mode, returned, settings
 from tests.ray_nodes import HEAD, RayNodes, ray_nodes
 
-pytestmark = [pytest.mark.nodes, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-DETECTED = 5.0
-"""Seconds from the loss of a node to the order to start its engine elsewhere, settings of ray_nodes."""
+DETECTED = 10.0
+"""Seconds from the loss of a node to the order to start its engine elsewhere: about 2 on an idle machine with the
+settings of ray_nodes, 15 with Ray's own."""
 
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[RayNodes]:
-    with ray_nodes(tmp_path, HEAD, "127.0.0.3", "127.0.0.4") as started:
+    with ray_nodes(tmp_path, "127.0.0.3", "127.0.0.4") as started:
         yield started
 
 
