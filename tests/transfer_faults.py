@@ -56,6 +56,9 @@ class _FaultyTransfer:
     inner: Transfer | None = None
     error: str = ""
 
+    def cancel(self) -> None:
+        """Like NIXL's: the read goes on."""
+
     def poll(self) -> TransferState:
         if self.inner is None:
             if self.backend.refusal:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import fields
 from ipaddress import ip_address
+from typing import get_args
 
-from pdserve.config.schema import Config, Launcher
+from pdserve.config.schema import Config, Launcher, TransferBackendName
 from pdserve.config.times import Times
 
 
@@ -87,7 +88,7 @@ def _placement(config: Config) -> Iterator[str]:
 def _memory(config: Config) -> Iterator[str]:
     kv = config.kv
     if not kv.backends:
-        yield "kv.backends: name at least one of nixl, shared_memory"
+        yield f"kv.backends: name at least one of {', '.join(get_args(TransferBackendName))}"
     if kv.num_blocks is not None and kv.memory is not None:
         yield "kv.memory: give either kv.num_blocks or kv.memory, not both"
     if kv.num_blocks is not None and kv.num_blocks * kv.block_size < config.max_model_len:

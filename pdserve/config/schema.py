@@ -20,6 +20,9 @@ Positive = Annotated[int, Field(ge=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
+TransferBackendName = Literal["nixl", "shared_memory", "gloo", "nccl", "grpc"]
+
+
 class Launcher(StrEnum):
     """What starts engines. RAY: actors of a Ray cluster, which may be this machine alone. PROCESS: plain
     processes on this machine, without Ray."""
@@ -137,8 +140,9 @@ class KVConfig(Section):
     memory: ByteSize | None = None
     """Size of the pool in bytes or as "256MiB". With neither: 256 MiB on cpu, 8 GiB on cuda."""
     order: KVOrder = KVOrder.BLOCK_MAJOR
-    backends: tuple[Literal["nixl", "shared_memory"], ...] = ("nixl", "shared_memory")
-    """What moves KV, in order of preference; two engines use the first they have in common."""
+    backends: tuple[TransferBackendName, ...] = ("nixl", "shared_memory", "grpc")
+    """What moves KV, in order of preference. Two engines use the fastest they have in common, the preferred one
+    where speeds are close, and another one when that fails."""
 
 
 class RoutingConfig(Section):

@@ -2,26 +2,37 @@
 
 from pdserve.core.errors import ConfigError
 from pdserve.transfer.base import TransferBackend
+from pdserve.transfer.grpc_stream import GrpcStreamBackend
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.nixl import NixlBackend
 from pdserve.transfer.shared_memory import SharedMemoryBackend
+from pdserve.transfer.two_sided import TwoSidedBackend
 
-BACKEND_NAMES = (NixlBackend.name, SharedMemoryBackend.name, LoopbackBackend.name)
+BACKEND_NAMES = ("nixl", "shared_memory", "gloo", "nccl", "grpc", "loopback")
 
 
-def make_backends(names: tuple[str, ...], engine_id: str, epoch: int) -> tuple[TransferBackend, ...]:
-    """Backends in order of preference, for LocalTransferService.open. Raises ConfigError for a bad name."""
+def make_backends(
+    names: tuple[str, ...], engine_id: str, epoch: int, host: str = "127.0.0.1"
+) -> tuple[TransferBackend, ...]:
+    """Backends in order of preference, for LocalTransferService.open. Raises ConfigError for a bad name.
+
+    host is the address at which peers reach this machine, for backends that listen.
+    """
     if len(set(names)) != len(names):
         raise ConfigError(f"name each transfer backend once, not {', '.join(names)}")
-    return tuple(_make(name, engine_id, epoch) for name in names)
+    return tuple(_make(name, engine_id, epoch, host) for name in names)
 
 
-def _make(name: str, engine_id: str, epoch: int) -> TransferBackend:
+def _make(name: str, engine_id: str, epoch: int, host: str) -> TransferBackend:
     match name:
         case NixlBackend.name:
             return NixlBackend(f"{engine_id}/{epoch:016x}")
         case SharedMemoryBackend.name:
             return SharedMemoryBackend()
+        case "gloo" | "nccl":
+            return TwoSidedBackend(name, host, epoch)
+        case GrpcStreamBackend.name:
+            return GrpcStreamBackend(host, epoch)
         case LoopbackBackend.name:
             return LoopbackBackend()
         case _:

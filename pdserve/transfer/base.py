@@ -1,6 +1,7 @@
 """The contract of a transfer backend, and the life of a pull.
 
-Reads are one-sided: the owner of the destination posts them, nobody writes into another worker's memory.
+The owner of the destination posts reads; nobody writes into another worker's memory. Two-sided backends keep
+that rule too: their source sends only what it was asked for, into a buffer of the target's choice.
 
 A pull, as the service drives it::
 
@@ -11,8 +12,9 @@ A pull, as the service drives it::
       └──deadline, cancel, peer gone──► QUARANTINED ──DONE or ERROR──┘
 
 wait() answers on entering VERIFIED, MISMATCHED, FAILED or QUARANTINED; settled() on SETTLED. While a pull is
-POSTED or QUARANTINED its target blocks may be overwritten at any moment: backends cannot cancel a read
-in flight, and neither releasing its handle nor dropping the peer stops the bytes.
+POSTED or QUARANTINED its target blocks may be overwritten at any moment. A one-sided backend cannot cancel a
+read in flight: neither releasing its handle nor dropping the peer stops the bytes. Where bytes pass
+through our own hands before they reach the blocks, cancel is a fence and a quarantine ends at once.
 """
 
 from dataclasses import dataclass
@@ -61,6 +63,10 @@ class Transfer(Protocol):
 
     def poll(self) -> TransferState:
         """Look once. Never raises. Not called again after DONE or ERROR."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody wants the bytes any more: end early if that can be done, for poll to tell. Never raises."""
         ...
 
 

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from pdserve.core.errors import TransferFailed
 from pdserve.transfer.base import ReadPlan, TransferState
+from pdserve.transfer.spans import spans_fit
 
 
 class Copied:
@@ -15,11 +16,14 @@ class Copied:
     def poll(self) -> TransferState:
         return TransferState.DONE
 
+    def cancel(self) -> None:
+        """It is over already."""
+
 
 def copy_spans(remote: NDArray[np.uint8], local: NDArray[np.uint8], plan: ReadPlan) -> Copied:
     """Copy every span of the plan. Raises TransferFailed, before the first byte, when one is out of range."""
     for name, array, offsets in (("source", remote, plan.remote), ("target", local, plan.local)):
-        if len(offsets) and int((offsets + plan.lengths).max()) > array.nbytes:
+        if not spans_fit(array.nbytes, offsets, plan.lengths):
             raise TransferFailed(f"a span reaches beyond the {array.nbytes} bytes of the {name} memory")
     spans = zip(plan.remote.tolist(), plan.local.tolist(), plan.lengths.tolist(), strict=True)
     for source, target, length in spans:

@@ -45,6 +45,10 @@ class KVMemory(Protocol):
         """The bytes of each span in order, as host arrays; valid until the next one is asked for."""
         ...
 
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        """Set the bytes from offset on; they must lie inside."""
+        ...
+
     def zero(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         """Set the bytes of a strided view to 0; strides are in bytes."""
         ...
@@ -88,6 +92,9 @@ class HostMemory:
         for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
             yield self.array[offset : offset + length]
 
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        self.array[offset : offset + len(data)] = data
+
     def zero(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         np.ndarray(shape, dtype=np.uint8, buffer=self.array, offset=offset, strides=strides)[...] = 0
 
@@ -103,7 +110,7 @@ class TensorMemory:
     def __init__(self, tensor: "torch.Tensor") -> None:
         if tensor.dim() != 1 or tensor.element_size() != 1 or not tensor.is_contiguous():
             raise ValueError("KV memory must be a contiguous one-dimensional tensor of bytes")
-        self._tensor = tensor
+        self.tensor = tensor
         self.kind = MemoryKind.CUDA if tensor.is_cuda else MemoryKind.HOST
         self.device_id = tensor.device.index or 0
         self.nbytes = tensor.numel()
@@ -111,10 +118,14 @@ class TensorMemory:
 
     def chunks(self, offsets: NDArray[np.uint64], lengths: NDArray[np.uint64]) -> Iterator[NDArray[np.uint8]]:
         for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
-            yield self._tensor[offset : offset + length].cpu().numpy()
+            yield self.tensor[offset : offset + length].cpu().numpy()
+
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        target = self.tensor[offset : offset + len(data)]
+        target.copy_(target.new_tensor(data, device="cpu"))
 
     def zero(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        self._tensor.as_strided(shape, strides, offset).zero_()
+        self.tensor.as_strided(shape, strides, offset).zero_()
 
     def close(self) -> None:
         """The tensor's owner frees it."""

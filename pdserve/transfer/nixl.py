@@ -55,6 +55,9 @@ class NixlTransfer:
             self._update(lambda: self._agent.getXferStatus(self._handle))
         return self._state
 
+    def cancel(self) -> None:
+        """NIXL has none: the read goes on to its end."""
+
     def _update(self, ask: Callable[[], Any]) -> None:
         try:
             if ask() == self._nixl.module.NIXL_IN_PROG:

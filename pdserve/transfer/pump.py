@@ -32,9 +32,10 @@ class Flight:
         self.on_end = on_end
         self.started = False
         self.abandoned = False
+        self.cancelled = False
 
     def abandon(self) -> None:
-        """Do not start, if it has not started yet. A read under way goes on to its end."""
+        """Do not start, if it has not started yet. A read under way ends early where its backend can do that."""
         self.abandoned = True
 
 
@@ -144,6 +145,10 @@ class TransferPump:
 
     def _poll(self) -> bool:
         """Look at every read in flight once; whether one ended."""
+        for flight, transfer in self._flights:
+            if flight.abandoned and not flight.cancelled:
+                flight.cancelled = True
+                transfer.cancel()
         going = [entry for entry in self._flights if not _ended(*entry)]
         ended = len(going) < len(self._flights)
         self._flights = going

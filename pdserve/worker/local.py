@@ -35,7 +35,7 @@ class LocalWorker:
                 epoch=spec.epoch,
                 layout=worker.layout,
                 memory=memory,
-                backends=make_backends(spec.backends, spec.engine_id, spec.epoch),
+                backends=make_backends(spec.backends, spec.engine_id, spec.epoch, spec.host),
             )
         except BaseException:
             worker.close()

@@ -12,7 +12,8 @@ class WorkerSpec:
 
     model is a checkpoint directory. device "auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"; dtype "auto",
     "float32" or "bfloat16"; deterministic None means on CPU only; threads are torch's per operation.
-    backends names transfer backends in order of preference; with none the worker exchanges no KV.
+    backends names transfer backends in order of preference; with none the worker exchanges no KV. host is the address
+    at which peers reach this machine.
     """
 
     model: Path
@@ -25,4 +26,5 @@ class WorkerSpec:
     order: KVOrder = KVOrder.BLOCK_MAJOR
     deterministic: bool | None = None
     threads: int = 1
-    backends: tuple[str, ...] = ("nixl", "shared_memory")
+    backends: tuple[str, ...] = ("nixl", "shared_memory", "grpc")
+    host: str = "127.0.0.1"

@@ -112,7 +112,7 @@ async def test_the_worker_describes_its_model_and_memory(workers: Workers) -> No
         assert (worker.layout.num_blocks, worker.layout.block_size, worker.layout.order) == (24, 16, order)
         assert worker.transfer.layout == worker.layout
         assert worker.transfer.address.layout_hash == worker.layout.wire_hash
-        assert [name for name, _ in worker.transfer.address.backends] == ["nixl", "shared_memory"]
+        assert [name for name, _ in worker.transfer.address.backends] == ["nixl", "shared_memory", "grpc"]
 
 
 async def test_batches_give_the_tokens_and_the_kv_the_model_gives(workers: Workers, oracle: Oracle) -> None:

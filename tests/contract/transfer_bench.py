@@ -39,6 +39,8 @@ KINDS = (
     Kind("shared_memory"),
     Kind("nixl"),
     Kind("nixl", {"UCX_TLS": "tcp"}),
+    Kind("gloo"),
+    Kind("grpc"),
 )
 
 

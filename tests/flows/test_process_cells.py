@@ -16,7 +16,7 @@ from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.deployment import Deployment, deployed, write_config
 
 AXES: dict[str, tuple[Any, ...]] = {
-    "transport": ("nixl", "nixl over tcp", "shared_memory"),
+    "transport": ("nixl", "nixl over tcp", "shared_memory", "gloo", "grpc"),
     "worker": ("inproc", "process"),
     "order": ("block_major", "layer_major"),
     "block_size": (8, 32),
@@ -25,14 +25,16 @@ AXES: dict[str, tuple[Any, ...]] = {
     "depth": (1, 2),
 }
 CELLS = (
-    ("nixl over tcp", "process", "layer_major", 8, "bfloat16", True, 2),
-    ("nixl over tcp", "inproc", "block_major", 32, "float32", False, 1),
-    ("shared_memory", "process", "layer_major", 32, "float32", True, 1),
-    ("nixl", "inproc", "block_major", 8, "bfloat16", False, 2),
-    ("shared_memory", "inproc", "block_major", 8, "bfloat16", True, 1),
-    ("nixl", "process", "layer_major", 32, "float32", False, 2),
-    ("nixl", "inproc", "layer_major", 8, "float32", True, 1),
-    ("shared_memory", "process", "block_major", 32, "bfloat16", False, 2),
+    ("nixl", "inproc", "block_major", 8, "float32", True, 1),
+    ("nixl", "process", "layer_major", 32, "bfloat16", False, 2),
+    ("nixl over tcp", "inproc", "block_major", 32, "bfloat16", True, 2),
+    ("nixl over tcp", "process", "layer_major", 8, "float32", False, 1),
+    ("shared_memory", "inproc", "layer_major", 8, "bfloat16", False, 1),
+    ("shared_memory", "process", "block_major", 32, "float32", True, 2),
+    ("gloo", "process", "block_major", 8, "bfloat16", False, 2),
+    ("gloo", "inproc", "layer_major", 32, "float32", True, 1),
+    ("grpc", "process", "layer_major", 32, "float32", True, 2),
+    ("grpc", "inproc", "block_major", 8, "bfloat16", False, 1),
 )
 
 

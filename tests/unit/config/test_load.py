@@ -75,8 +75,11 @@ def test_memory_sizes_may_have_units(tmp_path: Path) -> None:
         ("deterministic: maybe", "deterministic: must be 'auto', True or False, not \"maybe\""),
         ("kv: 5", "kv: must be a section with settings of its own, not 5"),
         ("kv: {memory: 12QB}", 'kv.memory: could not interpret byte unit: QB, not "12QB"'),
-        ("kv: {backends: [nixl, ucx]}", "kv.backends[1]: must be 'nixl' or 'shared_memory', not \"ucx\""),
-        ("kv: {backends: []}", "kv.backends: name at least one of nixl, shared_memory"),
+        (
+            "kv: {backends: [nixl, ucx]}",
+            "kv.backends[1]: must be 'nixl', 'shared_memory', 'gloo', 'nccl' or 'grpc', not \"ucx\"",
+        ),
+        ("kv: {backends: []}", "kv.backends: name at least one of nixl, shared_memory, gloo, nccl, grpc"),
         ("kv: {num_blocks: 500, memory: 1MiB}", "kv.memory: give either kv.num_blocks or kv.memory, not both"),
         ("times: {lease: .nan}", "times.lease: must be a finite number, not NaN"),
         ("times: {drain_timeout: 0}", "times.drain_timeout: must be greater than 0"),

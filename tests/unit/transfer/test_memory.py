@@ -89,6 +89,6 @@ def test_backends_are_made_by_name_in_order() -> None:
         "loopback",
     ]
     assert make_backends((), "d", 1) == ()
-    for names in (("nixl", "nixl"), ("nccl",)):
+    for names in (("nixl", "nixl"), ("pigeon",)):
         with pytest.raises(ConfigError, match="transfer backend"):
             make_backends(names, "d", 1)
