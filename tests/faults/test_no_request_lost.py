@@ -1,5 +1,5 @@
-"""An engine dies or freezes at a named point of a request's life, under 32 streams: every one of them ends with
-exactly the tokens of an undisturbed run."""
+"""An engine dies or freezes at a named point of a request's life, under 32 streams and either launcher: every one of
+them ends with exactly the tokens of an undisturbed run."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,11 @@ STREAMS = 32
 PREFILL_POINTS = ("queued", "leased", "prefilling", "last_chunk", "first_token")
 DECODE_POINTS = ("queued", "transferring", "decoding")
 EVERYWHERE = [("prefill-0", p) for p in PREFILL_POINTS] + [("decode-0", p) for p in DECODE_POINTS]
+BEFORE_DURING_AFTER_HANDOFF = [
+    ("prefill-0", "last_chunk", "kill"),
+    ("decode-0", "transferring", "kill"),
+    ("decode-0", "decoding", "stop"),
+]
 POOLS = {
     "prefill": {"engines": 2, "chunk_size": 64, "max_tokens_per_step": 128, "prefix_caching": False},
     "decode": {"engines": 2, "prefix_caching": False},
@@ -26,6 +31,9 @@ POOLS = {
 """Without prefix caches every prompt passes every point, however often it was asked before."""
 EXTRA_PAUSE = {"kill": 4.0, "stop": 6.0}
 """Seconds a client may wait for a chunk. A frozen engine is told by 3 s of silence."""
+under_every_launcher = pytest.mark.parametrize(
+    "bench", ["process", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @dataclass
@@ -54,7 +62,8 @@ def make_asks(streams: int = STREAMS, max_tokens: int = 24) -> list[Ask]:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A deployment under the launcher that the test names."""
     folder = tmp_path_factory.mktemp("no_request_lost")
     checkpoint = make_checkpoint(folder / "model", "qwen3")
     failpoints = folder / "failpoints"
@@ -69,11 +78,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     }
     config = write_config(folder / "cluster.yaml", settings)
     env = {ENVIRONMENT: str(failpoints)}
-    with deployed(folder / "serve.log", str(config), env=env) as deployment:
+    with deployed(folder / "serve.log", str(config), "--launcher", request.param, env=env) as deployment:
         yield Bench(deployment, failpoints, asks, expected(checkpoint, asks))
 
 
 @pytest.mark.timeout(120)
+@under_every_launcher
 @pytest.mark.parametrize(("victim", "point"), EVERYWHERE)
 def test_killed(bench: Bench, victim: str, point: str) -> None:
     strike(bench, victim, point, "kill")
@@ -81,9 +91,17 @@ def test_killed(bench: Bench, victim: str, point: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
+@under_every_launcher
 @pytest.mark.parametrize(("victim", "point"), EVERYWHERE)
 def test_frozen(bench: Bench, victim: str, point: str) -> None:
     strike(bench, victim, point, "stop")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("bench", ["ray"], indirect=True)
+@pytest.mark.parametrize(("victim", "point", "blow"), BEFORE_DURING_AFTER_HANDOFF)
+def test_lost_under_ray(bench: Bench, victim: str, point: str, blow: str) -> None:
+    strike(bench, victim, point, blow)
 
 
 def strike(bench: Bench, victim: str, point: str, blow: str) -> None:
