@@ -9,9 +9,11 @@ TORCH_CPU ?= torch==2.13.0+cpu
 SERVE_ARGS ?=
 # make test-gpu: the interpreter that has the CUDA build of torch.
 GPU_PYTHON ?= python3
+# make fuzz: inputs per parser; there are eleven.
+FUZZ_RUNS ?= 100000
 BIN := .venv/bin
 
-.PHONY: serve test test-slow check test-gpu bench protos metrics-table clean
+.PHONY: serve test test-slow check test-gpu fuzz bench protos metrics-table clean
 
 serve: .venv/.serve
 	$(BIN)/pdserve serve $(SERVE_ARGS)
@@ -31,6 +33,14 @@ check: .venv/.dev
 
 test-gpu:
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu
+
+# Coverage-guided; FUZZ_RUNS inputs for each parser of peers' bytes. What breaks one is left in build/.
+fuzz: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[fuzz]"
+	mkdir -p build
+	set -e; for target in $$($(BIN)/python -m tests.fuzz.run --list); do \
+	  echo "== $$target"; $(BIN)/python -m tests.fuzz.run $$target -runs=$(FUZZ_RUNS) -verbosity=0 -artifact_prefix=build/; \
+	done
 
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks.handoff

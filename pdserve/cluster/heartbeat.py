@@ -15,7 +15,8 @@ from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import EngineServiceStub
 async def heartbeats(address: str, epoch: int) -> AsyncGenerator[LoadSnapshot, None]:
     """Load snapshots as they arrive; ends when the session does, for the caller to open another.
 
-    Raises StaleEpoch when another incarnation answers at the address. Silence is for the caller to
+    Raises StaleEpoch when another incarnation answers at the address, MalformedMessage when something else
+    does. Silence is for the caller to
     notice: a frozen engine keeps its session open.
     """
     channel = open_channel(address)

@@ -8,7 +8,7 @@ from signal import Signals
 from pdserve.cluster.heartbeat import heartbeats
 from pdserve.cluster.launcher import Launched, Launcher, LaunchSpec
 from pdserve.cluster.plan import BecameReady, Ended, Event, Heard, Spawned
-from pdserve.core.errors import CheckpointError, ConfigError, PdserveError, StaleEpoch
+from pdserve.core.errors import CheckpointError, ConfigError, MalformedMessage, PdserveError, StaleEpoch
 
 _RECONNECT = 0.2
 """Seconds before a heartbeat session that ended is opened again."""
@@ -98,7 +98,7 @@ class Incarnation:
 
     async def _listen(self, address: str) -> None:
         while not self._over:  # a cancellation that meets the end of a call may be lost in grpc
-            with suppress(StaleEpoch):
+            with suppress(StaleEpoch, MalformedMessage):
                 async with aclosing(heartbeats(address, self.epoch)) as beats:
                     async for _ in beats:
                         self._emit(Heard(id=self.id, epoch=self.epoch))

@@ -7,6 +7,7 @@ from contextlib import suppress
 import grpc
 
 from pdserve.core.endpoint import Endpoint
+from pdserve.core.errors import MalformedMessage
 from pdserve.rpc import convert
 from pdserve.rpc.channel import new_server, open_channel
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
@@ -59,11 +60,11 @@ class Registry(RegistryServiceServicer):
 
 async def watch_endpoints(address: str) -> AsyncGenerator[tuple[Endpoint, ...], None]:
     """The endpoint set at once and after every change, for as long as the caller listens; a registry
-    that cannot be reached is tried again, and meanwhile the last set stands."""
+    that cannot be reached, or speaks another protocol, is tried again, and meanwhile the last set stands."""
     channel = open_channel(address)
     try:
         while True:
-            with suppress(grpc.aio.AioRpcError):
+            with suppress(grpc.aio.AioRpcError, MalformedMessage):
                 async for message in RegistryServiceStub(channel).WatchEndpoints(pb.WatchEndpointsRequest()):
                     yield tuple(convert.endpoint_from_proto(endpoint) for endpoint in message.endpoints)
             await asyncio.sleep(_RECONNECT)

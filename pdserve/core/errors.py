@@ -18,6 +18,7 @@ PdserveError
     ├── LayoutMismatch        the two engines cannot exchange KV
     ├── LinkLost              the line to the peer broke or went silent; the peer may be well
     ├── StaleEpoch            the peer is another incarnation than the ticket names
+    ├── MalformedMessage      the peer said something the protocol does not allow
     └── LeaseExpired          the source no longer vouches for its blocks
 
 `code` is the stable machine-readable name used on every wire.
@@ -106,6 +107,12 @@ class LinkLost(TransferError):
 
 class StaleEpoch(TransferError):
     code = "stale_epoch"
+
+
+class MalformedMessage(TransferError):
+    """Bytes from another process of the cluster that no correct one of this version sends."""
+
+    code = "malformed_message"
 
 
 class LeaseExpired(TransferError):

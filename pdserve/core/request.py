@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import isfinite
+from math import isfinite, isnan
 
 from pdserve.core.errors import InvalidRequest
 
@@ -92,6 +92,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise InvalidRequest("the prompt has no tokens", "prompt")
+        _check(not isnan(self.timeout), "timeout", "a number of seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

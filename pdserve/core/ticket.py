@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from hashlib import blake2b
 
+DIGEST_BYTES = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSource:

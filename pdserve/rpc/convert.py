@@ -1,6 +1,12 @@
-"""Messages of protos/pdserve/v1/engine.proto ↔ core types. The only module that knows both."""
+"""Messages of protos/pdserve/v1/engine.proto ↔ core types. The only module that knows both.
 
-from collections.abc import Iterable, Sequence
+Every `…_from_proto` takes whatever a peer can send and raises PdserveError for what is no such value:
+InvalidRequest where it is a client's, MalformedMessage otherwise.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import TypeVar
 
 from pdserve.core.blocks import HASH_BYTES, BlockHash, KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.endpoint import (
@@ -12,10 +18,18 @@ from pdserve.core.endpoint import (
     Role,
     StepTally,
 )
+from pdserve.core.errors import MalformedMessage
 from pdserve.core.protocols import PeerAddress
 from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
-from pdserve.core.ticket import PrefillDone, RankSource, RegionReady, TicketGone, TransferTicket
+from pdserve.core.ticket import DIGEST_BYTES, PrefillDone, RankSource, RegionReady, TicketGone, TransferTicket
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+
+_FINISH_REASONS = {reason.value: reason for reason in FinishReason}
+_ROLES = {role.value: role for role in Role}
+_STATES = {state.value: state for state in EngineState}
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 def request_to_proto(request: Request) -> pb.Request:
@@ -89,7 +103,9 @@ def delta_from_proto(message: pb.TokenDelta) -> TokenDelta:
         index=message.index,
         token_ids=tuple(message.token_ids),
         logprobs=tuple(message.logprobs) or None,
-        finish_reason=FinishReason(message.finish_reason) if message.finish_reason else None,
+        finish_reason=_known(_FINISH_REASONS, message.finish_reason, "finish reason")
+        if message.finish_reason
+        else None,
         error=(message.error_code, message.error_message) if message.error_code else None,
         trace=trace_from_proto(message.trace) if message.HasField("trace") else None,
     )
@@ -144,6 +160,8 @@ def ticket_to_proto(ticket: TransferTicket) -> pb.TransferTicket:
 
 
 def ticket_from_proto(message: pb.TransferTicket) -> TransferTicket:
+    _require(message.num_tokens > 0 and message.block_size > 0, "a ticket covers tokens, in blocks of at least one")
+    _require(isfinite(message.lease) and message.lease > 0, "a ticket's lease is a time ahead")
     return TransferTicket(
         id=message.id,
         request_id=message.request_id,
@@ -175,6 +193,8 @@ def region_to_proto(region: RegionReady) -> pb.RegionReady:
 
 
 def region_from_proto(message: pb.RegionReady) -> RegionReady:
+    _require(len(message.source_blocks) > 0, "a region has at least one block")
+    _require(len(message.digest) == DIGEST_BYTES, f"a digest has {DIGEST_BYTES} bytes")
     return RegionReady(
         ticket_id=message.ticket_id,
         first_block=message.first_block,
@@ -224,6 +244,7 @@ def load_to_proto(load: LoadSnapshot) -> pb.LoadSnapshot:
 
 
 def load_from_proto(message: pb.LoadSnapshot) -> LoadSnapshot:
+    _require(all(isfinite(tally.seconds) for tally in message.steps), "steps take a finite time")
     blocks = message.blocks
     return LoadSnapshot(
         engine_id=message.engine_id,
@@ -248,6 +269,8 @@ def load_from_proto(message: pb.LoadSnapshot) -> LoadSnapshot:
 
 
 def capacity_from_proto(message: pb.EngineDescription) -> EngineCapacity:
+    sizes = (message.block_size, message.num_blocks, message.max_rows, message.max_tokens_per_step)
+    _require(min(sizes) > 0, "an engine has blocks, rows and tokens to offer")
     return EngineCapacity(
         model_revision=message.model_revision,
         block_size=message.block_size,
@@ -274,7 +297,9 @@ def kv_events_to_proto(epoch: int, events: Sequence[KVEvent]) -> pb.KVEvents:
 
 def kv_events_from_proto(message: pb.KVEvents) -> list[KVEvent]:
     return [
-        KVEvent(number=number, kind=_FROM_KV_KINDS[change.kind], hashes=_split(change.hashes))
+        KVEvent(
+            number=number, kind=_known(_FROM_KV_KINDS, change.kind, "kind of KV event"), hashes=_split(change.hashes)
+        )
         for number, change in enumerate(message.changes, message.first_number)
     ]
 
@@ -298,6 +323,7 @@ def _joined(hashes: Iterable[BlockHash]) -> bytes:
 
 
 def _split(joined: bytes) -> tuple[BlockHash, ...]:
+    _require(len(joined) % HASH_BYTES == 0, f"block hashes have {HASH_BYTES} bytes each")
     return tuple(joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES))
 
 
@@ -333,9 +359,20 @@ def endpoint_to_proto(endpoint: Endpoint) -> pb.Endpoint:
 def endpoint_from_proto(message: pb.Endpoint) -> Endpoint:
     return Endpoint(
         engine_id=message.engine_id,
-        role=Role(message.role),
+        role=_known(_ROLES, message.role, "role"),
         epoch=message.epoch,
         address=message.address,
         pid=message.pid,
-        state=EngineState(message.state),
+        state=_known(_STATES, message.state, "engine state"),
     )
+
+
+def _require(holds: bool, rule: str) -> None:
+    if not holds:
+        raise MalformedMessage(f"a peer broke the protocol: {rule}")
+
+
+def _known(values: Mapping[_K, _V], key: _K, what: str) -> _V:
+    if key not in values:
+        raise MalformedMessage(f"a peer named a {what} that this version does not know: {key!r}")
+    return values[key]

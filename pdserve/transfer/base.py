@@ -91,7 +91,8 @@ class TransferBackend(Protocol):
         ...
 
     def connect(self, peer_id: str, metadata: bytes) -> None:
-        """Make a peer readable; replaces what was connected under this peer_id. Raises TransferFailed."""
+        """Make a peer readable; replaces what was connected under this peer_id. Raises TransferFailed, and
+        MalformedMessage for metadata that is none."""
         ...
 
     def post(self, peer_id: str, plan: ReadPlan) -> Transfer:

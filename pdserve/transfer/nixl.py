@@ -16,12 +16,13 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
 from pdserve.core.errors import ConfigError, TransferFailed
+from pdserve.core.msgpack import unpack
 from pdserve.transfer.base import Offsets, ReadPlan, TransferState
 from pdserve.transfer.memory import KVMemory, MemoryKind
 
@@ -31,14 +32,20 @@ PROGRESS_DELAY_US = 10_000
 _PACKAGES = ("nixl_cu13", "nixl_cu12", "nixl")
 
 
-class _PeerMemory(msgspec.Struct, frozen=True):
+_Word = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class PeerMemory(msgspec.Struct, frozen=True):
     """What connect gets: NIXL's own agent metadata and where the registered bytes lie."""
 
     agent: bytes
     kind: MemoryKind
-    address: int
-    nbytes: int
-    device_id: int
+    address: _Word
+    nbytes: _Word
+    device_id: _Word
+
+
+PEER_MEMORY = msgspec.msgpack.Decoder(PeerMemory)
 
 
 class NixlTransfer:
@@ -102,7 +109,7 @@ class NixlBackend:
 
     def __init__(self, agent_name: str) -> None:
         self._agent_name = agent_name
-        self._peers: dict[str, tuple[str, _PeerMemory]] = {}
+        self._peers: dict[str, tuple[str, PeerMemory]] = {}
         self._agent: Any = None
 
     def register(self, memory: KVMemory) -> None:
@@ -120,15 +127,12 @@ class NixlBackend:
     def metadata(self) -> bytes:
         memory = self._memory
         return msgspec.msgpack.encode(
-            _PeerMemory(self._agent.getLocalMD(), memory.kind, memory.address, memory.nbytes, memory.device_id)
+            PeerMemory(self._agent.getLocalMD(), memory.kind, memory.address, memory.nbytes, memory.device_id)
         )
 
     def connect(self, peer_id: str, metadata: bytes) -> None:
         self.disconnect(peer_id)
-        try:
-            peer = msgspec.msgpack.decode(metadata, type=_PeerMemory)
-        except msgspec.MsgspecError as error:
-            raise TransferFailed(f"the NIXL metadata of {peer_id} is malformed: {error}") from error
+        peer = unpack(metadata, PEER_MEMORY)
         try:
             agent_name = self._agent.loadRemoteMD(peer.agent).decode()
             self._peers[peer_id] = (agent_name, peer)

@@ -4,12 +4,14 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Annotated
 
 import msgspec
 
 from pdserve.core.clock import Clock, SystemClock
 from pdserve.core.errors import LayoutMismatch, StaleEpoch, TransferError, TransferFailed
 from pdserve.core.layout import KVLayout, KVOrder
+from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec
 from pdserve.transfer.base import TransferBackend
 from pdserve.transfer.digest import block_digest, zero_tail
@@ -26,12 +28,15 @@ CLOSE_DEADLINE = 2.0
 """Seconds close() waits for reads that have not ended; their threads then finish by themselves."""
 
 
-class _Offer(msgspec.Struct, frozen=True):
+class Offer(msgspec.Struct, frozen=True):
     """One backend's entry in a PeerAddress: how the peer's blocks lie, and the backend's own metadata."""
 
-    num_blocks: int
+    num_blocks: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
     order: KVOrder
     metadata: bytes
+
+
+OFFER = msgspec.msgpack.Decoder(Offer)
 
 
 @dataclass(slots=True)
@@ -163,10 +168,10 @@ class LocalTransferService:
             if pump.name not in offers:
                 continue
             try:
-                offer = msgspec.msgpack.decode(offers[pump.name], type=_Offer)
+                offer = unpack(offers[pump.name], OFFER)
                 connecting = asyncio.wrap_future(pump.connect(key, offer.metadata))
                 await asyncio.wait_for(connecting, CONNECT_DEADLINE)
-            except (TransferError, msgspec.MsgspecError, TimeoutError) as error:
+            except (TransferError, TimeoutError) as error:
                 failures.append(f"{pump.name}: {str(error) or 'no answer'}")
                 continue
             layout = replace(self.layout, num_blocks=offer.num_blocks, order=offer.order)
@@ -200,7 +205,7 @@ async def _offer(pump: TransferPump, memory: KVMemory, layout: KVLayout) -> byte
         return backend.metadata()
 
     metadata = await asyncio.wrap_future(pump.call(start))
-    return msgspec.msgpack.encode(_Offer(layout.num_blocks, layout.order, metadata))
+    return msgspec.msgpack.encode(Offer(layout.num_blocks, layout.order, metadata))
 
 
 def _forget(pull: LocalPull, sets: tuple[set[LocalPull], ...], _: "asyncio.Task[None]") -> None:

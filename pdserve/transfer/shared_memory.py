@@ -3,22 +3,29 @@
 import fcntl
 import mmap
 import os
+from typing import Annotated
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pdserve.core.errors import TransferFailed, Unsupported
+from pdserve.core.msgpack import unpack
 from pdserve.transfer.base import ReadPlan
 from pdserve.transfer.copying import Copied, copy_spans
 from pdserve.transfer.memory import HEADER_BYTES, NONCE_BYTES, SEALS, HostMemory, KVMemory
 
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
 
 class _PeerMemory(msgspec.Struct, frozen=True):
-    pid: int
-    fd: int
-    nbytes: int
+    pid: _Number
+    fd: _Number
+    nbytes: Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
     nonce: bytes
+
+
+_PEER_MEMORY = msgspec.msgpack.Decoder(_PeerMemory)
 
 
 class SharedMemoryBackend:
@@ -40,8 +47,8 @@ class SharedMemoryBackend:
 
     def connect(self, peer_id: str, metadata: bytes) -> None:
         try:
-            self._peers[peer_id] = _map_peer(msgspec.msgpack.decode(metadata, type=_PeerMemory))
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            self._peers[peer_id] = _map_peer(unpack(metadata, _PEER_MEMORY))
+        except (OSError, ValueError) as error:
             raise TransferFailed(f"cannot map the memory of {peer_id}: {error}") from error
 
     def post(self, peer_id: str, plan: ReadPlan) -> Copied:
@@ -58,7 +65,8 @@ class SharedMemoryBackend:
 
 def _map_peer(peer: _PeerMemory) -> NDArray[np.uint8]:
     """The peer's KV bytes, read-only. Raises OSError or ValueError when they are not to be had."""
-    fd = os.open(f"/proc/{peer.pid}/fd/{peer.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    # Should it be no memory but a pipe, opening it does not wait for a writer.
+    fd = os.open(f"/proc/{peer.pid}/fd/{peer.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS:
             raise ValueError("it is not sealed against resizing")

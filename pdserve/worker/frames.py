@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from pdserve.core.batch import Batch
-from pdserve.core.errors import PdserveError, from_wire
+from pdserve.core.errors import MalformedMessage, PdserveError, from_wire
 from pdserve.core.layout import KVLayout
+from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import ModelInfo, PeerAddress, PullSpec
 from pdserve.worker.spec import WorkerSpec
 
@@ -106,12 +107,14 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def decode(data: bytes | msgspec.Raw, frame_type: type[_T]) -> _T:
-    """Raises msgspec.DecodeError for anything but a frame_type."""
-    return msgspec.msgpack.decode(data, type=frame_type, dec_hook=_decode_other)
+    """Raises MalformedMessage for anything but a frame_type."""
+    decoder: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(frame_type, dec_hook=_decode_other)
+    return unpack(data, decoder)
 
 
 def decode_command(data: bytes) -> Command:
-    return _COMMAND.decode(data)
+    """Raises MalformedMessage for anything but a command."""
+    return unpack(data, _COMMAND)
 
 
 def answer(reply: int, value: Any) -> Answer:
@@ -139,11 +142,11 @@ def write_frame(writer: asyncio.StreamWriter, frame: Command | Answer) -> None:
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
-    """The next frame's msgpack; None when the other side is gone. Raises ValueError on an absurd length."""
+    """The next frame's msgpack; None when the other side is gone. Raises MalformedMessage on an absurd length."""
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         if length > MAX_FRAME_BYTES:
-            raise ValueError(f"a frame of {length} bytes cannot be right")
+            raise MalformedMessage(f"a frame of {length} bytes cannot be right")
         return await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
 
-from pdserve.core.errors import EngineDied
+from pdserve.core.errors import EngineDied, MalformedMessage
 from pdserve.worker.frames import Answer, Close, Command, decode, error_of, read_frame, write_frame
 
 CLOSE_DEADLINE = 5.0
@@ -88,21 +88,29 @@ class WorkerLink:
             await asyncio.wait({self._listener}, timeout=REAP_DEADLINE)
 
     async def _listen(self) -> None:
+        nonsense = ""
         try:
             while (frame := await read_frame(self._reader)) is not None:
                 self._deliver(decode(frame, Answer))
+        except MalformedMessage as error:
+            nonsense = f"answered nonsense ({error}) and "
         finally:
             self._writer.close()
-            self._fail_all(EngineDied(f"the worker process {self.pid} {await self._reap()}"))
+            self._fail_all(EngineDied(f"the worker process {self.pid} {nonsense}{await self._reap()}"))
 
     def _deliver(self, reply: Answer) -> None:
-        future, answer_type = self._waiting.pop(reply.reply)
+        """Raises MalformedMessage, and leaves whoever waits to the end of the process."""
+        if reply.reply not in self._waiting:
+            raise MalformedMessage(f"nobody asked number {reply.reply}")
+        future, answer_type = self._waiting[reply.reply]
+        value = decode(reply.value, answer_type) if reply.error is None else None
+        del self._waiting[reply.reply]
         if future.done():
             return
         if reply.error is not None:
             future.set_exception(error_of(*reply.error))
         else:
-            future.set_result(decode(reply.value, answer_type))
+            future.set_result(value)
 
     def _fail_all(self, death: EngineDied) -> None:
         self.death = death

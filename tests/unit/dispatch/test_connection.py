@@ -78,7 +78,10 @@ class Bench:
     async def open(self) -> EngineConnection:
         await self.server.start()
         connection = self.connect()
-        self.engine.say.put_nowait(pb.SessionEvent(description=pb.EngineDescription(engine_id="d0", epoch=EPOCH)))
+        description = pb.EngineDescription(
+            engine_id="d0", epoch=EPOCH, block_size=16, num_blocks=8, max_rows=4, max_tokens_per_step=64
+        )
+        self.engine.say.put_nowait(pb.SessionEvent(description=description))
         self.engine.say.put_nowait(pb.SessionEvent(load=pb.LoadSnapshot(engine_id="d0", epoch=EPOCH, number=1)))
         while not connection.usable:
             await asyncio.sleep(0.002)

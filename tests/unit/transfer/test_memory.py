@@ -59,9 +59,10 @@ def test_a_memory_of_another_process_behind_the_same_numbers_is_refused() -> Non
             ours.connect("p", msgspec.msgpack.encode(described | {"fd": unsealed}))
     finally:
         os.close(unsealed)
+    last_words = theirs.metadata()
     memory.close()
     with pytest.raises(TransferFailed, match="cannot map"):
-        ours.connect("p", theirs.metadata())
+        ours.connect("p", last_words)
 
 
 class DeviceMemory:
