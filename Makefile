@@ -9,7 +9,7 @@ TORCH_CPU ?= torch==2.13.0+cpu
 SERVE_ARGS ?=
 # make test-gpu: the interpreter that has the CUDA build of torch.
 GPU_PYTHON ?= python3
-# make fuzz: inputs per parser; there are eleven.
+# make fuzz: inputs per parser; there are fifteen.
 FUZZ_RUNS ?= 100000
 BIN := .venv/bin
 

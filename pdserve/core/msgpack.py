@@ -1,12 +1,17 @@
 """Reading msgpack that another process wrote, whatever it wrote."""
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from pdserve.core.errors import MalformedMessage
 
 _T = TypeVar("_T")
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+"""Field type: at most 64 bits, as every integer in msgpack, and not negative."""
+
+Port = Annotated[int, msgspec.Meta(gt=0, lt=2**16)]
 
 
 def unpack(data: bytes | msgspec.Raw, decoder: msgspec.msgpack.Decoder[_T]) -> _T:

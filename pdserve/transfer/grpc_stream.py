@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from pdserve.core.errors import ConfigError, PdserveError, StaleEpoch, TransferFailed
+from pdserve.core.msgpack import Natural, unpack
 from pdserve.rpc.byte_stream import SpanReader, SpanServer
 from pdserve.rpc.generated.pdserve.v1 import kv_pb2 as pb
 from pdserve.transfer.base import ReadPlan
@@ -32,18 +33,23 @@ CONNECT_LIMIT = 3.0
 _TOKEN_BYTES = 16
 
 
-class _PeerServer(msgspec.Struct, frozen=True):
+class PeerServer(msgspec.Struct, frozen=True):
+    """What connect gets: where the source listens, and what admits a reader there."""
+
     address: str
-    epoch: int
+    epoch: Natural
     token: bytes
 
     def request(self, offsets: list[int], lengths: list[int]) -> pb.ReadSpans:
         return pb.ReadSpans(source_epoch=self.epoch, token=self.token, offsets=offsets, lengths=lengths)
 
 
+PEER_SERVER = msgspec.msgpack.Decoder(PeerServer)
+
+
 @dataclass(slots=True)
 class _Peer:
-    server: _PeerServer
+    server: PeerServer
     reader: SpanReader
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "kv-grpc-read"))
     """Reads of one peer take turns: they would share one connection anyway."""
@@ -73,14 +79,11 @@ class GrpcStreamBackend:
         self._address = f"{self._host}:{self._server.port}"
 
     def metadata(self) -> bytes:
-        return msgspec.msgpack.encode(_PeerServer(self._address, self._epoch, self._token))
+        return msgspec.msgpack.encode(PeerServer(self._address, self._epoch, self._token))
 
     def connect(self, peer_id: str, metadata: bytes) -> None:
         self.disconnect(peer_id)
-        try:
-            server = msgspec.msgpack.decode(metadata, type=_PeerServer)
-        except msgspec.MsgspecError as error:
-            raise TransferFailed(f"the gRPC metadata of {peer_id} is malformed: {error}") from error
+        server = unpack(metadata, PEER_SERVER)
         peer = _Peer(server, SpanReader(server.address))
         try:
             for _ in peer.reader.read(server.request([], []), CONNECT_LIMIT):

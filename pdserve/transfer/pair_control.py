@@ -16,7 +16,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from pdserve.core.errors import TransferFailed
+from pdserve.core.errors import MalformedMessage
+from pdserve.core.msgpack import Natural, Port, unpack
 from pdserve.transfer.base import Offsets
 
 MAX_FRAME_BYTES = 1 << 24
@@ -27,15 +28,15 @@ _WORDS = np.dtype("<u8")
 
 
 class Hello(msgspec.Struct, frozen=True):
-    epoch: int
+    epoch: Natural
     token: bytes
 
 
 class Welcome(msgspec.Struct, frozen=True):
     """Where the communicator meets, and how many bytes each message on it carries (the last one fewer)."""
 
-    store_port: int
-    piece_bytes: int
+    store_port: Port
+    piece_bytes: Natural
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -49,7 +50,9 @@ class Ask(msgspec.Struct, frozen=True):
         return cls(offsets.astype(_WORDS).tobytes(), lengths.astype(_WORDS).tobytes())
 
     def spans(self) -> tuple[Offsets, Offsets]:
-        """(offsets, lengths). Raises ValueError when they are not whole words."""
+        """(offsets, lengths). Raises MalformedMessage when they are not whole words."""
+        if len(self.offsets) % _WORDS.itemsize or len(self.lengths) % _WORDS.itemsize:
+            raise MalformedMessage("spans are asked for in whole words")
         offsets, lengths = (np.frombuffer(data, dtype=_WORDS) for data in (self.offsets, self.lengths))
         return offsets.astype(np.uint64), lengths.astype(np.uint64)
 
@@ -80,14 +83,11 @@ class ControlLine:
         self._socket.sendall(_LENGTH.pack(len(data)) + data)
 
     def receive(self, kind: type[_T]) -> _T:
-        """The next frame. Raises OSError, EOFError at the line's end, TransferFailed for anything but a kind."""
+        """The next frame. Raises OSError, EOFError at the line's end, MalformedMessage for anything but a kind."""
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         if length > MAX_FRAME_BYTES:
-            raise TransferFailed(f"a control frame of {length} bytes cannot be right")
-        try:
-            return msgspec.msgpack.decode(self._exactly(length), type=kind)
-        except msgspec.MsgspecError as error:
-            raise TransferFailed(f"a malformed control frame: {error}") from error
+            raise MalformedMessage(f"a control frame of {length} bytes cannot be right")
+        return unpack(self._exactly(length), msgspec.msgpack.Decoder(kind))
 
     def close(self) -> None:
         """Also wakes a thread that waits in receive."""

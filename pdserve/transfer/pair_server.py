@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
-from pdserve.core.errors import TransferFailed
+from pdserve.core.errors import TransferError, TransferFailed
 from pdserve.transfer.communicator import PIECE_BYTES, SOURCE, Communicator, GroupKind, staging
 from pdserve.transfer.pair_control import Ask, ControlLine, Granted, Hello, Welcome
 from pdserve.transfer.spans import SpanCursor, spans_fit
@@ -91,7 +91,7 @@ class PairServer:
                 self._send(communicator, buffers, SpanCursor(offsets, lengths))
         except (OSError, EOFError):
             pass  # the target is gone, or we are
-        except (RuntimeError, ValueError, TransferFailed) as error:
+        except (RuntimeError, TransferError) as error:
             _log.warning("a %s pair is broken off: %s", self._kind, error)
         finally:
             if communicator is not None:

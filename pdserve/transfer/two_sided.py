@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pdserve.core.errors import ConfigError, TransferFailed
+from pdserve.core.msgpack import Natural, Port, unpack
 from pdserve.transfer.base import ReadPlan
 from pdserve.transfer.communicator import (
     Communicator,
@@ -39,17 +40,22 @@ MAX_PIECE_BYTES = 1 << 26
 _TOKEN_BYTES = 16
 
 
-class _PeerServer(msgspec.Struct, frozen=True):
+class PeerServer(msgspec.Struct, frozen=True):
+    """What connect gets: where the source listens, and what admits a reader there."""
+
     host: str
-    port: int
-    epoch: int
+    port: Port
+    epoch: Natural
     token: bytes
+
+
+PEER_SERVER = msgspec.msgpack.Decoder(PeerServer)
 
 
 class Pair:
     """The target's end of a communicator and its control line. Used from one thread."""
 
-    def __init__(self, kind: GroupKind, host: str, server: _PeerServer, memory: "Tensor") -> None:
+    def __init__(self, kind: GroupKind, host: str, server: PeerServer, memory: "Tensor") -> None:
         """Raises OSError, EOFError, RuntimeError or TransferFailed when the source cannot or will not."""
         self._line = ControlLine.open(server.host, server.port, CONNECT_LIMIT)
         try:
@@ -96,7 +102,7 @@ class Pair:
 
 @dataclass(slots=True)
 class _Peer:
-    server: _PeerServer
+    server: PeerServer
     thread: ThreadPoolExecutor
     """Reads of one peer take turns on its pair."""
     pair: Pair | None = None
@@ -120,17 +126,14 @@ class TwoSidedBackend:
             self._server = PairServer(self._kind, self._host, self._memory, self._admission)
         except OSError as error:
             raise ConfigError(f"the {self.name} transfer backend cannot listen on {self._host}: {error}") from error
-        self._description = _PeerServer(self._host, self._server.port, self._admission.epoch, self._admission.token)
+        self._description = PeerServer(self._host, self._server.port, self._admission.epoch, self._admission.token)
 
     def metadata(self) -> bytes:
         return msgspec.msgpack.encode(self._description)
 
     def connect(self, peer_id: str, metadata: bytes) -> None:
         self.disconnect(peer_id)
-        try:
-            server = msgspec.msgpack.decode(metadata, type=_PeerServer)
-        except msgspec.MsgspecError as error:
-            raise TransferFailed(f"the {self.name} metadata of {peer_id} is malformed: {error}") from error
+        server = unpack(metadata, PEER_SERVER)
         pair = self._open(server)
         self._peers[peer_id] = _Peer(server, ThreadPoolExecutor(1, f"kv-{self.name}-read"), pair)
 
@@ -158,7 +161,7 @@ class TwoSidedBackend:
         if self._server is not None:
             self._server.close()
 
-    def _open(self, server: _PeerServer) -> Pair:
+    def _open(self, server: PeerServer) -> Pair:
         try:
             return Pair(self._kind, self._host, server, self._memory)
         except (OSError, EOFError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from pdserve.core.batch import Batch, Row, SamplerInit, StepOutput
@@ -21,10 +22,14 @@ from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingPar
 from pdserve.core.ticket import PrefillDone, RankSource, RegionReady, TicketGone, TransferTicket
 from pdserve.rpc import convert
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1 import kv_pb2
+from pdserve.transfer import grpc_stream, two_sided
 from pdserve.transfer.memory import HEADER_BYTES, HostMemory
 from pdserve.transfer.nixl import PEER_MEMORY
+from pdserve.transfer.pair_control import Ask, Granted, Hello, Welcome
 from pdserve.transfer.service import OFFER
 from pdserve.transfer.shared_memory import SharedMemoryBackend
+from pdserve.transfer.spans import spans_fit
 from pdserve.worker import frames
 from pdserve.worker.spec import WorkerSpec
 from tests.kv_layouts import kv_layout
@@ -108,6 +113,26 @@ def _nixl(data: bytes) -> None:
 
 def _offer(data: bytes) -> None:
     assert unpack(data, OFFER).num_blocks > 0
+
+
+def _pair_control(data: bytes) -> None:
+    """The first byte stands in for what is awaited on the line."""
+    kind = (Hello, Welcome, Ask, Granted)[data[0] % 4] if data else Hello
+    frame: Any = unpack(data[1:], msgspec.msgpack.Decoder(kind))
+    if isinstance(frame, Ask):
+        spans_fit(HEADER_BYTES, *frame.spans())
+
+
+def _two_sided(data: bytes) -> None:
+    unpack(data, two_sided.PEER_SERVER)
+
+
+def _grpc_stream(data: bytes) -> None:
+    unpack(data, grpc_stream.PEER_SERVER).request([1], [2])
+
+
+def _read_spans(message: kv_pb2.ReadSpans) -> None:
+    spans_fit(HEADER_BYTES, np.array(message.offsets, dtype=np.uint64), np.array(message.lengths, dtype=np.uint64))
 
 
 _TICKET = TransferTicket(
@@ -284,6 +309,25 @@ TARGETS: dict[str, Fuzzed] = {
     "nixl_metadata": Fuzzed(
         _nixl,
         (msgspec.msgpack.encode({"agent": b"a", "kind": "host", "address": 4096, "nbytes": 64, "device_id": 0}),),
+    ),
+    "pair_control": Fuzzed(
+        _pair_control,
+        tuple(
+            bytes([number]) + msgspec.msgpack.encode(frame)
+            for number, frame in enumerate(
+                (Hello(3, bytes(16)), Welcome(4000, 1 << 20), Ask(bytes(8), bytes(8)), Granted())
+            )
+        ),
+    ),
+    "two_sided_metadata": Fuzzed(
+        _two_sided, (msgspec.msgpack.encode(two_sided.PeerServer("10.0.0.1", 4000, 3, bytes(16))),)
+    ),
+    "grpc_metadata": Fuzzed(
+        _grpc_stream, (msgspec.msgpack.encode(grpc_stream.PeerServer("10.0.0.1:4000", 3, bytes(16))),)
+    ),
+    "read_spans": Fuzzed(
+        _protobuf(kv_pb2.ReadSpans, ("", _read_spans)),
+        (kv_pb2.ReadSpans(source_epoch=3, token=bytes(16), offsets=[0, 64], lengths=[64, 64]).SerializeToString(),),
     ),
     "backend_offer": Fuzzed(
         _offer, (msgspec.msgpack.encode({"num_blocks": 8, "order": "block_major", "metadata": b"m"}),)

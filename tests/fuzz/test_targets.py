@@ -65,6 +65,10 @@ BROKE_ONCE = [
         "nixl_metadata",
         msgspec.msgpack.encode({"agent": b"a", "kind": "host", "address": -1, "nbytes": 1, "device_id": 0}),
     ),
+    ("two_sided_metadata", frame_with(b"\xe2\x28")),
+    ("two_sided_metadata", msgspec.msgpack.encode({"host": "h", "port": 2**16, "epoch": 1, "token": b""})),
+    ("grpc_metadata", msgspec.msgpack.encode({"address": "a", "epoch": -1, "token": b""})),
+    ("pair_control", b"\2" + msgspec.msgpack.encode({"offsets": bytes(7), "lengths": bytes(8)})),
     ("backend_offer", msgspec.msgpack.encode({"num_blocks": 0, "order": "block_major", "metadata": b""})),
     ("backend_offer", msgspec.msgpack.encode({"num_blocks": 2**40, "order": "block_major", "metadata": b""})),
     (
