@@ -32,7 +32,7 @@ check: .venv/.dev
 	$(BIN)/python protos/generate.py --check
 
 test-gpu:
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu
 
 # Coverage-guided; FUZZ_RUNS inputs for each parser of peers' bytes. What breaks one is left in build/.
 fuzz: .venv/.dev

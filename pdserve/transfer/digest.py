@@ -1,22 +1,55 @@
-"""Digests of KV bytes: xxh3-128, seeded, over whole blocks in canonical order.
+"""Digests of KV bytes: 128 bits, seeded, over whole blocks in canonical order.
 
 The order is [block][layer][k|v][head][slot][dim] however the blocks lie in memory, so that workers with
 different KVOrder agree. A digest detects damage and mix-ups; it does not authenticate.
+
+There are two functions, and the source's memory decides: xxh3 for host memory, where one core digests faster than it
+copies, and the keyed sum for memory of a GPU, which digests it where it lies (pdserve_kernels.kv_digest). A source
+names its function in the handshake; every worker can compute both.
 """
+
+from enum import StrEnum
+from importlib.util import find_spec
 
 import xxhash
 
-from pdserve.core.layout import KVLayout
-from pdserve.transfer.memory import KVMemory
+from pdserve.core.layout import DTYPE_BYTES, KVLayout
+from pdserve.transfer.memory import KVMemory, MemoryKind, TensorMemory
 from pdserve.transfer.plan import BlockIds, canonical_spans, tail_view
 
+_KEYED_SUM_WORD_BYTES = 8
 
-def block_digest(memory: KVMemory, layout: KVLayout, blocks: BlockIds, seed: int) -> bytes:
+
+class DigestKind(StrEnum):
+    XXH3 = "xxh3_128"
+    KEYED_SUM = "keyed_sum_128"
+
+
+def digest_kind(memory: KVMemory, layout: KVLayout) -> DigestKind:
+    """With which function the owner of a memory digests what it offers."""
+    head_stride = layout.strides[3] * DTYPE_BYTES[layout.group.dtype]
+    whole_words = head_stride % _KEYED_SUM_WORD_BYTES == 0
+    return DigestKind.KEYED_SUM if whole_words and _has_kernel(memory) else DigestKind.XXH3
+
+
+def block_digest(
+    memory: KVMemory, layout: KVLayout, blocks: BlockIds, seed: int, kind: DigestKind = DigestKind.XXH3
+) -> bytes:
     """16 bytes over the blocks' bytes in order; seed has 64 bits."""
-    digest = xxhash.xxh3_128(seed=seed)
-    for chunk in memory.chunks(*canonical_spans(layout, blocks)):
-        digest.update(chunk.data)
-    return bytes(digest.digest())
+    offsets, lengths = canonical_spans(layout, blocks)
+    if kind is DigestKind.XXH3:
+        digest = xxhash.xxh3_128(seed=seed)
+        for chunk in memory.chunks(offsets, lengths):
+            digest.update(chunk.data)
+        return bytes(digest.digest())
+    if isinstance(memory, TensorMemory) and _has_kernel(memory):
+        from pdserve_kernels.kv_digest import kernel
+
+        with memory.beside_steps():
+            return kernel.keyed_sum(memory.tensor, offsets, lengths, seed)
+    from pdserve_kernels.kv_digest import reference
+
+    return reference.keyed_sum(memory.chunks(offsets, lengths), seed)
 
 
 def zero_tail(memory: KVMemory, layout: KVLayout, blocks: BlockIds, num_tokens: int) -> None:
@@ -29,3 +62,8 @@ def zero_tail(memory: KVMemory, layout: KVLayout, blocks: BlockIds, num_tokens: 
         raise ValueError(f"{num_tokens} tokens do not end in the last of {len(blocks)} blocks of {layout.block_size}")
     if used < layout.block_size:
         memory.zero(*tail_view(layout, blocks[-1], used))
+
+
+def _has_kernel(memory: KVMemory) -> bool:
+    """CUDA builds of torch bring Triton along; without it, bytes are copied to the host to be digested."""
+    return memory.kind is MemoryKind.CUDA and find_spec("triton") is not None

@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Protocol
@@ -111,21 +112,41 @@ class TensorMemory:
         if tensor.dim() != 1 or tensor.element_size() != 1 or not tensor.is_contiguous():
             raise ValueError("KV memory must be a contiguous one-dimensional tensor of bytes")
         self.tensor = tensor
+        """(nbytes,) uint8."""
         self.kind = MemoryKind.CUDA if tensor.is_cuda else MemoryKind.HOST
         self.device_id = tensor.device.index or 0
         self.nbytes = tensor.numel()
         self.address = tensor.data_ptr()
+        self._stream = _new_stream(tensor) if tensor.is_cuda else None
 
     def chunks(self, offsets: NDArray[np.uint64], lengths: NDArray[np.uint64]) -> Iterator[NDArray[np.uint8]]:
         for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
-            yield self.tensor[offset : offset + length].cpu().numpy()
+            with self.beside_steps():
+                chunk = self.tensor[offset : offset + length].cpu()
+            yield chunk.numpy()
 
     def write(self, offset: int, data: NDArray[np.uint8]) -> None:
         target = self.tensor[offset : offset + len(data)]
-        target.copy_(target.new_tensor(data, device="cpu"))
+        with self.beside_steps():
+            target.copy_(target.new_tensor(data, device="cpu"))
 
     def zero(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        self.tensor.as_strided(shape, strides, offset).zero_()
+        with self.beside_steps():
+            self.tensor.as_strided(shape, strides, offset).zero_()
+
+    def beside_steps(self) -> AbstractContextManager[object]:
+        """On a GPU, a stream of its own: what runs in it waits for no step in flight."""
+        if self._stream is None:
+            return nullcontext()
+        import torch
+
+        return torch.cuda.stream(self._stream)
 
     def close(self) -> None:
         """The tensor's owner frees it."""
+
+
+def _new_stream(tensor: "torch.Tensor") -> "torch.cuda.Stream":
+    import torch
+
+    return torch.cuda.Stream(tensor.device, priority=-1)  # type: ignore[no-untyped-call]

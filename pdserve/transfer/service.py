@@ -14,7 +14,7 @@ from pdserve.core.layout import KVLayout, KVOrder
 from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec
 from pdserve.transfer.base import TransferBackend
-from pdserve.transfer.digest import block_digest, zero_tail
+from pdserve.transfer.digest import DigestKind, block_digest, digest_kind, zero_tail
 from pdserve.transfer.memory import KVMemory
 from pdserve.transfer.plan import BlockIds, plan_read
 from pdserve.transfer.pull import FailedPull, LocalPull, PullContext
@@ -29,10 +29,12 @@ CLOSE_DEADLINE = 2.0
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """One backend's entry in a PeerAddress: how the peer's blocks lie, and the backend's own metadata."""
+    """One backend's entry in a PeerAddress: how the peer's blocks lie, how it digests them, and the backend's own
+    metadata."""
 
     num_blocks: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
     order: KVOrder
+    digest: DigestKind
     metadata: bytes
 
 
@@ -45,6 +47,7 @@ class _Peer:
     layout: KVLayout
     pump: TransferPump
     key: str
+    digest: DigestKind
     pulls: set[LocalPull] = field(default_factory=set)
     broken: bool = False
     """A read failed: the connection may be gone although the peer's epoch is not."""
@@ -62,6 +65,7 @@ class LocalTransferService:
         self.address = address
         self.layout = layout
         self._memory = memory
+        self._digest_kind = digest_kind(memory, layout)
         self._pumps = pumps
         self._clock = clock
         self._stats = StatsCounter()
@@ -118,7 +122,7 @@ class LocalTransferService:
     async def digest(self, blocks: BlockIds, num_tokens: int, seed: int) -> bytes:
         def seal() -> bytes:
             zero_tail(self._memory, self.layout, blocks, num_tokens)
-            return block_digest(self._memory, self.layout, blocks, seed)
+            return block_digest(self._memory, self.layout, blocks, seed, self._digest_kind)
 
         return await asyncio.get_running_loop().run_in_executor(self._digests, seal)
 
@@ -133,7 +137,7 @@ class LocalTransferService:
         if any(not 0 <= block < peer.layout.num_blocks for block in spec.source_blocks):
             return self._refuse(TransferFailed(f"{spec.peer} has only {peer.layout.num_blocks} blocks"))
         plan = plan_read(peer.layout, spec.source_blocks, self.layout, spec.target_blocks)
-        digest = partial(self._target_digest, spec)
+        digest = partial(self._target_digest, spec, peer.digest)
         context = PullContext(peer.pump, peer.key, digest, peer.mark_broken, self._clock, self._stats)
         pull = LocalPull(spec, plan, context)
         for pulls in (self._pulls, peer.pulls):
@@ -175,13 +179,13 @@ class LocalTransferService:
                 failures.append(f"{pump.name}: {str(error) or 'no answer'}")
                 continue
             layout = replace(self.layout, num_blocks=offer.num_blocks, order=offer.order)
-            return _Peer(peer, layout, pump, key)
+            return _Peer(peer, layout, pump, key, offer.digest)
         ours = ", ".join(pump.name for pump in self._pumps)
         reasons = "; ".join(failures) or f"it offers {', '.join(offers) or 'none'}, this worker has {ours}"
         raise TransferFailed(f"no transfer backend reaches {peer.engine_id}: {reasons}")
 
-    async def _target_digest(self, spec: PullSpec) -> bytes:
-        digest = partial(block_digest, self._memory, self.layout, spec.target_blocks, spec.seed)
+    async def _target_digest(self, spec: PullSpec, kind: DigestKind) -> bytes:
+        digest = partial(block_digest, self._memory, self.layout, spec.target_blocks, spec.seed, kind)
         return await asyncio.get_running_loop().run_in_executor(self._digests, digest)
 
     def _refuse(self, error: TransferError) -> Pull:
@@ -205,7 +209,7 @@ async def _offer(pump: TransferPump, memory: KVMemory, layout: KVLayout) -> byte
         return backend.metadata()
 
     metadata = await asyncio.wrap_future(pump.call(start))
-    return msgspec.msgpack.encode(Offer(layout.num_blocks, layout.order, metadata))
+    return msgspec.msgpack.encode(Offer(layout.num_blocks, layout.order, digest_kind(memory, layout), metadata))
 
 
 def _forget(pull: LocalPull, sets: tuple[set[LocalPull], ...], _: "asyncio.Task[None]") -> None:

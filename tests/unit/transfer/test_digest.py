@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.core.layout import KVLayout, KVOrder
-from pdserve.transfer.digest import block_digest, zero_tail
+from pdserve.transfer.digest import DigestKind, block_digest, digest_kind, zero_tail
 from pdserve.transfer.memory import HostMemory, TensorMemory
 from tests.kv_layouts import by_block, kv_layout
 
@@ -22,31 +22,40 @@ def filled(layout: KVLayout, seed: int = 1) -> HostMemory:
     return memory
 
 
-def test_equal_blocks_have_equal_digests_in_both_orders() -> None:
-    digests = {block_digest(filled(kv_layout(8, order)), kv_layout(8, order), BLOCKS, 7) for order in KVOrder}
+@pytest.mark.parametrize("kind", DigestKind)
+def test_equal_blocks_have_equal_digests_in_both_orders(kind: DigestKind) -> None:
+    digests = {block_digest(filled(kv_layout(8, order)), kv_layout(8, order), BLOCKS, 7, kind) for order in KVOrder}
     assert len(digests) == 1
     assert len(digests.pop()) == 16
 
 
-def test_order_of_blocks_and_seed_change_the_digest() -> None:
+@pytest.mark.parametrize("kind", DigestKind)
+def test_order_of_blocks_and_seed_change_the_digest(kind: DigestKind) -> None:
     layout = kv_layout(8)
     memory = filled(layout)
     digests = {
-        block_digest(memory, layout, blocks, seed) for blocks in (BLOCKS, BLOCKS[::-1]) for seed in (7, 2**64 - 1)
+        block_digest(memory, layout, blocks, seed, kind) for blocks in (BLOCKS, BLOCKS[::-1]) for seed in (7, 2**64 - 1)
     }
     assert len(digests) == 4
 
 
-@given(order=st.sampled_from(KVOrder), place=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_any_bit_of_the_blocks_changes_the_digest_and_no_other_does(order: KVOrder, place: int, bit: int) -> None:
+@given(order=st.sampled_from(KVOrder), kind=st.sampled_from(DigestKind), place=st.integers(0), bit=st.integers(0, 7))
+def test_any_bit_of_the_blocks_changes_the_digest_and_no_other_does(
+    order: KVOrder, kind: DigestKind, place: int, bit: int
+) -> None:
     layout = kv_layout(8, order)
     memory = filled(layout)
-    before = block_digest(memory, layout, BLOCKS, 7)
+    before = block_digest(memory, layout, BLOCKS, 7, kind)
     offset = place % layout.total_bytes
     offsets = by_block(layout, np.arange(layout.total_bytes))
     inside = offset in offsets[list(BLOCKS)]
     memory.array[offset] ^= 1 << bit
-    assert (block_digest(memory, layout, BLOCKS, 7) != before) == inside
+    assert (block_digest(memory, layout, BLOCKS, 7, kind) != before) == inside
+
+
+def test_host_memory_is_digested_with_xxh3() -> None:
+    layout = kv_layout(8)
+    assert digest_kind(filled(layout), layout) is DigestKind.XXH3
 
 
 @pytest.mark.parametrize("order", KVOrder)

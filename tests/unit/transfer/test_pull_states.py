@@ -9,6 +9,7 @@ import pytest
 
 from pdserve.core.errors import DigestMismatch, StaleEpoch, TransferFailed, TransferTimeout
 from pdserve.core.protocols import PullSpec
+from pdserve.transfer.digest import DigestKind
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.service import LocalTransferService
@@ -219,3 +220,27 @@ async def test_closing_is_bounded_and_the_backend_outlives_reads_that_have_not_e
     await asyncio.wait_for(pull.settled(), SOON)
     with pytest.raises(TransferFailed, match="not connected"):
         await pair.target.pull(pair.spec).wait()
+
+
+async def test_a_source_that_digests_otherwise_is_verified_with_its_function(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a source does whose KV lies on a GPU, read by a target whose KV does not."""
+    with monkeypatch.context() as patch:
+        patch.setattr("pdserve.transfer.service.digest_kind", lambda *_: DigestKind.KEYED_SUM)
+        other = await LocalTransferService.open(
+            engine_id="q",
+            epoch=33,
+            layout=pair.source.layout,
+            memory=HostMemory(pair.source_memory.nbytes),
+            backends=(LoopbackBackend(),),
+        )
+    try:
+        await pair.target.connect(other.address)
+        digest = await other.digest((1, 2), 8, seed=99)
+        spec = replace(pair.spec, peer="q", epoch=33, digest=digest)
+        await pair.target.pull(spec).wait()
+        with pytest.raises(DigestMismatch):
+            await pair.target.pull(replace(spec, digest=await pair.source.digest((1, 2), 8, seed=99))).wait()
+    finally:
+        await other.close()

@@ -1,0 +1,1 @@
+"""Triton kernels, one package per operation: kernel.py, and reference.py, its meaning in NumPy."""

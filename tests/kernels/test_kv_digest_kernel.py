@@ -1,0 +1,71 @@
+"""The keyed sum's kernel: in the interpreter it equals the reference; for Hopper it compiles without spills."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pdserve_kernels.kv_digest import kernel, reference
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from pdserve_kernels.kv_digest import kernel
+signature = dict.fromkeys(("words_ptr", "keys_ptr", "shares_ptr", "sums_ptr"), "*i64")
+constants = {"TILE": kernel.TILE, "PASSES": kernel.PASSES}
+source = ASTSource(
+    fn=kernel.keyed_sum_kernel,
+    signature=signature | dict.fromkeys(constants, "constexpr"),
+    constexprs=constants,
+)
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+assert "atom" in compiled.asm["ptx"] and ".local" not in compiled.asm["ptx"]
+assert compiled.metadata.shared <= 227 * 1024
+print(len(compiled.asm["cubin"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[8], [8 * kernel.PROGRAM_WORDS + 16], [24, 8 * kernel.TILE, 4096, 8 * kernel.PROGRAM_WORDS]],
+    ids=["one word", "more than one program", "spans of many lengths"],
+)
+def test_the_interpreted_kernel_equals_the_reference(lengths: list[int]) -> None:
+    rng = np.random.default_rng(len(lengths))
+    memory = rng.integers(0, 256, 8 * 20_003 + 5, dtype=np.uint8)
+    # Out of order and with gaps, as the blocks of a region lie.
+    ends = np.cumsum([length + 40 for length in reversed(lengths)])[::-1]
+    spans = np.array(lengths, dtype=np.uint64)
+    offsets = ends.astype(np.uint64) - spans
+    expected = reference.keyed_sum((memory[o : o + n] for o, n in zip(offsets, spans, strict=True)), 2**63 + 9)
+    assert kernel.keyed_sum(torch.from_numpy(memory), offsets, spans, 2**63 + 9) == expected
+
+
+def test_no_spans_have_the_digest_of_no_bytes() -> None:
+    none = np.zeros(0, dtype=np.uint64)
+    assert kernel.keyed_sum(torch.zeros(8, dtype=torch.uint8), none, none, 3) == reference.keyed_sum((), 3)
+
+
+def test_spans_that_are_not_aligned_words_are_refused() -> None:
+    for offset, length in ((4, 8), (8, 12)):
+        span = np.array([offset], dtype=np.uint64), np.array([length], dtype=np.uint64)
+        with pytest.raises(ValueError, match="multiple of the 8"):
+            kernel.keyed_sum(torch.zeros(64, dtype=torch.uint8), *span, 0)
+
+
+def test_it_compiles_for_hopper_without_local_memory() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
