@@ -330,6 +330,7 @@ TARGETS: dict[str, Fuzzed] = {
         (kv_pb2.ReadSpans(source_epoch=3, token=bytes(16), offsets=[0, 64], lengths=[64, 64]).SerializeToString(),),
     ),
     "backend_offer": Fuzzed(
-        _offer, (msgspec.msgpack.encode({"num_blocks": 8, "order": "block_major", "metadata": b"m"}),)
+        _offer,
+        (msgspec.msgpack.encode({"num_blocks": 8, "order": "block_major", "digest": "xxh3_128", "metadata": b"m"}),),
     ),
 }

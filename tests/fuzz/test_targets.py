@@ -69,8 +69,14 @@ BROKE_ONCE = [
     ("two_sided_metadata", msgspec.msgpack.encode({"host": "h", "port": 2**16, "epoch": 1, "token": b""})),
     ("grpc_metadata", msgspec.msgpack.encode({"address": "a", "epoch": -1, "token": b""})),
     ("pair_control", b"\2" + msgspec.msgpack.encode({"offsets": bytes(7), "lengths": bytes(8)})),
-    ("backend_offer", msgspec.msgpack.encode({"num_blocks": 0, "order": "block_major", "metadata": b""})),
-    ("backend_offer", msgspec.msgpack.encode({"num_blocks": 2**40, "order": "block_major", "metadata": b""})),
+    (
+        "backend_offer",
+        msgspec.msgpack.encode({"num_blocks": 0, "order": "block_major", "digest": "xxh3_128", "metadata": b""}),
+    ),
+    (
+        "backend_offer",
+        msgspec.msgpack.encode({"num_blocks": 2**40, "order": "block_major", "digest": "xxh3_128", "metadata": b""}),
+    ),
     (
         "session_event",
         pb.SessionEvent(step=pb.StepEvent(deltas=[pb.TokenDelta(finish_reason="x")])).SerializeToString(),
