@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,8 @@ import httpx
 from tests.contract.processes import descendants, is_gone
 
 START_TIMEOUT = 90.0
+FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--admin-port", "0")
+SERVE = (sys.executable, "-c", "from pdserve.cli import main; main()", "serve", *FREE_PORTS, "--launcher", "process")
 
 
 class Deployment:
@@ -31,13 +33,18 @@ class Deployment:
         self.admin_address = ""
 
     @classmethod
-    def start(cls, log: Path, *arguments: str, env: dict[str, str] | None = None) -> Self:
-        """Run `pdserve serve ARGUMENTS` on free ports, in plain processes unless told otherwise, and return
-        at its ready line."""
-        command = [sys.executable, "-c", "from pdserve.cli import main; main()", "serve"]
+    def start(
+        cls,
+        log: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        command: Sequence[str] = SERVE,
+    ) -> Self:
+        """Run `pdserve serve ARGUMENTS`, or another command that serves, on free ports, in plain processes
+        unless told otherwise, and return at its ready line."""
         with log.open("w", encoding="utf-8") as stderr:
             process = subprocess.Popen(
-                [*command, "--port", "0", "--grpc-port", "0", "--admin-port", "0", "--launcher", "process", *arguments],
+                [*command, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -118,8 +125,10 @@ class Deployment:
 
 
 @contextmanager
-def deployed(log: Path, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Deployment]:
-    deployment = Deployment.start(log, *arguments, env=env)
+def deployed(
+    log: Path, *arguments: str, env: dict[str, str] | None = None, command: Sequence[str] = SERVE
+) -> Iterator[Deployment]:
+    deployment = Deployment.start(log, *arguments, env=env, command=command)
     try:
         yield deployment
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -65,8 +66,15 @@ class Stream:
         return ""
 
 
-def ask(deployment: Deployment, request: Ask, *, request_id: str = "", timeout: float = 90.0) -> Stream:
-    """Stream one answer to its end."""
+def ask(
+    deployment: Deployment,
+    request: Ask,
+    *,
+    request_id: str = "",
+    timeout: float = 90.0,
+    on_begin: Callable[[], object] = lambda: None,
+) -> Stream:
+    """Stream one answer to its end; on_begin is called with its first chunk."""
     stream = Stream(time.monotonic())
     headers = {"x-request-id": request_id} if request_id else {}
     url = f"{deployment.url}/v1/completions"
@@ -77,6 +85,8 @@ def ask(deployment: Deployment, request: Ask, *, request_id: str = "", timeout: 
         else:
             for line in response.iter_lines():
                 if line.startswith("data: {"):
+                    if not stream.arrivals:
+                        on_begin()
                     stream.arrivals.append(time.monotonic())
                     _take(stream, json.loads(line.removeprefix("data: ")))
     stream.ended = time.monotonic()

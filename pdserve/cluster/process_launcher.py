@@ -29,12 +29,20 @@ class ProcessLauncher:
     """The `process` launcher; holds nothing itself, and has no use for a spec's resources.
 
     name_lines puts the child's name before each line of its log; logs for machines go without. write
-    takes those lines, in a thread of each child's own.
+    takes those lines, in a thread of each child's own. command is what runs a spec's module: a wrapper of it
+    must exec it, so that the child keeps its process id.
     """
 
-    def __init__(self, *, name_lines: bool = True, write: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name_lines: bool = True,
+        write: Callable[[str], object] | None = None,
+        command: Callable[[LaunchSpec], tuple[str, ...]] | None = None,
+    ) -> None:
         self._name_lines = name_lines
         self._write = write or write_line
+        self._command = command or module_command
 
     async def launch(self, spec: LaunchSpec) -> "LaunchedProcess":
         answer_read, answer_write = os.pipe()
@@ -43,7 +51,7 @@ class ProcessLauncher:
         log = _Log(prefix, os.fdopen(log_read, "rb"), self._write)
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", spec.module),
+                *self._command(spec),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log_write,
                 stderr=log_write,
@@ -148,6 +156,11 @@ class _Log:
                 line = raw.decode(errors="replace").rstrip("\n")
                 self._lines.append(line)
                 self._write(self._prefix + line)
+
+
+def module_command(spec: LaunchSpec) -> tuple[str, ...]:
+    """The spec's module, run by this interpreter."""
+    return sys.executable, "-m", spec.module
 
 
 def line_prefix(name: str) -> str:

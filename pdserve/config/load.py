@@ -19,6 +19,7 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _WORDING = {
     "Input should": "must",
     "Value should": "must",
+    "Value error, ": "",
     " after validation": "",
     "must be an object": "must be a section with settings of its own",
     "must be a valid boolean": "must be true or false",

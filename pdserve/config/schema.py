@@ -5,10 +5,22 @@ environment and flags is in `load`.
 """
 
 from enum import StrEnum
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, SerializationInfo, field_serializer
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializationInfo,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_serializer,
+)
 
 from pdserve.config.times import Times
 from pdserve.core.endpoint import EngineLimits, Role
@@ -21,6 +33,16 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 TransferBackendName = Literal["nixl", "shared_memory", "gloo", "nccl", "grpc"]
+
+
+def _network(value: object, parse: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return parse(value)
+    except ValidationError:
+        raise ValueError("must be an IPv4 network such as 10.1.0.0/16, or one address") from None
+
+
+Network = Annotated[IPv4Network, WrapValidator(_network)]
 
 
 class Launcher(StrEnum):
@@ -206,6 +228,9 @@ class Config(Section):
     admin_port: Port | None = None
     """By default 8002, or a free port where another deployment has taken that."""
     launcher: Launcher = Launcher.RAY
+    engine_network: Network | None = None
+    """Engines listen on, and are reached at, their machine's address in this network ("10.1.0.0/16", or one address).
+    By default 127.0.0.1 for plain processes, and the Ray node's address on Ray."""
     device: Device = Device.AUTO
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_model_len: Positive = 2048

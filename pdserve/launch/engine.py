@@ -14,6 +14,7 @@ from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.engine.engine import Engine
 from pdserve.engine.server import EngineServer, grpc_links
+from pdserve.launch.addresses import address_in
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.device import find_device
 from pdserve.launch.sizing import worker_mode, worker_spec
@@ -21,7 +22,7 @@ from pdserve.telemetry.logs import configure_logs
 from pdserve.worker.service import WorkerHandle, open_worker
 
 _HOST = "127.0.0.1"
-"""Where an engine listens unless its launcher names an address others reach it at."""
+"""Where an engine listens unless its operator or its launcher names an address others reach it at."""
 _STOP_GRACE = 0.2
 """Seconds the server waits for streams that have nothing left to carry."""
 
@@ -29,6 +30,7 @@ _STOP_GRACE = 0.2
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
     """Open the worker, serve until told to drain, drain. Raises EngineDied when the engine is lost."""
     config = from_wire(json.dumps(payload["config"]))
+    host = address_in(config.engine_network) if config.engine_network else payload.get("host", _HOST)
     configure_logs(json=config.log.format == "json", level=config.log.level)
     if folder := os.environ.get(failpoints.ENVIRONMENT):
         failpoints.arm(Path(folder), payload["engine_id"])
@@ -37,17 +39,17 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     mode = worker_mode(config.worker, device)
     worker = await open_worker(spec, "process" if mode is WorkerMode.PROCESS else "inproc", config.times)
     try:
-        await _serve(payload, config, worker, parent, drain)
+        await _serve(payload, config, host, worker, parent, drain)
     finally:
         await worker.close()
 
 
 async def _serve(
-    payload: Mapping[str, Any], config: Config, worker: WorkerHandle, parent: Parent, drain: asyncio.Event
+    payload: Mapping[str, Any], config: Config, host: str, worker: WorkerHandle, parent: Parent, drain: asyncio.Event
 ) -> None:
     role = Role(payload["role"])
     max_model_len = min(config.max_model_len, worker.info.max_model_len)
-    server = EngineServer(payload.get("host", _HOST))
+    server = EngineServer(host)
     clock = SystemClock()
     engine = Engine(
         endpoint=Endpoint(

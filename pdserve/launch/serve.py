@@ -33,10 +33,11 @@ def serve(config: Config) -> int:
 
 async def _serve(config: Config) -> int:
     async with open_launcher(config) as launcher:
-        return await _supervise(config, launcher)
+        return await supervise(config, launcher)
 
 
-async def _supervise(config: Config, launcher: Launcher) -> int:
+async def supervise(config: Config, launcher: Launcher) -> int:
+    """Serve with an open launcher and settled ports until a signal; the exit code."""
     registry = Registry()
     await registry.start()
     supervisor = Supervisor(
