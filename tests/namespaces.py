@@ -10,8 +10,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from typing import Self
 
+_PER_PROCESS = 4
+_numbers = count()
 _NOWHERE = "02:00:00:00:00:fe"
 
 
@@ -28,8 +31,9 @@ class Hosts:
     """Named hosts, open as a context; everything is taken down when it is left."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self._tag = f"pd{os.getpid()}"
-        self._subnet = f"198.18.{os.getpid() % 256}"
+        number = os.getpid() * _PER_PROCESS + next(_numbers) % _PER_PROCESS
+        self._tag = f"pd{number}"
+        self._subnet = f"198.{18 + number // 256 % 2}.{number % 256}"
         self.network = f"{self._subnet}.0/24"
         self._numbers = {name: number for number, name in enumerate(names, start=10)}
 

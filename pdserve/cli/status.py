@@ -40,10 +40,12 @@ _COLUMNS = (
     ("LEASED", True),
     ("QUARANTINED", True),
     ("TOTAL", True),
+    ("LOST LINKS", False),
 )
 
 
 def _row(engine: dict[str, Any]) -> list[str]:
     values = [engine[name] for name in ("id", "role", "state", "pid", "address", "running", "waiting")]
     blocks = engine["kv_blocks"]
-    return [str(value) for value in (*values, *(blocks[n] for n in ("free", "used", "leased", "quarantined", "total")))]
+    values += [blocks[name] for name in ("free", "used", "leased", "quarantined", "total")]
+    return [*map(str, values), ", ".join(engine["lost_links"])]

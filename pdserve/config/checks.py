@@ -107,6 +107,8 @@ def _times(times: Times) -> Iterator[str]:
         ("suspect", "fence", "an engine is suspected before it is killed"),
         ("lease_guard", "lease", "a lease must leave time for a pull"),
         ("heartbeat", "lease", "heartbeats renew leases"),
+        ("link_backoff", "link_backoff_max", "the delay grows up to its maximum"),
+        ("link_backoff_max", "link_forgotten", "a link is asked for as often as the delay allows"),
         ("restart_backoff", "restart_backoff_max", "the delay grows up to its maximum"),
     ):
         if getattr(times, early) >= getattr(times, late):

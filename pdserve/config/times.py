@@ -21,6 +21,12 @@ class Times:
     """No pull starts when less than this is left of the lease."""
     release_answer: float = 2.0
     """How long a decode engine waits for the answer to Release before it discards the KV."""
+    link_backoff: float = 1.0
+    """How long requests avoid a link between two engines that was lost, before one of them tries it; doubles with
+    every failure in a row."""
+    link_backoff_max: float = 10.0
+    link_forgotten: float = 30.0
+    """A decode engine stops opening a lost link again when no request has asked for it so long."""
     restart_backoff: float = 0.5
     """First delay before a dead engine is started again; doubles with every death in a row."""
     restart_backoff_max: float = 30.0

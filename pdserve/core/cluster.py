@@ -9,6 +9,9 @@ from pdserve.core.endpoint import Endpoint, EngineCapacity, LoadSnapshot
 EngineKey = tuple[str, int]
 """(engine id, epoch): one incarnation."""
 
+Link = tuple[EngineKey, EngineKey]
+"""(prefill, decode): the line over which the decode engine fetches KV."""
+
 RECENT_SECONDS = 30.0
 """Time constant with which EngineView.recent_work fades."""
 
@@ -71,6 +74,7 @@ class EngineView:
     load and capacity are None until the engine has sent them. load_at is when load arrived (monotonic
     seconds). others_requests: requests in the last snapshot that this gateway had not booked.
     recent_work: seconds of prompt computing booked there, fading with the time constant RECENT_SECONDS.
+    lost_links: prefill engines it should fetch no KV from now, because the link to them was lost.
     """
 
     endpoint: Endpoint
@@ -81,6 +85,7 @@ class EngineView:
     booked: Booked = Booked()
     others_requests: int = 0
     recent_work: float = 0.0
+    lost_links: frozenset[EngineKey] = frozenset()
 
     @property
     def key(self) -> EngineKey:
@@ -108,7 +113,8 @@ class PrefixHit:
 class RouteAsk:
     """One request as a routing policy sees it. Engines without an entry in hits hold nothing of the prompt.
 
-    excluded incarnations must not be chosen: the request has just lost them.
+    excluded incarnations must not be chosen: the request has just lost them. parted ones were the ends of a link
+    it lost: they should take no part in another handoff of it, but may serve it alone.
     """
 
     request_id: str
@@ -116,6 +122,7 @@ class RouteAsk:
     max_tokens: int
     hits: Mapping[EngineKey, PrefixHit] = field(default_factory=dict)
     excluded: frozenset[EngineKey] = frozenset()
+    parted: frozenset[EngineKey] = frozenset()
 
     def uncached(self, key: EngineKey) -> int:
         """Prompt tokens the engine would have to compute or fetch; the last one always is computed."""
@@ -165,6 +172,11 @@ class Route:
     alternatives: tuple[Candidate, ...] = ()
     uncached_tokens: int = 0
     prediction: Prediction | None = None
+
+    @property
+    def link(self) -> Link:
+        """Of a disaggregated route."""
+        return (self.prefill.engine_id, self.prefill.epoch), (self.decode.engine_id, self.decode.epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

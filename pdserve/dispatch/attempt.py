@@ -67,6 +67,7 @@ class Attempt:
                         return
                     yield replace(delta, finish_reason=None, trace=None)
                     delta = await decoded
+                    self._sessions.link_works(self._route.link)
                 finally:
                     decoded.cancel()
                 while True:

@@ -67,6 +67,8 @@ class Dispatcher:
                             yield whole
                     return
                 except Lost as loss:
+                    if loss.link:
+                        self._sessions.link_lost(loss.link)
                     history.note(loss)
                     record.give_up(loss.error, len(emitted), self._clock.unix())
                     await _before(deadline, self._budget.admit())
@@ -94,16 +96,18 @@ class Dispatcher:
         give_up = self._clock.monotonic() + (self._replay.patience if history.attempts else 0.0)
         while True:
             changed = self._sessions.changed()
+            state = self._sessions.state()
             try:
-                return self._router.route(share, self._sessions.state(), history.excluded)
+                return self._router.route(share, state, history.excluded, history.parted(state.engines))
             except Unavailable as error:
                 if not await self._changes_before(changed, give_up):
                     raise history.error or error from error
 
     def _reconfirm(self, share: Request, booking: Booking, history: ReplayHistory, route: Route) -> Route:
         """The route with the decode engine that is best now; its booking moves along. Raises Lost."""
+        state = self._sessions.state()
         try:
-            confirmed = self._router.rebind(share, route, self._sessions.state(), history.excluded)
+            confirmed = self._router.rebind(share, route, state, history.excluded, history.parted(state.engines))
         except Unavailable as error:
             raise Lost(error, route.decode, died=False) from error
         if confirmed.decode != route.decode:
@@ -111,11 +115,13 @@ class Dispatcher:
         return confirmed
 
     async def _changes_before(self, changed: asyncio.Event, give_up: float) -> bool:
+        """Whether there may be another route before give_up: engines changed, or a lost link may be tried."""
+        until = min(give_up, self._sessions.next_link_try() or give_up)
         wait = asyncio.ensure_future(changed.wait())
-        patience = asyncio.ensure_future(self._clock.sleep(max(0.0, give_up - self._clock.monotonic())))
+        patience = asyncio.ensure_future(self._clock.sleep(max(0.0, until - self._clock.monotonic())))
         try:
             await asyncio.wait((wait, patience), return_when=asyncio.FIRST_COMPLETED)
-            return wait.done() and self._clock.monotonic() < give_up
+            return self._clock.monotonic() < give_up
         finally:
             wait.cancel()
             patience.cancel()

@@ -4,17 +4,27 @@ Emitted tokens never change. The continuation's prompt is the prompt plus everyt
 keyed by position, so in deterministic mode the client gets exactly the bytes of an undisturbed run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import Route
+from pdserve.core.cluster import EngineKey, EngineView, Link, Route
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import EngineDied, Overloaded, PdserveError, TransferError, Unavailable
+from pdserve.core.errors import (
+    EngineDied,
+    LinkLost,
+    Overloaded,
+    PdserveError,
+    TransferError,
+    TransferFailed,
+    TransferTimeout,
+    Unavailable,
+)
 from pdserve.core.request import Request, TokenDelta
 
-EngineKey = tuple[str, int]
-"""(engine id, epoch): one incarnation."""
+_LINK_ERRORS = (LinkLost, TransferFailed, TransferTimeout)
+"""What a decode engine reports when nothing came over the link, whichever end is to blame."""
+_LINKS_ENOUGH = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,20 +43,22 @@ class ReplayRules:
 
 
 class Lost(Exception):
-    """An attempt lost an incarnation, or the link to it. died: the engine itself is gone or silent."""
+    """An attempt lost an incarnation, or the link between two. died: the engine itself is gone or silent.
+    link: nothing came over it, and both its ends may be well."""
 
-    def __init__(self, error: PdserveError, engine: Endpoint, *, died: bool) -> None:
+    def __init__(self, error: PdserveError, engine: Endpoint, *, died: bool, link: Link | None = None) -> None:
         super().__init__(str(error))
         self.error = error
         self.engine = engine
         self.died = died
+        self.link = link
 
 
 def lost(error: PdserveError, reporter: Endpoint, route: Route) -> Lost | None:
     """What was lost, or None if another attempt could not help. reporter is the engine whose stream ended
     with the error; a decode engine that reports a failed transfer is itself well."""
     if isinstance(error, TransferError) and reporter == route.decode:
-        return Lost(error, route.prefill, died=False)
+        return Lost(error, route.prefill, died=False, link=route.link if isinstance(error, _LINK_ERRORS) else None)
     if isinstance(error, (EngineDied, TransferError, Unavailable)):
         return Lost(error, reporter, died=isinstance(error, EngineDied))
     return None
@@ -84,19 +96,31 @@ class ReplayHistory:
     error: PdserveError | None = None
     """What the last loss looked like from here."""
     excluded: frozenset[EngineKey] = field(default_factory=frozenset)
+    links: tuple[Link, ...] = ()
+    """Those that were lost."""
 
     def note(self, loss: Lost) -> None:
         """Count a loss. Raises its error when the request may not be tried again."""
         self.attempts += 1
         self.deaths += loss.died
         self.error = loss.error
-        self.excluded |= {(loss.engine.engine_id, loss.engine.epoch)}
+        if loss.link:
+            self.links += (loss.link,)
+        else:
+            self.excluded |= {(loss.engine.engine_id, loss.engine.epoch)}
         if self.deaths >= self.rules.poison_deaths:
             raise EngineDied(
                 f"{self.deaths} engines died while they served this request; it is not tried again"
             ) from loss
         if self.attempts >= self.rules.max_attempts:
             raise loss.error
+
+    def parted(self, engines: Iterable[EngineView]) -> frozenset[EngineKey]:
+        """Engines that should take no part in another handoff: the ends of the link that was lost; after a second
+        one all of them, because the network between the pools is broken and attempts run out."""
+        if len(self.links) >= _LINKS_ENOUGH:
+            return frozenset(view.key for view in engines)
+        return frozenset(end for link in self.links for end in link)
 
 
 class ReplayBudget:

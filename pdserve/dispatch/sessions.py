@@ -7,16 +7,30 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+import structlog
+
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import ClusterState, EngineKey, EngineView, Reservation, Route, StepModel, expected_output
+from pdserve.core.cluster import (
+    ClusterState,
+    EngineKey,
+    EngineView,
+    Link,
+    Reservation,
+    Route,
+    StepModel,
+    expected_output,
+)
 from pdserve.core.endpoint import Endpoint, EngineState
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import EngineClient
 from pdserve.core.request import Request
 from pdserve.dispatch.connection import EngineConnection
 from pdserve.dispatch.ledger import EngineLedger
+from pdserve.dispatch.links import LostLinks
 from pdserve.router.kv_index import KVIndex
+
+_log = structlog.get_logger(__name__)
 
 
 class Connection(EngineClient, Protocol):
@@ -58,9 +72,10 @@ class SessionPool:
         self._ledgers: dict[EngineKey, EngineLedger] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._links = LostLinks(times, clock)
 
     def changed(self) -> asyncio.Event:
-        """Set as soon as an engine joins, becomes usable or is lost after this call."""
+        """Set as soon as an engine joins, becomes usable or is lost, or a lost link works, after this call."""
         return self._changed
 
     def update(self, endpoints: tuple[Endpoint, ...]) -> None:
@@ -74,6 +89,7 @@ class SessionPool:
             if key not in self._connections:
                 self._ledgers[key] = EngineLedger(key, self.index, self._clock, self._prior(endpoint))
                 self._open(key, endpoint)
+        self._links.keep(live)
         self._note_change()
 
     def state(self) -> ClusterState:
@@ -92,11 +108,26 @@ class SessionPool:
     @contextmanager
     def book(self, request: Request, route: Route) -> Iterator["Booking"]:
         """Count the request's load on its engines until it ends; its prompt, until its first token."""
-        booking = Booking(self._ledgers, request, route)
+        booking = Booking(self._ledgers, request, route, self._links)
         try:
             yield booking
         finally:
             booking.release()
+
+    def link_lost(self, link: Link) -> None:
+        """A handoff failed because of its link: others avoid it for a while."""
+        if self._links.lost(link):
+            _log.warning("link lost, handoffs avoid it", **_named(link))
+
+    def link_works(self, link: Link) -> None:
+        """A handoff's KV was fetched."""
+        if self._links.works(link):
+            _log.info("link works again", **_named(link))
+            self._note_change()
+
+    def next_link_try(self) -> float | None:
+        """When (monotonic) a link that is avoided now may be tried; None when none is."""
+        return self._links.next_try()
 
     async def close(self) -> None:
         self.update(())
@@ -147,7 +178,9 @@ class SessionPool:
         ledger = self._ledgers.get(key)
         if ledger is None:
             return EngineView(endpoint=endpoint, load=None)
-        return ledger.view(endpoint, usable=self._connections[key].usable)
+        view = ledger.view(endpoint, usable=self._connections[key].usable)
+        lost = self._links.avoided(key)
+        return replace(view, lost_links=lost) if lost else view
 
     def _prior(self, newcomer: Endpoint) -> StepModel | None:
         """What a peer of the same role has learned of its steps."""
@@ -159,8 +192,11 @@ class SessionPool:
 class Booking:
     """The load of one request on the engines of its route, until release."""
 
-    def __init__(self, ledgers: Mapping[EngineKey, EngineLedger], request: Request, route: Route) -> None:
+    def __init__(
+        self, ledgers: Mapping[EngineKey, EngineLedger], request: Request, route: Route, links: LostLinks
+    ) -> None:
         self._ledgers = ledgers
+        self._links = links
         self._reservation = Reservation(
             request_id=request.id,
             prefill=(route.prefill.engine_id, route.prefill.epoch),
@@ -172,6 +208,7 @@ class Booking:
         for key in self._keys():
             if ledger := ledgers.get(key):
                 ledger.book(self._reservation)
+        links.tried(route.link)
 
     def move(self, decode: Endpoint) -> None:
         """Exchange the decode engine's share for one on another decode engine, in one go."""
@@ -180,6 +217,7 @@ class Booking:
         self._reservation = replace(self._reservation, decode=(decode.engine_id, decode.epoch))
         if ledger := self._ledgers.get(self._reservation.decode):
             ledger.book_decode(self._reservation)
+        self._links.tried((self._reservation.prefill, self._reservation.decode))
 
     def release(self) -> None:
         for key in self._keys():
@@ -188,6 +226,11 @@ class Booking:
 
     def _keys(self) -> set[EngineKey]:
         return {self._reservation.prefill, self._reservation.decode}
+
+
+def _named(link: Link) -> dict[str, str]:
+    (prefill, _), (decode, _) = link
+    return {"prefill": prefill, "decode": decode}
 
 
 def _connect(

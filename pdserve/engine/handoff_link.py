@@ -19,7 +19,7 @@ from pdserve.core.errors import (
     StaleEpoch,
     TransferFailed,
 )
-from pdserve.core.protocols import TransferService
+from pdserve.core.protocols import PeerAddress, TransferService
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import Deliver
 from pdserve.engine.held_tickets import HeldTickets
@@ -29,6 +29,7 @@ from pdserve.rpc.failure import root_cause
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import HandoffServiceStub
 
+_UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 _HandoffCall = grpc.aio.StreamStreamCall[pb.HandoffCommand, pb.HandoffEvent]
 
 
@@ -56,6 +57,9 @@ class HandoffLink:
         self._clock = clock
         self._on_failure = on_failure
         self._opened = asyncio.Event()
+        self._peer: PeerAddress | None = None
+        self._distrusted = False
+        self._connecting = asyncio.Lock()
         self._outbox: asyncio.Queue[pb.HandoffCommand] = asyncio.Queue()
         self._tickets = HeldTickets(engine_id, times, clock)
         self._last_heard = clock.monotonic()
@@ -70,6 +74,14 @@ class HandoffLink:
         await self._opened.wait()
         if self.error:
             raise self.error
+        async with self._connecting:
+            if self._distrusted and self._peer:
+                self.backend = await self._transfer.connect(self._peer)
+                self._distrusted = False
+
+    def distrust(self) -> None:
+        """A read failed although the link holds: connect for transfers again before the next fetch."""
+        self._distrusted = True
 
     def hold(self, ticket: TransferTicket) -> None:
         """Renew the ticket's lease with every heartbeat until released."""
@@ -136,7 +148,8 @@ class HandoffLink:
             raise StaleEpoch(f"{self.engine_id} has restarted since it issued the ticket")
         if answer.kv_kind != hello.kv_kind:
             raise LayoutMismatch(f"{self.engine_id} holds {answer.kv_kind!r} KV, this engine {hello.kv_kind!r}")
-        self.backend = await self._transfer.connect(convert.peer_from_proto(answer))
+        self._peer = convert.peer_from_proto(answer)
+        self.backend = await self._transfer.connect(self._peer)
 
     async def _write(self, stream: _HandoffCall) -> None:
         while True:
@@ -188,6 +201,6 @@ def _translate(engine_id: str, error: PdserveError | grpc.aio.AioRpcError | None
         return error
     if error is not None and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
         return LayoutMismatch(error.details() or f"{engine_id} refused the handshake")
-    if error is None or error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+    if error is None or error.code() in _UNREACHABLE:
         return LinkLost(f"{engine_id} cannot be reached")
     return TransferFailed(f"the link to {engine_id} failed")

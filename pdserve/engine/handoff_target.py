@@ -32,6 +32,7 @@ from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Pull, PullReceipt, PullSpec, TransferService
 from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket, region_seed
 from pdserve.engine.source_link import OpenLink, SourceLink
+from pdserve.engine.source_links import SourceLinks
 
 _log = structlog.get_logger(__name__)
 
@@ -89,24 +90,29 @@ class HandoffTarget:
         on_settled: Callable[[tuple[int, ...]], None],
     ) -> None:
         self._transfer = transfer
-        self._open_link = open_link
         self._times = times
         self._clock = clock
         self._on_outcome = on_outcome
         self._on_settled = on_settled
-        self._links: dict[str, SourceLink] = {}
+        self._links = SourceLinks(
+            open_link=open_link,
+            disconnect=transfer.disconnect,
+            times=times,
+            clock=clock,
+            on_failure=self._on_link_failure,
+        )
         self._fetches: dict[int, _Fetch] = {}
         self._settling: set[asyncio.Task[None]] = set()
 
     def hold(self, sequence_id: int, ticket: TransferTicket) -> None:
         """Take over the ticket: keep its lease alive while the sequence waits for blocks.
 
-        Raises LayoutMismatch if its KV cannot be used here."""
+        Raises LayoutMismatch if its KV cannot be used here, LinkLost while its source cannot be reached."""
         if ticket.layout_hash != self._transfer.layout.wire_hash:
             raise LayoutMismatch(
                 f"KV of {ticket.engine_id} does not fit here: model, KV dtype and block size must be equal"
             )
-        link = self._link(ticket)
+        link = self._links.to_source_of(ticket)
         link.hold(ticket)
         self._fetches[sequence_id] = _Fetch(ticket, link)
 
@@ -133,30 +139,11 @@ class HandoffTarget:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for link in self._links.values():
-            await link.close()
+        await self._links.close()
 
-    def _link(self, ticket: TransferTicket) -> SourceLink:
-        link = self._links.get(ticket.engine_id)
-        if link and link.epoch == ticket.epoch and link.error is None:
-            return link
-        if link:
-            self._retire(link)
-        link = self._open_link(ticket, lambda error: self._on_link_failure(ticket.engine_id, ticket.epoch, error))
-        self._links[ticket.engine_id] = link
-        link.start()
-        return link
-
-    def _retire(self, link: SourceLink) -> None:
-        self._keep(asyncio.get_running_loop().create_task(link.close()))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-
-    def _on_link_failure(self, engine_id: str, epoch: int, error: PdserveError) -> None:
+    def _on_link_failure(self, link: SourceLink, error: PdserveError) -> None:
         for sequence_id, fetch in list(self._fetches.items()):
-            if (fetch.link.engine_id, fetch.link.epoch) != (engine_id, epoch):
+            if fetch.link is not link:
                 continue
             if fetch.task:
                 fetch.news.put_nowait(error)
@@ -243,6 +230,8 @@ class HandoffTarget:
         try:
             receipt: PullReceipt = await pull.wait()
         except PdserveError as error:
+            if isinstance(error, TransferFailed):
+                fetch.link.distrust()
             fetch.news.put_nowait(error)
             return
         except Exception:
@@ -260,7 +249,9 @@ class HandoffTarget:
     def _abandon(self, fetch: _Fetch, outcome: FetchOutcome) -> None:
         for pull, _ in fetch.pulls:
             pull.cancel()
-        self._keep(asyncio.get_running_loop().create_task(self._settle(fetch, outcome.unsettled)))
+        settling = asyncio.get_running_loop().create_task(self._settle(fetch, outcome.unsettled))
+        self._settling.add(settling)
+        settling.add_done_callback(self._settling.discard)
 
     async def _settle(self, fetch: _Fetch, unsettled: tuple[int, ...]) -> None:
         for pull, _ in fetch.pulls:

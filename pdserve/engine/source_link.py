@@ -1,6 +1,6 @@
 """A decode engine's line to one incarnation of a prefill engine, as the handoff's target sees it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Protocol
 
 from pdserve.core.errors import PdserveError
@@ -36,6 +36,10 @@ class SourceLink(Protocol):
         """Wait until pulls may start. Raises what made the link fail."""
         ...
 
+    def distrust(self) -> None:
+        """A read failed although the link holds: connect for transfers again before the next fetch."""
+        ...
+
     def hold(self, ticket: TransferTicket) -> None:
         """Renew the ticket's lease until released."""
         ...
@@ -56,7 +60,7 @@ class SourceLink(Protocol):
         """Release without waiting for the answer; for KV nobody wants any more."""
         ...
 
-    async def close(self) -> None: ...
+    def close(self) -> Coroutine[None, None, None]: ...
 
 
 OpenLink = Callable[[TransferTicket, Callable[[PdserveError], None]], SourceLink]

@@ -35,7 +35,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     if folder := os.environ.get(failpoints.ENVIRONMENT):
         failpoints.arm(Path(folder), payload["engine_id"])
     device = find_device(config.device)
-    spec = replace(worker_spec(config, payload["engine_id"], payload["epoch"], device), host=payload.get("host", _HOST))
+    spec = replace(worker_spec(config, payload["engine_id"], payload["epoch"], device), host=host)
     mode = worker_mode(config.worker, device)
     worker = await open_worker(spec, "process" if mode is WorkerMode.PROCESS else "inproc", config.times)
     try:

@@ -5,7 +5,6 @@ cheaper; a longer cached prefix never makes it dearer.
 """
 
 from heapq import nsmallest
-from itertools import product
 
 from pdserve.core.cluster import RECENT_SECONDS, Candidate, EngineView, Mode, Prediction, RouteAsk, expected_output
 from pdserve.router import load
@@ -120,8 +119,8 @@ def ranked(ask: RouteAsk, options: Options, now: float, rules: RoutingRules) -> 
     short = {option.view.key for option in options.local if option.short}
     found: list[Choice] = []
     if options.pairs:
-        decodes = model.best_decodes(options.decodes)
-        found += [(model.pair(p, d), p, d, None) for p, d in product(model.best_prefills(options.prefills), decodes)]
+        pairs = options.joined(model.best_prefills(options.prefills), model.best_decodes(options.decodes))
+        found += [(model.pair(p, d), p, d, None) for p, d in pairs]
     found += [(model.local(option.view), option.view, option.view, option) for option in options.local]
 
     def order(choice: Choice) -> tuple[float, str, str]:

@@ -1,12 +1,16 @@
 """Which ways a request may go at all; which of them is best is a policy's business."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from pdserve.core.cluster import ClusterState, EngineView, Mode, RouteAsk, expected_output
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import Unavailable
 from pdserve.router.load import is_full, leased_share
 from pdserve.router.rules import RoutingRules
+
+Views = tuple[EngineView, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +26,25 @@ class LocalOption:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Every prefill engine may go with every decode engine; pairs is False when one pool is empty."""
+    """prefills and decodes are those that may take part in a handoff, joined tells which goes with which; pairs
+    is False when there are none."""
 
-    prefills: tuple[EngineView, ...]
-    decodes: tuple[EngineView, ...]
+    prefills: Views
+    decodes: Views
     local: tuple[LocalOption, ...]
 
     @property
     def pairs(self) -> bool:
         return bool(self.prefills and self.decodes)
 
+    def joined(
+        self, prefills: Sequence[EngineView], decodes: Sequence[EngineView]
+    ) -> list[tuple[EngineView, EngineView]]:
+        """The pairs of these engines whose link works; of all there are when none of these does."""
+        return _linked(prefills, decodes) or _linked(self.prefills, self.decodes)
 
-def ready_engines(ask: RouteAsk, state: ClusterState, role: Role) -> tuple[EngineView, ...]:
+
+def ready_engines(ask: RouteAsk, state: ClusterState, role: Role) -> Views:
     """Engines of a role that may get the request, in the order of their ids."""
     ready = (
         view
@@ -47,7 +58,7 @@ def ready_engines(ask: RouteAsk, state: ClusterState, role: Role) -> tuple[Engin
 
 
 def find_options(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> Options:
-    """Raises Unavailable naming the pool that has no engine when nothing else is allowed."""
+    """Raises Unavailable naming what is missing when nothing else is allowed."""
     prefills = _below_watermark(ready_engines(ask, state, Role.PREFILL), rules)
     decodes = ready_engines(ask, state, Role.DECODE)
     local = [
@@ -55,20 +66,43 @@ def find_options(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> Opt
         for view in ready_engines(ask, state, Role.UNIFIED)
     ]
     local += _short(ask, decodes, rules)
+    sources, targets = _pairable(ask, prefills, decodes, rules)
     if rules.fallback:
-        local += _fallback(ask, prefills, decodes, rules)
-    options = Options(prefills, decodes, tuple(local))
+        local += _fallback(ask, prefills, decodes, rules, paired=bool(sources))
+    options = Options(sources, targets, tuple(local))
     if not options.pairs and not local:
-        missing = "prefill" if decodes else "decode"
-        raise Unavailable(f"no {missing} engine is ready; try again in a few seconds")
+        raise Unavailable(f"{_missing(prefills, decodes)}; try again in a few seconds")
     return options
 
 
-def _below_watermark(prefills: tuple[EngineView, ...], rules: RoutingRules) -> tuple[EngineView, ...]:
+def _missing(prefills: Views, decodes: Views) -> str:
+    if prefills and decodes:
+        return "no decode engine can fetch from a prefill engine"
+    return f"no {'prefill' if decodes else 'decode'} engine is ready"
+
+
+def _pairable(ask: RouteAsk, prefills: Views, decodes: Views, rules: RoutingRules) -> tuple[Views, Views]:
+    """The engines of each pool that have a link to one of the other. Those the request was parted from come into
+    question only where nothing else is allowed."""
+    for parted in (ask.parted,) if rules.fallback else (ask.parted, frozenset()):
+        left = [view for view in prefills if view.key not in parted]
+        right = [view for view in decodes if view.key not in parted]
+        sources = tuple(p for p in left if any(p.key not in d.lost_links for d in right))
+        targets = tuple(d for d in right if any(p.key not in d.lost_links for p in left))
+        if sources:
+            return sources, targets
+    return (), ()
+
+
+def _linked(prefills: Sequence[EngineView], decodes: Sequence[EngineView]) -> list[tuple[EngineView, EngineView]]:
+    return [(p, d) for p, d in product(prefills, decodes) if p.key not in d.lost_links]
+
+
+def _below_watermark(prefills: Views, rules: RoutingRules) -> Views:
     return tuple(view for view in prefills if leased_share(view) < rules.leased_watermark) or prefills
 
 
-def _short(ask: RouteAsk, decodes: tuple[EngineView, ...], rules: RoutingRules) -> list[LocalOption]:
+def _short(ask: RouteAsk, decodes: Views, rules: RoutingRules) -> list[LocalOption]:
     below = rules.decode_local_below
     return [
         LocalOption(
@@ -80,17 +114,19 @@ def _short(ask: RouteAsk, decodes: tuple[EngineView, ...], rules: RoutingRules) 
 
 
 def _fallback(
-    ask: RouteAsk, prefills: tuple[EngineView, ...], decodes: tuple[EngineView, ...], rules: RoutingRules
+    ask: RouteAsk, prefills: Views, decodes: Views, rules: RoutingRules, *, paired: bool
 ) -> list[LocalOption]:
+    long = [view for view in decodes if ask.uncached(view.key) >= rules.decode_local_below]
     if not prefills:
-        short = rules.decode_local_below
-        return [
-            LocalOption(view, Mode.DECODE_LOCAL, "no prefill engine is ready")
-            for view in decodes
-            if ask.uncached(view.key) >= short
-        ]
+        return [LocalOption(view, Mode.DECODE_LOCAL, "no prefill engine is ready") for view in long]
     if not decodes:
         return [LocalOption(view, Mode.PREFILL_LOCAL, "no decode engine is ready") for view in prefills]
+    if not paired:
+        reason = "no link for a handoff works"
+        return [
+            *(LocalOption(view, Mode.DECODE_LOCAL, reason) for view in long),
+            *(LocalOption(view, Mode.PREFILL_LOCAL, reason) for view in prefills),
+        ]
     more = ask.prompt_tokens + expected_output(ask.max_tokens)
     if all(is_full(view, more) for view in decodes):
         return [LocalOption(view, Mode.PREFILL_LOCAL, "every decode engine is full") for view in prefills]

@@ -1,7 +1,6 @@
 """What a routing policy is, and the scaffold a simple one stands on. Recipe: docs/recipes/add-a-routing-policy.md."""
 
 from collections.abc import Callable
-from itertools import product
 from typing import Protocol
 
 from pdserve.core.cluster import Candidate, ClusterState, EngineView, Mode, Route, RouteAsk
@@ -9,6 +8,9 @@ from pdserve.router.options import LocalOption, Options
 
 Score = Callable[[EngineView], float]
 """Lower is better."""
+_PAIRED = 3
+"""Pairs are formed of so many of the best engines of each pool."""
+_ALTERNATIVES = 8
 
 
 class RoutingPolicy(Protocol):
@@ -29,23 +31,23 @@ def route_by_scores(options: Options, ask: RouteAsk, prefill: Score, decode: Sco
         return _local_route(short or options.local, ask, lambda view: prefill(view) + decode(view))
     prefills = sorted(options.prefills, key=lambda view: (prefill(view), view.endpoint.engine_id))
     decodes = sorted(options.decodes, key=lambda view: (decode(view), view.endpoint.engine_id))
-    pairs = sorted(
-        (
-            (prefill(p) + decode(d), p.endpoint.engine_id, d.endpoint.engine_id)
-            for p, d in product(prefills[:3], decodes[:3])
-        ),
-    )
-    best = prefills[0].endpoint, decodes[0].endpoint
+    pairs = options.joined(prefills[:_PAIRED], decodes[:_PAIRED])
+    best, *others = sorted(pairs, key=lambda pair: prefill(pair[0]) + decode(pair[1]))
     return Route(
         mode=Mode.DISAGGREGATED,
-        prefill=best[0],
-        decode=best[1],
+        prefill=best[0].endpoint,
+        decode=best[1].endpoint,
         reason=reason,
-        uncached_tokens=ask.uncached(prefills[0].key),
+        uncached_tokens=ask.uncached(best[0].key),
         alternatives=tuple(
-            Candidate(prefill=p, decode=d, mode=Mode.DISAGGREGATED, cost=score, reason=reason)
-            for score, p, d in pairs
-            if (p, d) != (best[0].engine_id, best[1].engine_id)
+            Candidate(
+                prefill=p.endpoint.engine_id,
+                decode=d.endpoint.engine_id,
+                mode=Mode.DISAGGREGATED,
+                cost=prefill(p) + decode(d),
+                reason=reason,
+            )
+            for p, d in others[:_ALTERNATIVES]
         ),
     )
 
@@ -67,6 +69,6 @@ def _local_route(options: tuple[LocalOption, ...], ask: RouteAsk, score: Score) 
                 cost=score(option.view),
                 reason=option.reason,
             )
-            for option in ranked[1:9]
+            for option in ranked[1 : 1 + _ALTERNATIVES]
         ),
     )

@@ -37,13 +37,19 @@ class Router:
             return False
         return True
 
-    def route(self, request: Request, state: ClusterState, excluded: frozenset[EngineKey] = frozenset()) -> Route:
+    def route(
+        self,
+        request: Request,
+        state: ClusterState,
+        excluded: frozenset[EngineKey] = frozenset(),
+        parted: frozenset[EngineKey] = frozenset(),
+    ) -> Route:
         """The policy's choice, noted in the index for the engine that computes the prompt: an equal prompt that
         queues behind it will find its KV there. What is fetched counts once it has arrived.
 
         Raises Unavailable when no engine outside `excluded` may serve the request.
         """
-        ask = self._ask(request, state, excluded)
+        ask = self._ask(request, state, excluded, parted)
         route = self._policy.choose(ask, state)
         view = _find(state, _key(route.prefill))
         if view is not None and view.capacity is not None and view.capacity.prefix_caching:
@@ -51,7 +57,12 @@ class Router:
         return route
 
     def rebind(
-        self, request: Request, route: Route, state: ClusterState, excluded: frozenset[EngineKey] = frozenset()
+        self,
+        request: Request,
+        route: Route,
+        state: ClusterState,
+        excluded: frozenset[EngineKey] = frozenset(),
+        parted: frozenset[EngineKey] = frozenset(),
     ) -> Route:
         """Look again at the decode engine of a disaggregated route that was booked a while ago.
 
@@ -61,16 +72,19 @@ class Router:
         """
         if route.mode is not Mode.DISAGGREGATED:
             return route
-        ask = self._ask(request, state, excluded)
+        ask = self._ask(request, state, excluded, parted)
         decodes = {view.key: view for view in ready_engines(ask, state, Role.DECODE)}
-        if not decodes:
-            raise Unavailable("no decode engine is ready; try again in a few seconds")
+        # The current one may have a lost link: then this is the request that tries it.
         current = decodes.pop(_key(route.decode), None)
-        prefill = _find(state, _key(route.prefill))
-        if prefill is None or not decodes:
-            return route if current else _moved(route, next(iter(decodes.values())))
+        source = _key(route.prefill)
+        others = [view for key, view in decodes.items() if key not in parted and source not in view.lost_links]
+        if current is None and not others:
+            raise Unavailable("no decode engine is ready; try again in a few seconds")
+        prefill = _find(state, source)
+        if prefill is None or not others:
+            return route if current else _moved(route, others[0])
         model = CostModel(ask, state.now, self._rules)
-        best = min(decodes.values(), key=lambda view: (model.pair(prefill, view).cost, view.endpoint.engine_id))
+        best = min(others, key=lambda view: (model.pair(prefill, view).cost, view.endpoint.engine_id))
         if current is not None:
             if route.prediction is None:
                 return route
@@ -80,13 +94,16 @@ class Router:
                 return route
         return _moved(route, best)
 
-    def _ask(self, request: Request, state: ClusterState, excluded: frozenset[EngineKey]) -> RouteAsk:
+    def _ask(
+        self, request: Request, state: ClusterState, excluded: frozenset[EngineKey], parted: frozenset[EngineKey]
+    ) -> RouteAsk:
         return RouteAsk(
             request_id=request.id,
             prompt_tokens=len(request.prompt_token_ids),
             max_tokens=request.sampling.max_tokens,
             hits=self._hits(request, state),
             excluded=excluded,
+            parted=parted,
         )
 
     def _hits(self, request: Request, state: ClusterState) -> dict[EngineKey, PrefixHit]:

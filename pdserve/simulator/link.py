@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.errors import LinkLost, PdserveError, TransferFailed
+from pdserve.core.errors import LinkLost, PdserveError
 from pdserve.core.protocols import PeerAddress, TransferService
 from pdserve.core.ticket import HandoffNews, TransferTicket
 from pdserve.engine.handoff_source import Deliver, HandoffSource
@@ -53,6 +53,9 @@ class SimLink:
         await self._opened.wait()
         if self.error:
             raise self.error
+
+    def distrust(self) -> None:
+        """A simulated read fails with its peer, never with a connection."""
 
     def hold(self, ticket: TransferTicket) -> None:
         self._tickets.hold(ticket)
@@ -102,7 +105,7 @@ class SimLink:
             async with asyncio.timeout(self._times.suspect):
                 await answered.wait()
         except TimeoutError:
-            raise TransferFailed(f"the link to {self.engine_id} failed") from None
+            raise LinkLost(f"{self.engine_id} cannot be reached") from None
         self.backend = await self._transfer.connect(self._address)
 
     async def _beat(self) -> None:

@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pdserve.core.cluster import EngineView
+from pdserve.core.endpoint import Role
 from pdserve.core.errors import TransferError
 from pdserve.telemetry.record import RequestRecord
 
@@ -151,11 +152,13 @@ class _EngineCollector(Collector):
         return _engine_gauges()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        up, running, waiting, backlog, blocks = _engine_gauges()
+        up, running, waiting, backlog, blocks, links = _engine_gauges()
         for view in self._engines():
             endpoint, load = view.endpoint, view.load
             engine = endpoint.engine_id
             up.add_metric([engine, endpoint.role.value, endpoint.state.value], 1)
+            if endpoint.role is Role.DECODE:
+                links.add_metric([engine], len(view.lost_links))
             if load is None:
                 continue
             running.add_metric([engine], load.running)
@@ -164,10 +167,10 @@ class _EngineCollector(Collector):
             for state, count in asdict(load.blocks).items():
                 if state != "total":
                     blocks.add_metric([engine, state], count)
-        yield from (up, running, waiting, backlog, blocks)
+        yield from (up, running, waiting, backlog, blocks, links)
 
 
-_ENGINE_LABELS = (("engine", "role", "state"), ("engine",), ("engine",), ("engine",), ("engine", "state"))
+_ENGINE_LABELS = (("engine", "role", "state"), ("engine",), ("engine",), ("engine",), ("engine", "state"), ("engine",))
 
 
 def _engine_gauges() -> tuple[GaugeMetricFamily, ...]:
@@ -177,6 +180,7 @@ def _engine_gauges() -> tuple[GaugeMetricFamily, ...]:
         ("pdserve_engine_waiting_sequences", "Sequences that wait for room or KV."),
         ("pdserve_engine_backlog_tokens", "Prompt tokens still to compute."),
         ("pdserve_kv_blocks", "KV blocks by state; the states sum up to all blocks."),
+        ("pdserve_lost_links", "Prefill engines a decode engine is not sent to now, because their link was lost."),
     )
     return tuple(
         GaugeMetricFamily(name, documentation, labels=labels)

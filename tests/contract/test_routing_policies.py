@@ -17,7 +17,7 @@ from pdserve.router.loading import load_policy
 from pdserve.router.policies import BUILT_IN
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rules import RoutingRules
-from tests.unit.router.views import ask, cluster, view
+from tests.unit.router.views import ask, cluster, hits, view
 
 RULES = RoutingRules(decode_local_below=32)
 RECIPE = Path(__file__).parents[2] / "docs" / "recipes" / "add-a-routing-policy.md"
@@ -58,7 +58,16 @@ def states(draw: st.DrawFn) -> tuple[RouteAsk, ClusterState]:
     views = [v if draw(st.booleans()) else replace(v, load=None, capacity=None) for v in views]
     cached = {v.endpoint.engine_id: draw(st.integers(0, 600)) for v in views if draw(st.booleans())}
     excluded = tuple(v.endpoint.engine_id for v in views if draw(st.integers(0, 4)) == 0)
-    return ask(draw(st.integers(1, 600)), excluded=excluded, **cached), cluster(*views)
+    parted = tuple(v.endpoint.engine_id for v in views if draw(st.integers(0, 4)) == 0)
+    prefills = [v.endpoint.engine_id for v in views if v.endpoint.role is Role.PREFILL]
+    views = [
+        replace(v, lost_links=frozenset((p, 1) for p in prefills if draw(st.booleans())))
+        if v.endpoint.role is Role.DECODE and draw(st.booleans())
+        else v
+        for v in views
+    ]
+    request = replace(ask(draw(st.integers(1, 600)), excluded=excluded, parted=parted), hits=hits(cached))
+    return request, cluster(*views)
 
 
 def allowed(request: RouteAsk, engine: EngineView) -> bool:
@@ -79,6 +88,9 @@ def test_a_route_names_engines_that_may_have_the_request(
         assert not usable, "with fallback allowed, any usable engine can serve"
         return
     assert {route.prefill, route.decode} <= usable.keys()
+    if route.mode is Mode.DISAGGREGATED:
+        assert route.link[0] not in usable[route.decode].lost_links
+        assert request.parted.isdisjoint(route.link)
     _check_mode(route)
     assert route.reason
     assert route.uncached_tokens == request.uncached((route.prefill.engine_id, route.prefill.epoch))

@@ -100,6 +100,7 @@ def test_engines_are_listed_under_the_agreed_names(client: httpx.Client, server:
         "running": 2,
         "waiting": 1,
         "kv_blocks": {"total": 10, "free": 4, "used": 3, "leased": 2, "quarantined": 1},
+        "lost_links": [],
     }
     assert engines[1]["kv_blocks"]["total"] == 0
 

@@ -53,4 +53,5 @@ def describe(view: EngineView) -> dict[str, object]:
         "running": load.running if load else 0,
         "waiting": load.waiting if load else 0,
         "kv_blocks": asdict(load.blocks) if load else _NO_BLOCKS,
+        "lost_links": sorted(engine_id for engine_id, _ in view.lost_links),
     }

@@ -29,6 +29,7 @@ ENGINE = {
     "running": 3,
     "waiting": 1,
     "kv_blocks": {"total": 100, "free": 60, "used": 25, "leased": 10, "quarantined": 5},
+    "lost_links": ["prefill-0", "prefill-2"],
 }
 
 
@@ -109,7 +110,7 @@ def test_status_shows_every_number_of_an_engine_in_a_table(
     assert code == 0
     titles = "ENGINE ROLE STATE PID ADDRESS RUNNING WAITING KV FREE USED LEASED QUARANTINED TOTAL"
     assert " ".join(header.split()) == titles
-    assert " ".join(row.split()) == "decode-0 decode ready 4321 127.0.0.1:9 3 1 60 25 10 5 100"
+    assert " ".join(row.split()) == "decode-0 decode ready 4321 127.0.0.1:9 3 1 60 25 10 5 100 prefill-0, prefill-2"
 
 
 def test_status_takes_the_port_from_the_environment(

@@ -1,6 +1,7 @@
 """What a replay submits, whom a loss is blamed on, and when trying again ends."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,8 @@ from pdserve.core.errors import (
     LinkLost,
     Overloaded,
     PdserveError,
+    TransferFailed,
+    TransferTimeout,
     Unavailable,
 )
 from pdserve.core.request import Request, SamplingParams, TokenDelta
@@ -28,6 +31,7 @@ from pdserve.dispatch.replay import (
     rebased,
 )
 from tests.clocks import ManualClock, settle
+from tests.unit.router.views import view
 
 
 def endpoint(engine_id: str, role: Role) -> Endpoint:
@@ -91,8 +95,26 @@ def test_lost_incarnations_are_avoided_and_attempts_are_counted() -> None:
     history.note(Lost(LinkLost("silent"), P, died=False))
     history.note(Lost(Unavailable("draining"), D, died=False))
     assert history.excluded == {("p0", 9), ("d0", 9)}
+    assert history.parted([view("p1", Role.PREFILL)]) == frozenset()
     with pytest.raises(LinkLost):
         history.note(Lost(LinkLost("silent"), endpoint("p1", Role.PREFILL), died=False))
+
+
+def test_after_a_lost_link_its_ends_may_serve_alone_and_after_a_second_one_handoffs_are_over() -> None:
+    history = ReplayHistory(ReplayRules(max_attempts=5))
+    engines = [view(name, Role.PREFILL, epoch=9) for name in ("p0", "p1")] + [view("d0", Role.DECODE, epoch=9)]
+    for source, parted in (("p0", {("p0", 9), ("d0", 9)}), ("p1", {engine.key for engine in engines})):
+        loss = lost(LinkLost("silent"), D, replace(ROUTE, prefill=endpoint(source, Role.PREFILL)))
+        assert loss is not None
+        history.note(loss)
+        assert history.parted(engines) == parted
+    assert history.excluded == frozenset()
+
+
+@pytest.mark.parametrize("error", [LinkLost("silent"), TransferFailed("refused"), TransferTimeout("10 s")])
+def test_only_what_a_decode_engine_says_of_its_link_is_a_lost_link(error: PdserveError) -> None:
+    said = [lost(error, D, ROUTE), lost(error, P, ROUTE), lost(DigestMismatch("damaged"), D, ROUTE)]
+    assert [loss and loss.link for loss in said] == [ROUTE.link, None, None]
 
 
 def test_a_request_present_at_two_deaths_is_not_given_a_third_engine() -> None:

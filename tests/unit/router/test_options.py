@@ -72,6 +72,43 @@ def test_an_excluded_engine_that_came_back_gets_work() -> None:
     assert ids(find_options(ask(excluded=("d0",)), cluster(*views), RULES).decodes) == ["d0"]
 
 
+def test_a_lost_link_parts_its_pair_only() -> None:
+    p0, p1 = view("p0", Role.PREFILL), view("p1", Role.PREFILL)
+    d0, d1 = view("d0", Role.DECODE, lost_links=("p0",)), view("d1", Role.DECODE)
+    options = find_options(ask(), cluster(p0, p1, d0, d1), RULES)
+    assert options.joined(options.prefills, options.decodes) == [(p0, d1), (p1, d0), (p1, d1)]
+    assert options.joined([p0], [d0]) == [(p0, d1), (p1, d0), (p1, d1)], "another pair when these have none"
+    assert options.local == ()
+
+
+def test_engines_without_a_link_take_no_part_in_handoffs() -> None:
+    cut_off = view("d0", Role.DECODE, lost_links=("p0", "p1"))
+    engines = view("p0", Role.PREFILL), view("p1", Role.PREFILL), cut_off, view("d1", Role.DECODE)
+    options = find_options(ask(), cluster(*engines), RULES)
+    assert (ids(options.prefills), ids(options.decodes)) == (["p0", "p1"], ["d1"])
+
+
+def test_while_no_link_works_each_engine_may_serve_alone() -> None:
+    engines = view("p0", Role.PREFILL), view("d0", Role.DECODE, lost_links=("p0",))
+    options = find_options(ask(), cluster(*engines), RULES)
+    assert not options.pairs
+    assert [(o.view.endpoint.engine_id, o.mode, o.reason) for o in options.local] == [
+        ("d0", Mode.DECODE_LOCAL, "no link for a handoff works"),
+        ("p0", Mode.PREFILL_LOCAL, "no link for a handoff works"),
+    ]
+    with pytest.raises(Unavailable, match="no decode engine can fetch from a prefill engine"):
+        find_options(ask(), cluster(*engines), STRICT)
+
+
+def test_a_request_is_not_handed_over_by_engines_it_was_parted_from_unless_nothing_else_is_allowed() -> None:
+    two = view("p0", Role.PREFILL), view("p1", Role.PREFILL), view("d0", Role.DECODE), view("d1", Role.DECODE)
+    options = find_options(ask(parted=("p0", "d0")), cluster(*two), RULES)
+    assert (ids(options.prefills), ids(options.decodes)) == (["p1"], ["d1"])
+    one = view("p0", Role.PREFILL), view("d0", Role.DECODE)
+    assert not find_options(ask(parted=("p0", "d0")), cluster(*one), RULES).pairs
+    assert find_options(ask(parted=("p0", "d0")), cluster(*one), STRICT).pairs
+
+
 def test_a_prefill_engine_full_of_leases_gets_prompts_only_if_all_are() -> None:
     full, free = view("p0", Role.PREFILL, leased=900), view("p1", Role.PREFILL, leased=100)
     d0 = view("d0", Role.DECODE)

@@ -106,6 +106,13 @@ def test_a_decode_engine_that_is_gone_is_replaced_at_once(bench: Bench) -> None:
         rebound(bench, gone, view("d1", Role.DECODE, draining=True))
 
 
+def test_a_request_that_tries_a_lost_link_stays_on_it_and_none_moves_to_one(bench: Bench) -> None:
+    assert rebound(bench, view("d0", Role.DECODE, lost_links=("p0", "p1")), view("d1", Role.DECODE)) == "d0"
+    gone = view("d0", Role.DECODE, state=EngineState.SUSPECT)
+    with pytest.raises(Unavailable, match="no decode engine"):
+        rebound(bench, gone, view("d1", Role.DECODE, lost_links=("p0", "p1")))
+
+
 def test_without_predictions_a_decode_engine_is_kept_while_it_is_there() -> None:
     router = Router(RoundRobin(RULES), KVIndex(), RULES)
     route = router.route(request(), cluster(*two_by_two()))

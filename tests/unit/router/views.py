@@ -23,6 +23,7 @@ def view(
     recent_work: float = 0.0,
     step_model: StepModel = STEP,
     epoch: int = 1,
+    lost_links: tuple[str, ...] = (),
 ) -> EngineView:
     """An engine whose snapshot has just arrived at second 0; running counts requests of other gateways."""
     load = LoadSnapshot(
@@ -49,6 +50,7 @@ def view(
         booked=booked or Booked(),
         others_requests=running,
         recent_work=recent_work,
+        lost_links=frozenset((name, 1) for name in lost_links),
     )
 
 
@@ -56,12 +58,25 @@ def cluster(*views: EngineView, now: float = 0.0) -> ClusterState:
     return ClusterState(now=now, engines=views)
 
 
-def ask(prompt_tokens: int = 500, *, max_tokens: int = 32, excluded: tuple[str, ...] = (), **cached: int) -> RouteAsk:
+def ask(
+    prompt_tokens: int = 500,
+    *,
+    max_tokens: int = 32,
+    excluded: tuple[str, ...] = (),
+    parted: tuple[str, ...] = (),
+    **cached: int,
+) -> RouteAsk:
     """cached: tokens per engine id, of epoch 1."""
     return RouteAsk(
         request_id="r",
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
-        hits={(name, 1): PrefixHit(tokens=tokens, likely_tokens=tokens) for name, tokens in cached.items()},
+        hits=hits(cached),
         excluded=frozenset((name, 1) for name in excluded),
+        parted=frozenset((name, 1) for name in parted),
     )
+
+
+def hits(cached: dict[str, int]) -> dict[tuple[str, int], PrefixHit]:
+    """Tokens per engine id, of epoch 1."""
+    return {(name, 1): PrefixHit(tokens=tokens, likely_tokens=tokens) for name, tokens in cached.items()}

@@ -1,5 +1,6 @@
 """Every metric is exported under its name, and two sets of metrics do not meet."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ def test_engine_gauges_show_the_state_at_the_time_of_the_scrape() -> None:
     assert metrics.registry.get_sample_value("pdserve_kv_blocks", {"engine": "decode-0", "state": "free"}) == 2
     views.clear()
     assert metrics.registry.get_sample_value("pdserve_kv_blocks", {"engine": "decode-0", "state": "free"}) is None
+
+
+def test_lost_links_are_those_of_decode_engines() -> None:
+    metrics, parted = Metrics(), replace(view(free=7), lost_links=frozenset({("prefill-0", 1), ("prefill-1", 1)}))
+    metrics.watch_engines(lambda: [parted])
+    assert metrics.registry.get_sample_value("pdserve_lost_links", {"engine": "decode-0"}) == 2
 
 
 def test_states_of_blocks_sum_up_to_all_blocks() -> None:

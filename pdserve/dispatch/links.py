@@ -1,0 +1,68 @@
+"""Which links between engines were lost, and when a request may try one again. Pure but for the clock.
+
+works ──lost──▶ avoided ──back-off over──▶ one request tries it ──fetched──▶ works
+                   ▲                               │
+                   └──────── twice as long ────────┘
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pdserve.config.times import Times
+from pdserve.core.clock import Clock
+from pdserve.core.cluster import EngineKey, Link
+
+
+@dataclass(slots=True)
+class _Loss:
+    """The link is avoided until a monotonic time."""
+
+    backoff: float
+    until: float
+
+
+class LostLinks:
+    """The links one gateway has lost."""
+
+    def __init__(self, times: Times, clock: Clock) -> None:
+        self._times = times
+        self._clock = clock
+        self._losses: dict[Link, _Loss] = {}
+
+    def lost(self, link: Link) -> bool:
+        """A request lost the link; whether that is news."""
+        now = self._clock.monotonic()
+        loss = self._losses.get(link)
+        if loss is None:
+            self._losses[link] = _Loss(self._times.link_backoff, now + self._times.link_backoff)
+        elif loss.until <= now:
+            loss.until = now + loss.backoff
+        return loss is None
+
+    def tried(self, link: Link) -> None:
+        """A request takes the link: while it has not told how that went, the others go on avoiding one that was
+        lost."""
+        now = self._clock.monotonic()
+        loss = self._losses.get(link)
+        if loss and loss.until <= now:
+            loss.backoff = min(2 * loss.backoff, self._times.link_backoff_max)
+            loss.until = now + loss.backoff
+
+    def works(self, link: Link) -> bool:
+        """A request fetched its KV over the link; whether that is news."""
+        return self._losses.pop(link, None) is not None
+
+    def keep(self, live: Iterable[EngineKey]) -> None:
+        """Forget the links of incarnations that have left."""
+        there = set(live)
+        self._losses = {link: loss for link, loss in self._losses.items() if there.issuperset(link)}
+
+    def avoided(self, decode: EngineKey) -> frozenset[EngineKey]:
+        """Prefill engines whose KV no request should fetch to this decode engine now."""
+        now = self._clock.monotonic()
+        return frozenset(p for (p, d), loss in self._losses.items() if d == decode and loss.until > now)
+
+    def next_try(self) -> float | None:
+        """When (monotonic) the next link may be tried; None when none is avoided."""
+        now = self._clock.monotonic()
+        return min((loss.until for loss in self._losses.values() if loss.until > now), default=None)
