@@ -104,10 +104,9 @@ class ReplayHistory:
         self.attempts += 1
         self.deaths += loss.died
         self.error = loss.error
+        self.excluded |= {(loss.engine.engine_id, loss.engine.epoch)}
         if loss.link:
             self.links += (loss.link,)
-        else:
-            self.excluded |= {(loss.engine.engine_id, loss.engine.epoch)}
         if self.deaths >= self.rules.poison_deaths:
             raise EngineDied(
                 f"{self.deaths} engines died while they served this request; it is not tried again"

@@ -108,7 +108,7 @@ def test_status_shows_every_number_of_an_engine_in_a_table(
     code, out, _ = run(monkeypatch, capsys, "status", "--port", str(port))
     header, row = out.splitlines()
     assert code == 0
-    titles = "ENGINE ROLE STATE PID ADDRESS RUNNING WAITING KV FREE USED LEASED QUARANTINED TOTAL"
+    titles = "ENGINE ROLE STATE PID ADDRESS RUNNING WAITING KV FREE USED LEASED QUARANTINED TOTAL LOST LINKS"
     assert " ".join(header.split()) == titles
     assert " ".join(row.split()) == "decode-0 decode ready 4321 127.0.0.1:9 3 1 60 25 10 5 100 prefill-0, prefill-2"
 
