@@ -11,6 +11,7 @@ from pdserve.core.endpoint import Endpoint, EngineCapacity, EngineState, LoadSna
 from pdserve.router.calibration import StepCalibrator
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.load import prompt_seconds
+from pdserve.router.pool_model import PoolModel
 
 _ON_THE_WAY = 0.02
 """Seconds before a snapshot's arrival in which a request may have been dispatched without being counted."""
@@ -24,11 +25,16 @@ class EngineLedger:
     Bookings never wait for a snapshot, and a snapshot does not undo what it cannot have counted yet.
     """
 
-    def __init__(self, key: EngineKey, index: KVIndex, clock: Clock, prior: StepModel | None = None) -> None:
+    def __init__(
+        self, key: EngineKey, index: KVIndex, clock: Clock, pool: PoolModel[EngineKey], prior: StepModel | None = None
+    ) -> None:
+        """pool: shared by the ledgers of the engine's peers."""
         self._key = key
+        self._pool = pool
         self._index = index
         self._clock = clock
         self._calibrator = StepCalibrator(prior)
+        pool.add(key, self._calibrator)
         self._capacity: EngineCapacity | None = None
         self._load: LoadSnapshot | None = None
         self._load_at = 0.0
@@ -41,10 +47,11 @@ class EngineLedger:
         self._recent = (0.0, 0.0)
         self._view: EngineView | None = None
         self._view_until = 0.0
+        self._view_version = 0
 
     @property
     def step_model(self) -> StepModel | None:
-        """None before the engine has taken a step."""
+        """What the engine's own steps suggest. None before it has taken one."""
         return self._calibrator.model if self._calibrator.calibrated else None
 
     def described(self, capacity: EngineCapacity) -> None:
@@ -99,14 +106,22 @@ class EngineLedger:
     def forget(self) -> None:
         """The incarnation has left."""
         self._index.drop(self._key)
+        self._pool.forget(self._key)
 
     def view(self, endpoint: Endpoint, *, usable: bool) -> EngineView:
         """The engine for a routing decision; an engine that is not heard from is suspect at most."""
         now = self._clock.monotonic()
+        self._pool.refresh(now)
         view = self._view
-        if view is None or now >= self._view_until or view.endpoint is not endpoint:
+        if (
+            view is None
+            or now >= self._view_until
+            or view.endpoint is not endpoint
+            or self._view_version != self._pool.version
+        ):
             view = self._view = self._look(endpoint, now)
             self._view_until = now + _VIEW_LIFE
+            self._view_version = self._pool.version
         if endpoint.state is EngineState.READY and not usable:
             return replace(view, endpoint=replace(endpoint, state=EngineState.SUSPECT))
         return view
@@ -117,11 +132,15 @@ class EngineLedger:
             load=self._load,
             load_at=self._load_at,
             capacity=self._capacity,
-            step_model=self._calibrator.model,
+            step_model=self._step_model(),
             booked=self._booked(),
             others_requests=self._others,
             recent_work=self._recent_work(now),
         )
+
+    def _step_model(self) -> StepModel:
+        """As the pool sees it, or the prior."""
+        return self._pool.model(self._key) or self._calibrator.model
 
     def _booked(self) -> Booked:
         unseen_since = self._load_at - _ON_THE_WAY
@@ -139,7 +158,7 @@ class EngineLedger:
         tokens = reservation.uncached_tokens
         self._prompts[reservation.request_id] = tokens, now
         cached = reservation.prompt_tokens - tokens
-        work = prompt_seconds(self._calibrator.model, self._capacity, reservation.prompt_tokens, cached)
+        work = prompt_seconds(self._step_model(), self._capacity, reservation.prompt_tokens, cached)
         self._recent = self._recent_work(now) + work, now
 
     def _recent_work(self, now: float) -> float:

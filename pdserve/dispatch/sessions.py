@@ -21,7 +21,7 @@ from pdserve.core.cluster import (
     StepModel,
     expected_output,
 )
-from pdserve.core.endpoint import Endpoint, EngineState
+from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import EngineClient
 from pdserve.core.request import Request
@@ -29,6 +29,7 @@ from pdserve.dispatch.connection import EngineConnection
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.links import LostLinks
 from pdserve.router.kv_index import KVIndex
+from pdserve.router.pool_model import PoolModel
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +71,7 @@ class SessionPool:
         self._endpoints: tuple[Endpoint, ...] = ()
         self._connections: dict[EngineKey, Connection] = {}
         self._ledgers: dict[EngineKey, EngineLedger] = {}
+        self._pools = {role: PoolModel[EngineKey]() for role in Role}
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._links = LostLinks(times, clock)
@@ -87,7 +89,9 @@ class SessionPool:
             self._keep(asyncio.get_running_loop().create_task(self._connections.pop(key).close()))
         for key, endpoint in live.items():
             if key not in self._connections:
-                self._ledgers[key] = EngineLedger(key, self.index, self._clock, self._prior(endpoint))
+                self._ledgers[key] = EngineLedger(
+                    key, self.index, self._clock, self._pools[endpoint.role], self._prior(endpoint)
+                )
                 self._open(key, endpoint)
         self._links.keep(live)
         self._note_change()

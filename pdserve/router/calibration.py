@@ -5,7 +5,8 @@ does not, so that what the load says nothing about stays sane. No term is ever n
 context takes time too: without that, prompts would seem free.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from pdserve.core.cluster import StepModel
@@ -22,14 +23,51 @@ _TYPICAL_STEP = (64.0, 16384.0)
 """(tokens, context) of a step by which whole models are compared."""
 
 
+@dataclass(slots=True)
+class Evidence:
+    """Normal equations of steps taken, by relative error, and how many steps they stand for; older ones count less."""
+
+    matrix: list[list[float]] = field(default_factory=lambda: [[0.0] * 3 for _ in range(3)])
+    vector: list[float] = field(default_factory=lambda: [0.0] * 3)
+    steps: float = 0.0
+
+    def fade(self) -> None:
+        for row in self.matrix:
+            row[:] = [_KEEP * value for value in row]
+        self.vector = [_KEEP * value for value in self.vector]
+        self.steps *= _KEEP
+
+    def observe(self, tally: StepTally) -> None:
+        features = (1.0, tally.tokens / tally.steps, tally.context / tally.steps)
+        seconds = tally.seconds / tally.steps
+        weight = tally.steps / seconds**2
+        for i, x in enumerate(features):
+            self.vector[i] += weight * x * seconds
+            for j, y in enumerate(features):
+                self.matrix[i][j] += weight * x * y
+        self.steps += tally.steps
+
+    def add(self, other: "Evidence") -> None:
+        for i in range(3):
+            self.vector[i] += other.vector[i]
+            for j in range(3):
+                self.matrix[i][j] += other.matrix[i][j]
+        self.steps += other.steps
+
+    def slowness(self, model: StepModel) -> float:
+        """How many times what the model says these steps took, at least squares; 1 without steps."""
+        theta = (model.base, model.per_token, model.per_context)
+        said = sum(theta[i] * self.matrix[i][j] * theta[j] for i in range(3) for j in range(3))
+        return sum(theta[i] * self.vector[i] for i in range(3)) / said if said > 0 else 1.0
+
+
 class StepCalibrator:
     """Online estimate of one engine's StepModel. prior: what to start from, such as a peer's model."""
 
     def __init__(self, prior: StepModel | None = None) -> None:
         self._prior = _plausible(prior) if prior else StepModel()
-        self._scaled = prior is not None
-        self._matrix = [[0.0] * 3 for _ in range(3)]
-        self._vector = [0.0] * 3
+        self._is_scaled = prior is not None
+        self.evidence = Evidence()
         self._seen: tuple[StepTally, ...] = ()
         self.model = prior or self._prior
         self.calibrated = False
@@ -43,14 +81,12 @@ class StepCalibrator:
         fresh = [tally for tally in fresh if tally.steps > 0 and tally.seconds > 0]
         if not fresh:
             return
-        if not self._scaled:
+        if not self._is_scaled:
             self._scale_prior(fresh)
-        for row in self._matrix:
-            row[:] = [_KEEP * value for value in row]
-        self._vector = [_KEEP * value for value in self._vector]
+        self.evidence.fade()
         for tally in fresh:
-            self._observe(tally)
-        self.model = self._solve()
+            self.evidence.observe(tally)
+        self.model = fit(self.evidence, self._prior)
         self.calibrated = True
 
     def _scale_prior(self, tallies: list[StepTally]) -> None:
@@ -60,43 +96,48 @@ class StepCalibrator:
             for t in tallies
         )
         factor = sum(t.seconds for t in tallies) / expected
-        self._prior = _scaled(self._prior, factor)
-        self._scaled = True
-
-    def _observe(self, tally: StepTally) -> None:
-        features = (1.0, tally.tokens / tally.steps, tally.context / tally.steps)
-        seconds = tally.seconds / tally.steps
-        weight = tally.steps / seconds**2
-        for i, x in enumerate(features):
-            self._vector[i] += weight * x * seconds
-            for j, y in enumerate(features):
-                self._matrix[i][j] += weight * x * y
-
-    def _solve(self) -> StepModel:
-        """The best fit with no negative term: every subset of the three terms is tried, except context alone."""
-        prior = (self._prior.base, self._prior.per_token, self._prior.per_context)
-        matrix = [row[:] for row in self._matrix]
-        vector = self._vector[:]
-        for i, value in enumerate(prior):
-            precision = _PRIOR_WEIGHT / max(value, 1e-12) ** 2
-            matrix[i][i] += precision
-            vector[i] += precision * value
-        best, best_error = prior, float("inf")
-        for size in (3, 2, 1):
-            for terms in combinations(range(3), size):
-                theta = _solve_terms(matrix, vector, terms)
-                if min(theta) < 0 or theta[0] + theta[1] <= 0:
-                    continue
-                # The error up to a constant: θᵀMθ − 2θᵀv.
-                error = sum(
-                    theta[i] * (sum(matrix[i][j] * theta[j] for j in range(3)) - 2 * vector[i]) for i in range(3)
-                )
-                if error < best_error:
-                    best, best_error = theta, error
-        return StepModel(base=best[0], per_token=best[1], per_context=best[2])
+        self._prior = scaled(self._prior, factor)
+        self._is_scaled = True
 
 
-def _scaled(model: StepModel, factor: float) -> StepModel:
+def fit(evidence: Evidence, prior: StepModel) -> StepModel:
+    """The best fit with no negative term: every subset of the three terms is tried, except context alone."""
+    start = (prior.base, prior.per_token, prior.per_context)
+    matrix = [row[:] for row in evidence.matrix]
+    vector = evidence.vector[:]
+    for i, value in enumerate(start):
+        precision = _PRIOR_WEIGHT / max(value, 1e-12) ** 2
+        matrix[i][i] += precision
+        vector[i] += precision * value
+    best, best_error = start, float("inf")
+    for size in (3, 2, 1):
+        for terms in combinations(range(3), size):
+            theta = _solve_terms(matrix, vector, terms)
+            if min(theta) < 0 or theta[0] + theta[1] <= 0:
+                continue
+            # The error up to a constant: θᵀMθ − 2θᵀv.
+            error = sum(theta[i] * (sum(matrix[i][j] * theta[j] for j in range(3)) - 2 * vector[i]) for i in range(3))
+            if error < best_error:
+                best, best_error = theta, error
+    return StepModel(base=best[0], per_token=best[1], per_context=best[2])
+
+
+def fit_together(calibrators: Iterable[StepCalibrator]) -> StepModel:
+    """One model of all their steps. Each must have seen some."""
+    everything, priors = Evidence(), list[StepModel]()
+    for calibrator in calibrators:
+        everything.add(calibrator.evidence)
+        priors.append(_plausible(calibrator.model))
+    count = len(priors)
+    prior = StepModel(
+        base=sum(prior.base for prior in priors) / count,
+        per_token=sum(prior.per_token for prior in priors) / count,
+        per_context=sum(prior.per_context for prior in priors) / count,
+    )
+    return fit(everything, prior)
+
+
+def scaled(model: StepModel, factor: float) -> StepModel:
     return StepModel(
         base=model.base * factor, per_token=model.per_token * factor, per_context=model.per_context * factor
     )
@@ -105,7 +146,7 @@ def _scaled(model: StepModel, factor: float) -> StepModel:
 def _plausible(model: StepModel) -> StepModel:
     """A peer's model with no term much smaller than in the default's proportions."""
     share = _LEAST_SHARE * model.seconds(*_TYPICAL_STEP) / StepModel().seconds(*_TYPICAL_STEP)
-    like = _scaled(StepModel(), share)
+    like = scaled(StepModel(), share)
     return StepModel(
         base=max(model.base, like.base),
         per_token=max(model.per_token, like.per_token),

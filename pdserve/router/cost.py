@@ -11,6 +11,10 @@ from pdserve.router import load
 from pdserve.router.options import LocalOption, Options
 from pdserve.router.rules import RoutingRules
 
+TIE = 1e-4
+"""Costs that differ by less than this share are equal: predictions are not so good, and what else would decide is
+what is left of load long past."""
+
 
 class CostModel:
     """Prices the candidates of one request at one moment."""
@@ -113,7 +117,7 @@ Choice = tuple[Prediction, EngineView, EngineView, LocalOption | None]
 def ranked(ask: RouteAsk, options: Options, now: float, rules: RoutingRules) -> list[Choice]:
     """The candidates worth comparing, cheapest first; of hundreds of engines only each pool's best.
 
-    A short prompt's local candidates come first unless local_advantage says otherwise.
+    Ties go to the lower engine ids. A short prompt's local candidates come first unless local_advantage says otherwise.
     """
     model = CostModel(ask, now, rules)
     short = {option.view.key for option in options.local if option.short}
@@ -123,12 +127,18 @@ def ranked(ask: RouteAsk, options: Options, now: float, rules: RoutingRules) -> 
         found += [(model.pair(p, d), p, d, None) for p, d in pairs]
     found += [(model.local(option.view), option.view, option.view, option) for option in options.local]
 
-    def order(choice: Choice) -> tuple[float, str, str]:
-        prediction, prefill, decode, option = choice
-        handicap = 1.0 if option or not short else rules.local_advantage
-        return prediction.cost * handicap, prefill.endpoint.engine_id, decode.endpoint.engine_id
+    def cost(choice: Choice) -> float:
+        prediction, _, _, option = choice
+        return prediction.cost * (1.0 if option or not short else rules.local_advantage)
 
-    return sorted(found, key=order)
+    found.sort(key=cost)
+    tied = [choice for choice in found if cost(choice) <= cost(found[0]) * (1 + TIE)]
+    return sorted(tied, key=_engine_ids) + found[len(tied) :]
+
+
+def _engine_ids(choice: Choice) -> tuple[str, str]:
+    _, prefill, decode, _ = choice
+    return prefill.endpoint.engine_id, decode.endpoint.engine_id
 
 
 def as_candidate(choice: Choice, ask: RouteAsk) -> Candidate:

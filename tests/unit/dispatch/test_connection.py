@@ -14,6 +14,7 @@ from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDel
 from pdserve.dispatch.connection import EngineConnection
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.router.kv_index import BlockHit, KVIndex
+from pdserve.router.pool_model import PoolModel
 from pdserve.rpc import convert
 from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
@@ -59,7 +60,7 @@ class Bench:
         self.engine = ScriptedEngine()
         self.clock = ManualClock()
         self.index = KVIndex()
-        self.ledger = EngineLedger(("d0", EPOCH), self.index, self.clock)
+        self.ledger = EngineLedger(("d0", EPOCH), self.index, self.clock, PoolModel())
         self.server = new_server()
         pb_grpc.add_EngineServiceServicer_to_server(self.engine, self.server)
         self.port = self.server.add_insecure_port("127.0.0.1:0")

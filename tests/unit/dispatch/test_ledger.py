@@ -2,7 +2,7 @@
 
 import pytest
 
-from pdserve.core.cluster import RECENT_SECONDS, Booked, Reservation, StepModel
+from pdserve.core.cluster import RECENT_SECONDS, Booked, EngineView, Reservation, StepModel
 from pdserve.core.endpoint import (
     BlockCounts,
     Endpoint,
@@ -14,6 +14,7 @@ from pdserve.core.endpoint import (
 )
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.router.kv_index import KVIndex
+from pdserve.router.pool_model import PoolModel
 from tests.clocks import ManualClock
 
 KEY = ("e0", 1)
@@ -23,7 +24,7 @@ ENDPOINT = Endpoint(engine_id="e0", role=Role.DECODE, epoch=1, address="127.0.0.
 class Bench:
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.ledger = EngineLedger(KEY, KVIndex(), self.clock)
+        self.ledger = EngineLedger(KEY, KVIndex(), self.clock, PoolModel())
 
     def load(self, *, running: int = 0, backlog: int = 0, steps: tuple[StepTally, ...] = ()) -> None:
         self.ledger.loaded(
@@ -53,12 +54,16 @@ class Bench:
         return reservation
 
     @property
+    def view(self) -> EngineView:
+        return self.ledger.view(ENDPOINT, usable=True)
+
+    @property
     def booked(self) -> Booked:
-        return self.ledger.view(ENDPOINT, usable=True).booked
+        return self.view.booked
 
     @property
     def others(self) -> int:
-        return self.ledger.view(ENDPOINT, usable=True).others_requests
+        return self.view.others_requests
 
 
 @pytest.fixture
@@ -127,9 +132,9 @@ def test_an_engine_that_is_not_heard_from_is_suspect(bench: Bench) -> None:
 def test_step_times_and_size_come_with_the_view(bench: Bench) -> None:
     capacity = EngineCapacity(model_revision="r", block_size=16, num_blocks=8, max_rows=4, max_tokens_per_step=64)
     bench.ledger.described(capacity)
-    assert bench.ledger.step_model is None
+    assert (bench.ledger.step_model, bench.view.step_model) == (None, StepModel())
     bench.load(steps=(StepTally(), StepTally(steps=100, tokens=100, context=1000, seconds=2.0)))
-    view = bench.ledger.view(ENDPOINT, usable=True)
-    assert view.capacity == capacity
-    assert view.step_model == bench.ledger.step_model != StepModel()
-    assert view.step_model.seconds(1, 10) == pytest.approx(0.02, rel=0.05)
+    assert bench.view.capacity == capacity
+    assert bench.ledger.step_model is not None
+    for model in (bench.view.step_model, bench.ledger.step_model):
+        assert model.seconds(1, 10) == pytest.approx(0.02, rel=0.05)

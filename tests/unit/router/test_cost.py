@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,3 +182,9 @@ def test_hundreds_of_engines_are_pruned_to_the_best_of_each_pool() -> None:
     choices = ranked(ask(), find_options(ask(), state, RULES), 0.0, RULES)
     assert len(choices) == RULES.pool_top**2
     assert [e.endpoint.engine_id for e in choices[0][1:3]] == ["p000", "d000"]
+
+
+@pytest.mark.parametrize(("left", "first"), [(0.001, "p0"), (3.0, "p1")])
+def test_what_is_left_of_load_long_past_does_not_decide(left: float, first: str) -> None:
+    views = [view("p0", Role.PREFILL, recent_work=left), view("p1", Role.PREFILL), view("d0", Role.DECODE)]
+    assert KVAware(RULES).choose(ask(), cluster(*views)).prefill.engine_id == first

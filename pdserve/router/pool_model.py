@@ -1,0 +1,61 @@
+"""Which differences between the engines of a pool are real: one StepModel of all their steps.
+
+Peers run the same model on the same kind of machine. What tells their own estimates apart is mostly the noise of the
+last steps, and a router that believes it sends every request of a quiet moment to whichever engine was lucky. So
+all share one model; an engine that is slower or faster than it by more than what may be noise keeps what exceeds that.
+"""
+
+from collections.abc import Hashable
+from math import copysign, exp, log, sqrt
+from typing import Generic, TypeVar
+
+from pdserve.core.cluster import StepModel
+from pdserve.router.calibration import StepCalibrator, fit_together, scaled
+
+Key = TypeVar("Key", bound=Hashable)
+
+EQUAL_WITHIN = log(1.25)
+"""Natural logarithm of the ratio of speeds up to which peers count as equal, however many steps they took."""
+REFRESH_SECONDS = 1.0
+"""How long the pool's models stay as they are, so that all views of one decision rest on the same ones."""
+
+
+class PoolModel(Generic[Key]):
+    """The step times of one pool's engines. version changes whenever an answer of `model` may."""
+
+    def __init__(self) -> None:
+        self._calibrators: dict[Key, StepCalibrator] = {}
+        self._models: dict[Key, StepModel] = {}
+        self._shared: StepModel | None = None
+        self._stale_at = float("-inf")
+        self.version = 0
+
+    def add(self, key: Key, calibrator: StepCalibrator) -> None:
+        """What it learns counts from the next refresh on, until the engine is forgotten."""
+        self._calibrators[key] = calibrator
+
+    def forget(self, key: Key) -> None:
+        self._calibrators.pop(key, None)
+
+    def refresh(self, now: float) -> None:
+        """Take in what was learned, if it is time. now: monotonic seconds."""
+        if now < self._stale_at:
+            return
+        knowing = {key: calibrator for key, calibrator in self._calibrators.items() if calibrator.calibrated}
+        if not knowing:
+            return
+        self._stale_at = now + REFRESH_SECONDS
+        self._shared = shared = fit_together(knowing.values())
+        self._models = {key: scaled(shared, _certain(calibrator, shared)) for key, calibrator in knowing.items()}
+        self.version += 1
+
+    def model(self, key: Key) -> StepModel | None:
+        """An engine's model; the shared one for one that has not taken a step, None before any has."""
+        return self._models.get(key, self._shared)
+
+
+def _certain(calibrator: StepCalibrator, shared: StepModel) -> float:
+    """How many times slower than the shared model the engine certainly is. A single step may be off by a factor."""
+    slowness = log(calibrator.evidence.slowness(shared))
+    doubt = EQUAL_WITHIN + 1 / sqrt(calibrator.evidence.steps)
+    return exp(copysign(max(0.0, abs(slowness) - doubt), slowness))
