@@ -52,8 +52,9 @@ class RequestOutput:
 class LLM:
     """A model in this process. Use as a context manager, or call close.
 
-    model is a checkpoint directory or "demo"; num_blocks × block_size tokens of KV are kept. Raises
-    CheckpointError or ConfigError when the model cannot be served.
+    model is a checkpoint directory or "demo"; num_blocks × block_size tokens of KV are kept. tensor_parallel ranks
+    compute it together, each in a process of its own. Raises CheckpointError or ConfigError when the model cannot be
+    served.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class LLM:
         dtype: str = "auto",
         block_size: int = 16,
         num_blocks: int = 512,
+        tensor_parallel: int = 1,
         limits: EngineLimits | None = None,
         deterministic: bool | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class LLM:
             dtype=dtype,
             block_size=block_size,
             num_blocks=num_blocks,
+            tensor_parallel=tensor_parallel,
             deterministic=deterministic,
             backends=("loopback",),
         )
@@ -132,7 +135,7 @@ class LLM:
             raise
 
     async def _open(self, spec: WorkerSpec) -> Engine:
-        worker = await open_worker(spec, "inproc")
+        worker = await open_worker(spec, "inproc" if spec.tensor_parallel == 1 else "process")
         self._stack.push_async_callback(worker.close)
         endpoint = Endpoint(
             engine_id=spec.engine_id,

@@ -13,7 +13,7 @@ from pdserve.core.batch import Batch, Row, SamplerInit
 from pdserve.model.loader import LoadedModel
 from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.runner import Runner
-from pdserve.worker.worker import WorkerOptions, kv_layout
+from pdserve.worker.worker import WorkerOptions, kv_layout, kv_shard
 
 GREEDY = SamplerInit(
     temperature=0.0,
@@ -41,7 +41,7 @@ class Stepped:
     computed: int = 0
     settings: SamplerInit = GREEDY
     logits: list[Tensor] = field(default_factory=list)
-    """The logits rows its sampled tokens came from."""
+    """The logits rows its sampled tokens came from; on ranks other than 0 none."""
 
 
 class Stepper:
@@ -49,7 +49,7 @@ class Stepper:
 
     def __init__(self, loaded: LoadedModel, options: WorkerOptions, *, seed: int = 0) -> None:
         self.layout = kv_layout(loaded, options)
-        self.kv = KVTensors(self.layout, device=loaded.device)
+        self.kv = KVTensors(self.layout.of_heads(kv_shard(loaded).heads), device=loaded.device)
         attention = TorchAttention(
             block_size=self.layout.block_size,
             dtype=loaded.dtype,
@@ -57,6 +57,7 @@ class Stepper:
             deterministic=options.deterministic is not False,
         )
         self.runner = Runner(loaded, attention, self.kv)
+        self._leads = loaded.parallel.rank == 0
         self._free = Random(seed).sample(range(self.layout.num_blocks), self.layout.num_blocks)
         self._ids = count()
         self._steps = count()
@@ -74,8 +75,10 @@ class Stepper:
         batch = Batch(step=next(self._steps), rows=rows)
         logits = self.runner.forward(batch)
         by_id = {sequence.id: sequence for sequence, _ in parts}
-        for row, output in zip(logits, self.runner.sample(batch, logits).rows, strict=True):
+        outputs = self.runner.sample(batch, logits).rows
+        for output in outputs:
             by_id[output.sequence_id].tokens.extend(output.token_ids)
+        for output, row in zip(outputs, logits, strict=self._leads):
             by_id[output.sequence_id].logits.append(row)
 
     def generate(self, sequence: Stepped, num_tokens: int, *, chunk: int = 1 << 30) -> list[int]:

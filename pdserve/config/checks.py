@@ -5,7 +5,7 @@ from dataclasses import fields
 from ipaddress import ip_address
 from typing import get_args
 
-from pdserve.config.schema import Config, Launcher, TransferBackendName
+from pdserve.config.schema import Config, Device, Launcher, TransferBackendName, WorkerMode
 from pdserve.config.times import Times
 
 
@@ -66,8 +66,17 @@ def _pools(config: Config) -> Iterator[str]:
                 f"pools.{role}.max_rows: {pool.max_rows} rows cannot each have a token in a step of "
                 f"max_tokens_per_step {pool.max_tokens_per_step}; lower max_rows or raise max_tokens_per_step"
             )
+        if pool.tensor_parallel > 1:
+            yield from _several_ranks(config, f"pools.{role}.tensor_parallel")
     if pools.prefill.engines and not pools.decode.accepts_handoff:
         yield "pools.decode.accepts_handoff: must be true while there are prefill engines"
+
+
+def _several_ranks(config: Config, setting: str) -> Iterator[str]:
+    if config.device is Device.CUDA:
+        yield f"{setting}: several ranks compute together on cpu only; set device to cpu, or this to 1"
+    if config.worker is WorkerMode.INPROC:
+        yield f"{setting}: each rank needs a process of its own; set worker to auto or process"
 
 
 def _placement(config: Config) -> Iterator[str]:

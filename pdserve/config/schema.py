@@ -62,7 +62,8 @@ class Device(StrEnum):
 
 
 class WorkerMode(StrEnum):
-    """Where an engine's torch part runs. AUTO: in the engine's process on cpu, in its own on cuda."""
+    """Where an engine's torch part runs. AUTO: in the engine's process on cpu, in its own on cuda or with several
+    ranks."""
 
     AUTO = "auto"
     INPROC = "inproc"
@@ -89,6 +90,8 @@ class PoolConfig(Section):
     """How many engines of a role there are, and how much each takes on. Fields as in EngineLimits."""
 
     engines: Annotated[int, Field(ge=0, le=512)]
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
+    """Ranks that compute each engine's model together, each in a process of its own; pools may differ."""
     max_tokens_per_step: Positive
     max_rows: Positive
     chunk_size: Positive
@@ -99,7 +102,9 @@ class PoolConfig(Section):
 
     def limits(self, max_model_len: int) -> EngineLimits:
         """max_model_len in tokens, prompt and answer together."""
-        return EngineLimits(max_model_len=max_model_len, **self.model_dump(exclude={"engines", "placement"}))
+        return EngineLimits(
+            max_model_len=max_model_len, **self.model_dump(exclude={"engines", "tensor_parallel", "placement"})
+        )
 
 
 class PrefillPool(PoolConfig):
@@ -153,14 +158,14 @@ class RayConfig(Section):
 
 
 class KVConfig(Section):
-    """KV memory of each engine."""
+    """KV memory of each engine, or of each of its ranks."""
 
     block_size: Annotated[int, Field(ge=1, le=256)] = 16
     """Tokens per block; all engines share it, because blocks are what they exchange."""
     num_blocks: Annotated[int, Field(ge=2)] | None = None
-    """Size of the pool in blocks; give this or memory."""
+    """Size of an engine's pool in blocks; give this or memory."""
     memory: ByteSize | None = None
-    """Size of the pool in bytes or as "256MiB". With neither: 256 MiB on cpu, 8 GiB on cuda."""
+    """Size of the pool in bytes or as "256MiB", of each rank. With neither: 256 MiB on cpu, 8 GiB on cuda."""
     order: KVOrder = KVOrder.BLOCK_MAJOR
     backends: tuple[TransferBackendName, ...] = ("nixl", "shared_memory", "grpc")
     """What moves KV, in order of preference. Two engines use the fastest they have in common, the preferred one

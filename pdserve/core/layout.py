@@ -6,7 +6,7 @@ LAYER_MAJOR keeps all blocks of a layer together.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 
@@ -52,7 +52,8 @@ class KVRegion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVLayout:
-    """The paged KV memory of one worker: one group, num_blocks blocks of block_size tokens."""
+    """Paged KV memory: one group, num_blocks blocks of block_size tokens. Of an engine as a whole, or, with the heads
+    that one rank of it holds, of that rank."""
 
     group: KVGroup
     block_size: int
@@ -82,8 +83,8 @@ class KVLayout:
 
     @property
     def wire_hash(self) -> bytes:
-        """16 bytes that are equal iff two workers may exchange blocks: model, shapes and dtype, but
-        neither the number of blocks nor their order in memory."""
+        """16 bytes that are equal iff two engines may exchange blocks: model, shapes and dtype, but neither the number
+        of blocks nor their order in memory. Of an engine's layout: how it divides heads among ranks is not in it."""
         group = self.group
         text = "|".join(
             map(
@@ -102,8 +103,16 @@ class KVLayout:
         )
         return sha256(text.encode()).digest()[:16]
 
+    def of_heads(self, heads: tuple[int, int]) -> "KVLayout":
+        """The layout of a rank that holds heads [first, end) of every block."""
+        return replace(self, group=replace(self.group, num_kv_heads=heads[1] - heads[0]))
+
     def whole_blocks(self, blocks: tuple[int, ...]) -> KVRegion:
-        return KVRegion(group=0, blocks=blocks, layers=(0, self.group.num_layers), heads=(0, self.group.num_kv_heads))
+        return self.heads_of(blocks, (0, self.group.num_kv_heads))
+
+    def heads_of(self, blocks: tuple[int, ...], heads: tuple[int, int]) -> KVRegion:
+        """Some heads of blocks, in all layers; counted within this layout."""
+        return KVRegion(group=0, blocks=blocks, layers=(0, self.group.num_layers), heads=heads)
 
     def spans(self, block: int) -> Iterator[tuple[int, int]]:
         """(byte offset, byte length) of one whole block, in layer order."""

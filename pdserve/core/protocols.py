@@ -8,6 +8,7 @@ from pdserve.core.batch import Batch, StepOutput
 from pdserve.core.endpoint import LoadSnapshot
 from pdserve.core.layout import KVLayout
 from pdserve.core.request import Request, TokenDelta
+from pdserve.core.shards import KVPart, KVShard
 from pdserve.core.ticket import TransferTicket
 
 
@@ -46,20 +47,33 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerAddress:
-    """What a worker must know of another to read its KV: per backend name, opaque metadata."""
+class RankAddress:
+    """One rank of an engine: what it holds, and per backend name, opaque metadata with which to read it."""
 
-    engine_id: str
-    epoch: int
-    layout_hash: bytes
+    shard: KVShard
     backends: tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PullSpec:
-    """One verified read of whole blocks from a peer; the two block lists pair up in order.
+class PeerAddress:
+    """What an engine's workers must know of another engine to read its KV."""
 
-    deadline is in seconds from the call. seed binds the digest to its ticket and place.
+    engine_id: str
+    epoch: int
+    layout_hash: bytes
+    ranks: tuple[RankAddress, ...]
+
+    @property
+    def shards(self) -> tuple[KVShard, ...]:
+        return tuple(rank.shard for rank in self.ranks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullSpec:
+    """One verified read of blocks from a peer; the two block lists pair up in order.
+
+    deadline is in seconds from the call. seed binds the digest to its ticket and place. part says which heads, and
+    between which ranks; None is whole blocks between two engines of one rank each.
     """
 
     peer: str
@@ -69,6 +83,7 @@ class PullSpec:
     digest: bytes
     seed: int
     deadline: float
+    part: KVPart | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +112,12 @@ class Pull(Protocol):
 
 
 class TransferService(Protocol):
-    """The component of a worker that owns its KV memory and moves blocks. One per worker rank."""
+    """The component of a worker that owns its KV memory and moves blocks, of all its ranks together."""
 
     @property
-    def layout(self) -> KVLayout: ...
+    def layout(self) -> KVLayout:
+        """Of the engine; its ranks hold the heads their shards name."""
+        ...
 
     @property
     def address(self) -> PeerAddress: ...
@@ -113,11 +130,13 @@ class TransferService(Protocol):
 
     def disconnect(self, engine_id: str) -> Awaitable[None]: ...
 
-    def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> Awaitable[bytes]:
+    def digest(
+        self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None
+    ) -> Awaitable[bytes]:
         """Zero the unused slots of the last block, then digest the blocks' bytes in order.
 
-        num_tokens is the number of tokens the blocks hold together. The caller has collected every
-        step that wrote them."""
+        num_tokens is the number of tokens the blocks hold together. The caller has collected every step that wrote
+        them. part limits the digest to the heads one of our ranks is read for; None is whole blocks of a sole rank."""
         ...
 
     def pull(self, spec: PullSpec) -> Pull: ...

@@ -3,23 +3,17 @@
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from pdserve.core.shards import KVPart, KVShard
+
 DIGEST_BYTES = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankSource:
-    """What one worker rank of the source holds: half-open layer and head ranges."""
-
-    rank: int
-    layers: tuple[int, int]
-    heads: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferTicket:
     """A leased claim on the KV of one prompt, valid for one epoch of one engine.
 
-    lease is in seconds from issue and renewed by heartbeats. address is the source's gRPC address.
+    lease is in seconds from issue and renewed by heartbeats. address is the source's gRPC address. ranks are what each
+    rank of the source holds; all of them use the same block ids.
     """
 
     id: str
@@ -31,7 +25,7 @@ class TransferTicket:
     num_tokens: int
     block_size: int
     lease: float
-    ranks: tuple[RankSource, ...]
+    ranks: tuple[KVShard, ...]
 
     @property
     def num_blocks(self) -> int:
@@ -40,16 +34,17 @@ class TransferTicket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionReady:
-    """Blocks of a ticket whose KV is final on the source.
+    """Blocks of a ticket whose KV is final on the source, as far as they are in one of the parts the target asked for.
 
     first_block is the logical index (in the prompt) of source_blocks[0]. digest is over the bytes
-    of exactly these blocks in logical order, seeded with `region_seed(ticket_id, first_block)`.
+    of exactly these blocks and heads in logical order, seeded with `region_seed` of the same ticket, place and part.
     """
 
     ticket_id: str
     first_block: int
     source_blocks: tuple[int, ...]
     digest: bytes
+    part: KVPart | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +71,9 @@ class TicketGone:
 HandoffNews = RegionReady | PrefillDone | TicketGone
 
 
-def region_seed(ticket_id: str, epoch: int, first_block: int) -> int:
-    """64-bit digest seed that binds a region's bytes to its ticket, source incarnation and place, so
-    that a replayed, swapped or stale region cannot verify."""
-    text = f"{ticket_id}|{epoch}|{first_block}".encode()
+def region_seed(ticket_id: str, epoch: int, first_block: int, part: KVPart | None = None) -> int:
+    """64-bit digest seed that binds a region's bytes to its ticket, source incarnation and place (block, rank and
+    heads), so that a replayed, swapped or stale region cannot verify."""
+    place = f"{first_block}|{part.source_rank}|{part.heads}" if part else f"{first_block}"
+    text = f"{ticket_id}|{epoch}|{place}".encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")

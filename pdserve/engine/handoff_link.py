@@ -21,7 +21,7 @@ from pdserve.core.errors import (
 )
 from pdserve.core.protocols import PeerAddress, TransferService
 from pdserve.core.ticket import TransferTicket
-from pdserve.engine.handoff_source import Deliver
+from pdserve.engine.handoff_source import Deliver, Parts
 from pdserve.engine.held_tickets import HeldTickets
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
@@ -87,9 +87,10 @@ class HandoffLink:
         """Renew the ticket's lease with every heartbeat until released."""
         self._tickets.hold(ticket)
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
         self._tickets.subscribe(ticket_id, deliver)
-        self._send(attach=pb.Attach(ticket_id=ticket_id, first_block=first_block))
+        messages = [convert.part_to_proto(part) for part in parts if part]
+        self._send(attach=pb.Attach(ticket_id=ticket_id, first_block=first_block, parts=messages))
 
     def lease_holds(self, ticket_id: str) -> bool:
         """Whether a pull may still start."""

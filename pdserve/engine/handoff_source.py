@@ -20,13 +20,13 @@ import structlog
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import Cancelled, LeaseExpired, PdserveError, TransferFailed
+from pdserve.core.errors import Cancelled, LayoutMismatch, LeaseExpired, PdserveError, TransferFailed
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import TransferService
+from pdserve.core.shards import KVPart
 from pdserve.core.ticket import (
     HandoffNews,
     PrefillDone,
-    RankSource,
     RegionReady,
     TicketGone,
     TransferTicket,
@@ -36,6 +36,9 @@ from pdserve.core.ticket import (
 _log = structlog.get_logger(__name__)
 
 Deliver = Callable[[HandoffNews], None]
+Parts = tuple[KVPart | None, ...]
+"""What a target's ranks take from which of the source's ranks; (None,) is whole blocks between two engines of one
+rank."""
 
 MAX_REGION_BLOCKS = 64
 _REMEMBERED_TICKETS = 4096
@@ -51,6 +54,7 @@ class _Offer:
     published_blocks: int = 0
     done: PrefillDone | None = None
     deliver: Deliver | None = None
+    parts: Parts = (None,)
     attached: bool = False
     """A target may be reading, even if the link it came over has broken since."""
 
@@ -85,7 +89,6 @@ class HandoffSource:
         self, ticket_id: str, sequence_id: int, request_id: str, num_tokens: int, source_blocks: tuple[int, ...]
     ) -> TransferTicket:
         """Offer a prompt's blocks, which the caller has leased under ticket_id."""
-        group = self._transfer.layout.group
         ticket = TransferTicket(
             id=ticket_id,
             request_id=request_id,
@@ -96,7 +99,7 @@ class HandoffSource:
             num_tokens=num_tokens,
             block_size=self._transfer.layout.block_size,
             lease=self._times.lease,
-            ranks=(RankSource(rank=0, layers=(0, group.num_layers), heads=(0, group.num_kv_heads)),),
+            ranks=self._transfer.address.shards,
         )
         offer = _Offer(ticket, sequence_id, source_blocks, self._clock.monotonic() + self._times.lease)
         self._offers[ticket_id] = offer
@@ -134,12 +137,16 @@ class HandoffSource:
         if not offer.attached:
             self._end(offer, gone)
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
-        """A target has blocks for everything from first_block on: deliver regions as they become final."""
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
+        """A target has blocks for everything from first_block on: deliver the parts of regions as they become final."""
         offer = self._offers.get(ticket_id)
         if offer is None:
             deliver(self._ended.get(ticket_id) or _unknown(ticket_id))
             return
+        if not all(_holds(offer.ticket, part) for part in parts):
+            deliver(_not_held(offer.ticket))
+            return
+        offer.parts = parts
         offer.deliver = deliver
         offer.attached = True
         offer.published_blocks = first_block
@@ -189,25 +196,32 @@ class HandoffSource:
             first = offer.published_blocks
             end = min(first + MAX_REGION_BLOCKS, offer.final_blocks)
             offer.published_blocks = end
-            task = asyncio.get_running_loop().create_task(self._digest_and_deliver(offer, first, end))
-            self._publishing.add(task)
-            task.add_done_callback(self._publishing.discard)
+            for parts in _same_bytes(offer.parts):
+                task = asyncio.get_running_loop().create_task(self._digest_and_deliver(offer, first, end, parts))
+                self._publishing.add(task)
+                task.add_done_callback(self._publishing.discard)
 
-    async def _digest_and_deliver(self, offer: _Offer, first: int, end: int) -> None:
+    async def _digest_and_deliver(self, offer: _Offer, first: int, end: int, parts: Parts) -> None:
+        """parts are the same bytes for different ranks of the target: they have one digest."""
         ticket = offer.ticket
         blocks = offer.source_blocks[first:end]
         num_tokens = min(ticket.num_tokens, end * ticket.block_size) - first * ticket.block_size
-        news: HandoffNews
+        seed = region_seed(ticket.id, ticket.epoch, first, parts[0])
+        news: list[HandoffNews]
         try:
-            digest = await self._transfer.digest(blocks, num_tokens, region_seed(ticket.id, ticket.epoch, first))
-            news = RegionReady(ticket_id=ticket.id, first_block=first, source_blocks=blocks, digest=digest)
+            digest = await self._transfer.digest(blocks, num_tokens, seed, parts[0])
+            news = [
+                RegionReady(ticket_id=ticket.id, first_block=first, source_blocks=blocks, digest=digest, part=part)
+                for part in parts
+            ]
         except PdserveError as error:
-            news = TicketGone(ticket_id=ticket.id, code=error.code, message=str(error))
+            news = [TicketGone(ticket_id=ticket.id, code=error.code, message=str(error))]
         except Exception:
             _log.exception("digest failed internally", ticket=ticket.id)
-            news = TicketGone(ticket_id=ticket.id, code=TransferFailed.code, message="its KV could not be digested")
-        if offer.deliver and ticket.id in self._offers:
-            offer.deliver(news)
+            news = [TicketGone(ticket_id=ticket.id, code=TransferFailed.code, message="its KV could not be digested")]
+        for item in news:
+            if offer.deliver and ticket.id in self._offers:
+                offer.deliver(item)
 
     def _end(self, offer: _Offer, gone: TicketGone | None) -> None:
         del self._offers[offer.ticket.id]
@@ -216,6 +230,29 @@ class HandoffSource:
         if len(self._ended) > _REMEMBERED_TICKETS:
             del self._ended[next(iter(self._ended))]
         self._on_end(offer.ticket.id, offer.sequence_id)
+
+
+def _holds(ticket: TransferTicket, part: KVPart | None) -> bool:
+    """Whether the part is there to be read."""
+    if part is None:
+        return len(ticket.ranks) == 1
+    return any(
+        shard.rank == part.source_rank and shard.heads[0] <= part.heads[0] < part.heads[1] <= shard.heads[1]
+        for shard in ticket.ranks
+    )
+
+
+def _same_bytes(parts: Parts) -> list[Parts]:
+    """Parts that differ in who reads them only, together."""
+    groups: dict[object, list[KVPart | None]] = {}
+    for part in parts:
+        groups.setdefault(part and (part.source_rank, part.heads), []).append(part)
+    return [tuple(group) for group in groups.values()]
+
+
+def _not_held(ticket: TransferTicket) -> TicketGone:
+    message = "these ranks do not hold the heads that were asked for"
+    return TicketGone(ticket_id=ticket.id, code=LayoutMismatch.code, message=message)
 
 
 def _unknown(ticket_id: str) -> TicketGone:

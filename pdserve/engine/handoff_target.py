@@ -30,6 +30,7 @@ from pdserve.core.errors import (
 )
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Pull, PullReceipt, PullSpec, TransferService
+from pdserve.core.shards import KVPart, plan_parts
 from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket, region_seed
 from pdserve.engine.source_link import OpenLink, SourceLink
 from pdserve.engine.source_links import SourceLinks
@@ -59,6 +60,8 @@ class FetchOutcome:
 class _Fetch:
     ticket: TransferTicket
     link: SourceLink
+    parts: tuple[KVPart, ...]
+    """What each of our ranks takes of every block, and from which rank of the source."""
     task: asyncio.Task[None] | None = None
     targets: dict[int, int] = field(default_factory=dict)
     """Logical block index → target block."""
@@ -68,7 +71,10 @@ class _Fetch:
     stamps: list[tuple[str, float]] = field(default_factory=list)
     num_bytes: int = 0
     num_pulls: int = 0
+    unoffered: set[tuple[int, KVPart | None]] = field(default_factory=set)
+    """Blocks, by logical index, and their parts that no region has brought yet."""
     missing: int = 0
+    """Parts of blocks that are not verified yet."""
     done: PrefillDone | None = None
 
 
@@ -112,15 +118,17 @@ class HandoffTarget:
             raise LayoutMismatch(
                 f"KV of {ticket.engine_id} does not fit here: model, KV dtype and block size must be equal"
             )
+        parts = plan_parts(ticket.ranks, self._transfer.address.shards)
         link = self._links.to_source_of(ticket)
         link.hold(ticket)
-        self._fetches[sequence_id] = _Fetch(ticket, link)
+        self._fetches[sequence_id] = _Fetch(ticket, link, parts)
 
     def fetch(self, sequence_id: int, targets: dict[int, int]) -> None:
         """Pull the given logical blocks (index → target block); the rest is already here."""
         fetch = self._fetches[sequence_id]
         fetch.targets = targets
-        fetch.missing = len(targets)
+        fetch.unoffered = {(index, part) for index in targets for part in fetch.parts}
+        fetch.missing = len(fetch.unoffered)
         fetch.task = asyncio.get_running_loop().create_task(self._run(sequence_id, fetch))
 
     def cancel(self, sequence_id: int) -> None:
@@ -170,7 +178,8 @@ class HandoffTarget:
     async def _complete(self, fetch: _Fetch) -> None:
         ticket = fetch.ticket
         await fetch.link.ready()
-        fetch.link.attach(ticket.id, min(fetch.targets, default=ticket.num_blocks), fetch.news.put_nowait)
+        first_block = min(fetch.targets, default=ticket.num_blocks)
+        fetch.link.attach(ticket.id, first_block, fetch.news.put_nowait, fetch.parts)
         self._stamp(fetch, "attached")
         watchers: list[asyncio.Task[None]] = []
         try:
@@ -208,8 +217,10 @@ class HandoffTarget:
         if not fetch.link.lease_holds(ticket.id):
             raise LeaseExpired(f"the lease of {ticket.engine_id} was not renewed in time to read")
         logical = range(region.first_block, region.first_block + len(region.source_blocks))
-        if any(index not in fetch.targets for index in logical):
-            raise TransferFailed(f"{ticket.engine_id} offered blocks that were not asked for")
+        offered = {(index, region.part) for index in logical}
+        if not offered <= fetch.unoffered:
+            raise TransferFailed(f"{ticket.engine_id} offered blocks that were not asked for, or twice")
+        fetch.unoffered -= offered
         targets = tuple(fetch.targets[index] for index in logical)
         reach("transferring")
         pull = self._transfer.pull(
@@ -219,8 +230,9 @@ class HandoffTarget:
                 source_blocks=region.source_blocks,
                 target_blocks=targets,
                 digest=region.digest,
-                seed=region_seed(ticket.id, ticket.epoch, region.first_block),
+                seed=region_seed(ticket.id, ticket.epoch, region.first_block, region.part),
                 deadline=self._times.transfer_deadline,
+                part=region.part,
             )
         )
         fetch.pulls.append((pull, targets))
@@ -265,7 +277,7 @@ class HandoffTarget:
             first_token=fetch.done.first_token if fetch.done else 0,
             finished=bool(fetch.done and fetch.done.finished),
             error=error,
-            unsettled=tuple(block for _, targets in fetch.pulls for block in targets),
+            unsettled=tuple(dict.fromkeys(block for _, targets in fetch.pulls for block in targets)),
             stamps=tuple(fetch.stamps),
             backend=fetch.link.backend,
             num_bytes=fetch.num_bytes,

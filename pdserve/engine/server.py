@@ -8,7 +8,7 @@ import grpc
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.errors import PdserveError
+from pdserve.core.errors import MalformedMessage, PdserveError
 from pdserve.core.protocols import TransferService
 from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket
 from pdserve.engine.engine import Engine
@@ -136,7 +136,7 @@ class _HandoffService(pb_grpc.HandoffServiceServicer):
         epoch = self._engine.endpoint.epoch
         match command.WhichOneof("command"):
             case "attach":
-                source.attach(command.attach.ticket_id, command.attach.first_block, deliver)
+                self._attach(command.attach, deliver)
             case "release":
                 ticket_id = command.release.ticket_id
                 released = pb.Released(ticket_id=ticket_id, expired=source.release(ticket_id))
@@ -145,6 +145,14 @@ class _HandoffService(pb_grpc.HandoffServiceServicer):
                 source.renew(tuple(command.heartbeat.ticket_ids))
                 return pb.HandoffEvent(source_epoch=epoch, ack=pb.HeartbeatAck(number=command.heartbeat.number))
         return None
+
+    def _attach(self, attach: pb.Attach, deliver: Deliver) -> None:
+        try:
+            parts = convert.parts_from_proto(attach.parts)
+        except MalformedMessage as error:
+            deliver(TicketGone(ticket_id=attach.ticket_id, code=error.code, message=str(error)))
+            return
+        self._engine.source.attach(attach.ticket_id, attach.first_block, deliver, parts or (None,))
 
 
 def _to_event(epoch: int, news: HandoffNews) -> pb.HandoffEvent:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from pdserve.core.errors import PdserveError
 from pdserve.core.ticket import TransferTicket
-from pdserve.engine.handoff_source import Deliver
+from pdserve.engine.handoff_source import Deliver, Parts
 
 
 class SourceLink(Protocol):
@@ -44,8 +44,8 @@ class SourceLink(Protocol):
         """Renew the ticket's lease until released."""
         ...
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
-        """Ask for the regions from first_block on."""
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
+        """Ask for the parts of the regions from first_block on."""
         ...
 
     def lease_holds(self, ticket_id: str) -> bool:

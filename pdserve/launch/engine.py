@@ -35,8 +35,9 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     if folder := os.environ.get(failpoints.ENVIRONMENT):
         failpoints.arm(Path(folder), payload["engine_id"])
     device = find_device(config.device)
-    spec = replace(worker_spec(config, payload["engine_id"], payload["epoch"], device), host=host)
-    mode = worker_mode(config.worker, device)
+    ranks = config.pools.by_role()[Role(payload["role"])].tensor_parallel
+    spec = replace(worker_spec(config, payload["engine_id"], payload["epoch"], device, ranks), host=host)
+    mode = worker_mode(config.worker, device, ranks)
     worker = await open_worker(spec, "process" if mode is WorkerMode.PROCESS else "inproc", config.times)
     try:
         await _serve(payload, config, host, worker, parent, drain)
@@ -72,21 +73,23 @@ async def _serve(
         await server.start(engine, config.times)
         try:
             parent.ready(address=server.address)
-            await _until_drained(engine, drain, config.times.drain_timeout)
+            await _until_drained(engine, worker, drain, config.times.drain_timeout)
         finally:
             await server.stop(_STOP_GRACE)
 
 
-async def _until_drained(engine: Engine, drain: asyncio.Event, timeout: float) -> None:
-    asked, death = asyncio.create_task(drain.wait()), asyncio.create_task(engine.death())
+async def _until_drained(engine: Engine, worker: WorkerHandle, drain: asyncio.Event, timeout: float) -> None:
+    """An idle engine learns here of its worker's death, a busy one from its step."""
+    asked = asyncio.create_task(drain.wait())
+    deaths = {asyncio.ensure_future(death) for death in (engine.death(), worker.death())}
     try:
-        await asyncio.wait([asked, death], return_when=asyncio.FIRST_COMPLETED)
-        if death.done():
+        done, _ = await asyncio.wait({asked, *deaths}, return_when=asyncio.FIRST_COMPLETED)
+        for death in deaths & done:
             raise death.result()
         await engine.drain(timeout)
     finally:
-        asked.cancel()
-        death.cancel()
+        for task in (asked, *deaths):
+            task.cancel()
 
 
 if __name__ == "__main__":

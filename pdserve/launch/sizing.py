@@ -4,27 +4,35 @@ from pdserve.config.schema import Config, WorkerMode
 from pdserve.core.errors import ConfigError
 from pdserve.core.layout import DTYPE_BYTES, KVGroup
 from pdserve.model.config import ModelConfig, load_config
+from pdserve.model.sharding import shard_model
 from pdserve.worker.spec import WorkerSpec
 
 _MIB = 2**20
 _DEFAULT_MEMORY = {"cpu": 256 * _MIB, "cuda": 8192 * _MIB}
 
 
-def worker_mode(mode: WorkerMode, device: str) -> WorkerMode:
-    """INPROC or PROCESS: a GPU's step loop never shares an interpreter with gRPC."""
+def worker_mode(mode: WorkerMode, device: str, tensor_parallel: int = 1) -> WorkerMode:
+    """INPROC or PROCESS: a GPU's step loop never shares an interpreter with gRPC, nor do two ranks one with each
+    other."""
     if mode is not WorkerMode.AUTO:
         return mode
-    return WorkerMode.INPROC if device == "cpu" else WorkerMode.PROCESS
+    return WorkerMode.INPROC if device == "cpu" and tensor_parallel == 1 else WorkerMode.PROCESS
 
 
-def worker_spec(config: Config, engine_id: str, epoch: int, device: str) -> WorkerSpec:
-    """Raises CheckpointError for a model that cannot be read, ConfigError for KV memory that is too small."""
+def worker_spec(config: Config, engine_id: str, epoch: int, device: str, tensor_parallel: int = 1) -> WorkerSpec:
+    """Raises CheckpointError for a model that cannot be read, ConfigError for KV memory that is too small, or ranks
+    the model or the device cannot be divided among."""
     model = load_config(config.model_path)
+    if tensor_parallel > 1 and device != "cpu":
+        raise ConfigError(
+            f"tensor_parallel {tensor_parallel}: ranks compute together on cpu only, and this is {device}"
+        )
+    kv_heads = shard_model(model, 0, tensor_parallel).num_kv_heads
     return WorkerSpec(
         model=config.model_path,
         engine_id=engine_id,
         epoch=epoch,
-        num_blocks=num_blocks(config, model, device),
+        num_blocks=num_blocks(config, model, device, kv_heads),
         block_size=config.kv.block_size,
         device=device,
         dtype=config.dtype,
@@ -32,6 +40,7 @@ def worker_spec(config: Config, engine_id: str, epoch: int, device: str) -> Work
         deterministic=None if config.deterministic == "auto" else config.deterministic,
         threads=config.threads,
         backends=config.kv.backends,
+        tensor_parallel=tensor_parallel,
     )
 
 
@@ -40,13 +49,14 @@ def max_model_len(config: Config, model: ModelConfig) -> int:
     return min(config.max_model_len, model.max_positions)
 
 
-def num_blocks(config: Config, model: ModelConfig, device: str) -> int:
-    """Blocks of the pool: as configured, or as many as fit into the configured or default memory."""
+def num_blocks(config: Config, model: ModelConfig, device: str, kv_heads: int) -> int:
+    """Blocks of the pool: as configured, or as many as fit into the configured or default memory of a rank, which
+    holds kv_heads of every block."""
     if config.kv.num_blocks is not None:
         return config.kv.num_blocks
     memory = config.kv.memory or _DEFAULT_MEMORY[device]
     block_size, longest = config.kv.block_size, max_model_len(config, model)
-    blocks = int(memory) // (_slot_bytes(config, model, device) * block_size)
+    blocks = int(memory) // (_slot_bytes(config, model, device, kv_heads) * block_size)
     if blocks * block_size < longest:
         raise ConfigError(
             f"kv.memory: {memory / _MIB:.0f} MiB holds {blocks * block_size} tokens of this model, fewer than "
@@ -55,12 +65,11 @@ def num_blocks(config: Config, model: ModelConfig, device: str) -> int:
     return blocks
 
 
-def _slot_bytes(config: Config, model: ModelConfig, device: str) -> int:
-    """Bytes of one token's KV. dtype auto as the model loader decides it: float32 on cpu, else the checkpoint's."""
+def _slot_bytes(config: Config, model: ModelConfig, device: str, kv_heads: int) -> int:
+    """Bytes of one token's KV on a rank. dtype auto as the model loader decides it: float32 on cpu, else the
+    checkpoint's."""
     automatic = "float32" if device == "cpu" else model.dtype
     dtype = automatic if config.dtype == "auto" else config.dtype
     if dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype: the checkpoint's {dtype} is not supported; set dtype to float32 or bfloat16")
-    return KVGroup(
-        num_layers=model.num_layers, num_kv_heads=model.num_kv_heads, head_dim=model.head_dim, dtype=dtype
-    ).slot_bytes
+    return KVGroup(num_layers=model.num_layers, num_kv_heads=kv_heads, head_dim=model.head_dim, dtype=dtype).slot_bytes

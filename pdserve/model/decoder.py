@@ -19,19 +19,27 @@ class Decoder(nn.Module):
 
     Between entry and exit the rows of a step are padded to the linear method's row tile, so that no operation
     ever sees another alignment of rows.
+
+    The embedding is whole on every rank: looking a row up costs nothing, summing parts of it would cost a
+    collective. The head is whole and used on rank 0 alone, where tokens are chosen; the others have none.
     """
 
     def __init__(self, build: Build) -> None:
         super().__init__()
         config = build.config
         self.config = config
+        self.shard = build.shard
         self.row_tile = build.method.row_tile
         self.embedding = nn.Parameter(build.empty(config.vocab_size, config.hidden_size), requires_grad=False)
         self.rotary = Rotary(config).to(build.device)
         self.layers = nn.ModuleList(DecoderLayer(build) for _ in range(config.num_layers))
         self.norm = RMSNorm(build, config.hidden_size)
+        self.head = self._head(build) if build.parallel.rank == 0 else None
+
+    def _head(self, build: Build) -> Linear:
+        config = build.config
         weight = self.embedding if config.tied_head else build.empty(config.vocab_size, config.hidden_size)
-        self.head = Linear(weight, None, build.method)
+        return Linear(weight, None, build.method)
 
     def forward(
         self,
@@ -55,6 +63,7 @@ class Decoder(nn.Module):
         return hidden[: token_ids.shape[0]]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (rows, hidden_size) → float32 logits (rows, vocab_size)."""
+        """Hidden states (rows, hidden_size) → float32 logits (rows, vocab_size). On rank 0 only."""
+        assert self.head is not None
         scores: Tensor = self.head(pad_rows(hidden, self.row_tile))
         return scores[: hidden.shape[0]].float()

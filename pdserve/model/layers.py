@@ -1,4 +1,9 @@
-"""The layers of a decoder block, built for one configuration."""
+"""The layers of a decoder block, built for one configuration and one rank.
+
+Heads and the MLP's inner columns are split among ranks: projections into them are column-parallel (each rank computes
+its own outputs), projections out of them row-parallel (each rank computes a part of every output, and the parts are
+summed). Everything else is computed by every rank.
+"""
 
 from dataclasses import dataclass
 
@@ -11,6 +16,7 @@ from pdserve.model.config import ModelConfig
 from pdserve.model.linear import Linear, LinearMethod
 from pdserve.model.parallel import ParallelContext
 from pdserve.model.rope import rotate
+from pdserve.model.sharding import Shard
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -22,6 +28,7 @@ class Build:
     config: ModelConfig
     method: LinearMethod
     parallel: ParallelContext
+    shard: Shard
     dtype: torch.dtype
     device: torch.device
 
@@ -31,6 +38,10 @@ class Build:
     def linear(self, in_features: int, out_features: int, *, bias: bool) -> Linear:
         weight = self.empty(out_features, in_features)
         return Linear(weight, self.empty(out_features) if bias else None, self.method)
+
+    def partial_linear(self, in_features: int, out_features: int, *, bias: bool) -> Linear:
+        """Row-parallel: its outputs are summed over ranks, so rank 0 alone adds the bias."""
+        return self.linear(in_features, out_features, bias=bias and self.parallel.rank == 0)
 
 
 class RMSNorm(nn.Module):
@@ -52,11 +63,11 @@ class Attention(nn.Module):
 
     def __init__(self, build: Build) -> None:
         super().__init__()
-        config = build.config
-        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        config, shard = build.config, build.shard
+        self.heads, self.kv_heads, self.head_dim = shard.num_heads, shard.num_kv_heads, config.head_dim
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv = build.linear(config.hidden_size, width, bias=config.qkv_bias)
-        self.output = build.linear(self.heads * self.head_dim, config.hidden_size, bias=config.output_bias)
+        self.output = build.partial_linear(self.heads * self.head_dim, config.hidden_size, bias=config.output_bias)
         self.q_norm = RMSNorm(build, self.head_dim) if config.qk_norm else None
         self.k_norm = RMSNorm(build, self.head_dim) if config.qk_norm else None
         self.parallel = build.parallel
@@ -75,9 +86,9 @@ class MLP(nn.Module):
 
     def __init__(self, build: Build) -> None:
         super().__init__()
-        config = build.config
-        self.gate_up = build.linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
-        self.down = build.linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        config, columns = build.config, build.shard.num_columns
+        self.gate_up = build.linear(config.hidden_size, 2 * columns, bias=config.mlp_bias)
+        self.down = build.partial_linear(columns, config.hidden_size, bias=config.mlp_bias)
         self.parallel = build.parallel
 
     def forward(self, x: Tensor) -> Tensor:

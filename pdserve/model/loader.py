@@ -12,7 +12,8 @@ from pdserve.model.config import ModelConfig, load_config
 from pdserve.model.decoder import Decoder
 from pdserve.model.layers import Build
 from pdserve.model.linear import PlainLinear, TiledLinear
-from pdserve.model.parallel import SingleRank
+from pdserve.model.parallel import ParallelContext, SingleRank
+from pdserve.model.sharding import Shard, shard_model
 from pdserve.model.weights import load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -20,32 +21,42 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model, how it was read, and what the torch-free part of an engine must know of it."""
+    """One rank's part of a model, how it was read, and what the torch-free part of an engine must know of it."""
 
     model: Decoder
     config: ModelConfig
+    shard: Shard
+    parallel: ParallelContext
     info: ModelInfo
     dtype: torch.dtype
     device: torch.device
 
 
 def load_model(
-    path: Path, *, dtype: str = "auto", device: str = "cpu", deterministic: bool | None = None
+    path: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    deterministic: bool | None = None,
+    parallel: ParallelContext | None = None,
 ) -> LoadedModel:
-    """Load a Hugging Face checkpoint directory.
+    """Load a Hugging Face checkpoint directory, or a rank's part of it.
 
     dtype "auto" is float32 on CPU and the checkpoint's own elsewhere. deterministic makes results independent of
-    the batch; None means on CPU only. Raises CheckpointError for a directory that cannot be served and
-    ConfigError for a dtype or device that cannot be used.
+    the batch; None means on CPU only. parallel are the ranks that compute the model together; None is one alone.
+    Raises CheckpointError for a directory that cannot be served and ConfigError for a dtype, device or number of
+    ranks that cannot be used.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a directory; give a checkpoint directory in Hugging Face layout")
     config = load_config(path)
     place = resolve_device(device)
+    ranks = parallel or SingleRank()
     build = Build(
         config=config,
         method=TiledLinear() if resolve_deterministic(deterministic, place) else PlainLinear(),
-        parallel=SingleRank(),
+        parallel=ranks,
+        shard=shard_model(config, ranks.rank, ranks.world_size),
         dtype=resolve_dtype(dtype, config, place),
         device=place,
     )
@@ -59,7 +70,15 @@ def load_model(
         max_model_len=config.max_positions,
         eos_token_ids=eos_token_ids(path, config),
     )
-    return LoadedModel(model=model.eval(), config=config, info=info, dtype=build.dtype, device=place)
+    return LoadedModel(
+        model=model.eval(),
+        config=config,
+        shard=build.shard,
+        parallel=ranks,
+        info=info,
+        dtype=build.dtype,
+        device=place,
+    )
 
 
 def resolve_device(device: str) -> torch.device:

@@ -6,7 +6,10 @@ from torch import Tensor
 
 
 class ParallelContext(Protocol):
-    """The ranks that compute one model together; layers obtain every collective from here."""
+    """The ranks that compute one model together; layers obtain every collective from here.
+
+    All ranks call the same collectives in the same order.
+    """
 
     @property
     def rank(self) -> int: ...
@@ -15,7 +18,14 @@ class ParallelContext(Protocol):
     def world_size(self) -> int: ...
 
     def all_reduce(self, partial: Tensor) -> Tensor:
-        """Sum of all ranks' partial results, of the same shape; may reuse the argument's memory."""
+        """Sum of all ranks' partial results, of the same shape; may reuse the argument's memory.
+
+        An element's bits depend on that element's parts alone, not on where it stands in the tensor, and are the
+        same on every rank."""
+        ...
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, of the argument's shape and dtype; may reuse the argument's memory."""
         ...
 
 
@@ -27,3 +37,6 @@ class SingleRank:
 
     def all_reduce(self, partial: Tensor) -> Tensor:
         return partial
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        return tensor

@@ -19,14 +19,18 @@ from pdserve.core.endpoint import (
     StepTally,
 )
 from pdserve.core.errors import MalformedMessage
-from pdserve.core.protocols import PeerAddress
+from pdserve.core.protocols import PeerAddress, RankAddress
 from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
-from pdserve.core.ticket import DIGEST_BYTES, PrefillDone, RankSource, RegionReady, TicketGone, TransferTicket
+from pdserve.core.shards import KVPart, KVShard
+from pdserve.core.ticket import DIGEST_BYTES, PrefillDone, RegionReady, TicketGone, TransferTicket
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 
 _FINISH_REASONS = {reason.value: reason for reason in FinishReason}
 _ROLES = {role.value: role for role in Role}
 _STATES = {state.value: state for state in EngineState}
+
+_MAX_RANKS = 1024
+_MAX_PARTS = 4096
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -146,16 +150,7 @@ def ticket_to_proto(ticket: TransferTicket) -> pb.TransferTicket:
         num_tokens=ticket.num_tokens,
         block_size=ticket.block_size,
         lease=ticket.lease,
-        ranks=[
-            pb.RankSource(
-                rank=rank.rank,
-                first_layer=rank.layers[0],
-                end_layer=rank.layers[1],
-                first_head=rank.heads[0],
-                end_head=rank.heads[1],
-            )
-            for rank in ticket.ranks
-        ],
+        ranks=[shard_to_proto(shard) for shard in ticket.ranks],
     )
 
 
@@ -172,15 +167,58 @@ def ticket_from_proto(message: pb.TransferTicket) -> TransferTicket:
         num_tokens=message.num_tokens,
         block_size=message.block_size,
         lease=message.lease,
-        ranks=tuple(
-            RankSource(
-                rank=rank.rank,
-                layers=(rank.first_layer, rank.end_layer),
-                heads=(rank.first_head, rank.end_head),
-            )
-            for rank in message.ranks
-        ),
+        ranks=_of_different_ranks(tuple(map(shard_from_proto, message.ranks))),
     )
+
+
+def shard_to_proto(shard: KVShard) -> pb.KVShard:
+    return pb.KVShard(
+        rank=shard.rank,
+        first_layer=shard.layers[0],
+        end_layer=shard.layers[1],
+        first_head=shard.heads[0],
+        end_head=shard.heads[1],
+    )
+
+
+def shard_from_proto(message: pb.KVShard) -> KVShard:
+    _require(message.first_layer < message.end_layer, "a rank holds at least one layer")
+    _require(message.first_head < message.end_head, "a rank holds at least one head")
+    return KVShard(
+        rank=message.rank,
+        layers=(message.first_layer, message.end_layer),
+        heads=(message.first_head, message.end_head),
+    )
+
+
+def _of_different_ranks(shards: tuple[KVShard, ...]) -> tuple[KVShard, ...]:
+    _require(len(shards) <= _MAX_RANKS, f"an engine has at most {_MAX_RANKS} ranks")
+    _require(len({shard.rank for shard in shards}) == len(shards), "each rank is named once")
+    return shards
+
+
+def part_to_proto(part: KVPart) -> pb.KVPart:
+    return pb.KVPart(
+        source_rank=part.source_rank,
+        target_rank=part.target_rank,
+        first_head=part.heads[0],
+        end_head=part.heads[1],
+    )
+
+
+def part_from_proto(message: pb.KVPart) -> KVPart:
+    _require(message.first_head < message.end_head, "a part has at least one head")
+    return KVPart(
+        source_rank=message.source_rank,
+        target_rank=message.target_rank,
+        heads=(message.first_head, message.end_head),
+    )
+
+
+def parts_from_proto(messages: Sequence[pb.KVPart]) -> tuple[KVPart, ...]:
+    """Of an Attach."""
+    _require(len(messages) <= _MAX_PARTS, f"a target asks for at most {_MAX_PARTS} parts")
+    return tuple(map(part_from_proto, messages))
 
 
 def region_to_proto(region: RegionReady) -> pb.RegionReady:
@@ -189,6 +227,7 @@ def region_to_proto(region: RegionReady) -> pb.RegionReady:
         first_block=region.first_block,
         source_blocks=region.source_blocks,
         digest=region.digest,
+        part=part_to_proto(region.part) if region.part else None,
     )
 
 
@@ -200,6 +239,7 @@ def region_from_proto(message: pb.RegionReady) -> RegionReady:
         first_block=message.first_block,
         source_blocks=tuple(message.source_blocks),
         digest=message.digest,
+        part=part_from_proto(message.part) if message.HasField("part") else None,
     )
 
 
@@ -332,16 +372,29 @@ def peer_to_proto(peer: PeerAddress) -> pb.PeerHello:
         engine_id=peer.engine_id,
         epoch=peer.epoch,
         layout_hash=peer.layout_hash,
-        backends=[pb.BackendMetadata(name=name, metadata=metadata) for name, metadata in peer.backends],
+        ranks=[
+            pb.RankAddress(
+                shard=shard_to_proto(rank.shard),
+                backends=[pb.BackendMetadata(name=name, metadata=metadata) for name, metadata in rank.backends],
+            )
+            for rank in peer.ranks
+        ],
     )
 
 
 def peer_from_proto(message: pb.PeerHello) -> PeerAddress:
+    shards = _of_different_ranks(tuple(shard_from_proto(rank.shard) for rank in message.ranks))
     return PeerAddress(
         engine_id=message.engine_id,
         epoch=message.epoch,
         layout_hash=message.layout_hash,
-        backends=tuple((backend.name, backend.metadata) for backend in message.backends),
+        ranks=tuple(
+            RankAddress(
+                shard=shard,
+                backends=tuple((backend.name, backend.metadata) for backend in rank.backends),
+            )
+            for shard, rank in zip(shards, message.ranks, strict=True)
+        ),
     )
 
 

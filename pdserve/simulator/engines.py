@@ -9,7 +9,8 @@ from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, EngineCapacity, EngineState, Role
 from pdserve.core.errors import LinkLost, PdserveError
 from pdserve.core.layout import KVLayout
-from pdserve.core.protocols import ModelInfo, PeerAddress
+from pdserve.core.protocols import ModelInfo, PeerAddress, RankAddress
+from pdserve.core.shards import sole_shard
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.engine import Engine
 from pdserve.simulator.executor import SimExecutor
@@ -67,7 +68,10 @@ class EngineFactory:
         )
         self._fabric[engine_id, epoch] = Port(node)
         address = PeerAddress(
-            engine_id=engine_id, epoch=epoch, layout_hash=self.layout.wire_hash, backends=((BACKEND, b""),)
+            engine_id=engine_id,
+            epoch=epoch,
+            layout_hash=self.layout.wire_hash,
+            ranks=(RankAddress(shard=sole_shard(self.layout), backends=((BACKEND, b""),)),),
         )
         transfer = SimTransfer(self.layout, address, self.profile.links, self._fabric, node.clock)
         executor = SimExecutor(self.profile.step, VOCAB_SIZE, node.clock)

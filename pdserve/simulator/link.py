@@ -9,7 +9,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.errors import LinkLost, PdserveError
 from pdserve.core.protocols import PeerAddress, TransferService
 from pdserve.core.ticket import HandoffNews, TransferTicket
-from pdserve.engine.handoff_source import Deliver, HandoffSource
+from pdserve.engine.handoff_source import Deliver, HandoffSource, Parts
 from pdserve.engine.held_tickets import HeldTickets
 from pdserve.simulator.node import Node, Wire
 
@@ -60,9 +60,9 @@ class SimLink:
     def hold(self, ticket: TransferTicket) -> None:
         self._tickets.hold(ticket)
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
         self._tickets.subscribe(ticket_id, deliver)
-        self._send(lambda: self._source.attach(ticket_id, first_block, self._at_source_deliver))
+        self._send(lambda: self._source.attach(ticket_id, first_block, self._at_source_deliver, parts))
 
     def lease_holds(self, ticket_id: str) -> bool:
         return self._tickets.lease_holds(ticket_id)

@@ -8,6 +8,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.errors import LayoutMismatch, StaleEpoch, TransferError, TransferFailed, TransferTimeout
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import PeerAddress, PullReceipt, PullSpec
+from pdserve.core.shards import KVPart
 from pdserve.simulator.node import Node
 from pdserve.simulator.profile import Links
 
@@ -48,7 +49,7 @@ class SimTransfer:
     async def disconnect(self, engine_id: str) -> None:
         self._peers.pop(engine_id, None)
 
-    async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> bytes:
+    async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None) -> bytes:
         await self.clock.sleep(len(blocks) * self.layout.block_bytes / self.links.verify)
         return seed.to_bytes(8, "little")
 

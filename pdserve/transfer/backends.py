@@ -12,21 +12,21 @@ BACKEND_NAMES = ("nixl", "shared_memory", "gloo", "nccl", "grpc", "loopback")
 
 
 def make_backends(
-    names: tuple[str, ...], engine_id: str, epoch: int, host: str = "127.0.0.1"
+    names: tuple[str, ...], engine_id: str, epoch: int, host: str = "127.0.0.1", rank: int = 0
 ) -> tuple[TransferBackend, ...]:
-    """Backends in order of preference, for LocalTransferService.open. Raises ConfigError for a bad name.
+    """A rank's backends in order of preference, for LocalTransferService.open. Raises ConfigError for a bad name.
 
     host is the address at which peers reach this machine, for backends that listen.
     """
     if len(set(names)) != len(names):
         raise ConfigError(f"name each transfer backend once, not {', '.join(names)}")
-    return tuple(_make(name, engine_id, epoch, host) for name in names)
+    return tuple(_make(name, f"{engine_id}/{epoch:016x}/{rank}", epoch, host) for name in names)
 
 
-def _make(name: str, engine_id: str, epoch: int, host: str) -> TransferBackend:
+def _make(name: str, worker_name: str, epoch: int, host: str) -> TransferBackend:
     match name:
         case NixlBackend.name:
-            return NixlBackend(f"{engine_id}/{epoch:016x}")
+            return NixlBackend(worker_name)
         case SharedMemoryBackend.name:
             return SharedMemoryBackend()
         case "gloo" | "nccl":

@@ -1,7 +1,8 @@
-"""Digests of KV bytes: 128 bits, seeded, over whole blocks in canonical order.
+"""Digests of KV bytes: 128 bits, seeded, over a region in canonical order.
 
-The order is [block][layer][k|v][head][slot][dim] however the blocks lie in memory, so that workers with
-different KVOrder agree. A digest detects damage and mix-ups; it does not authenticate.
+The order is [block][layer][k|v][head][slot][dim] however the region lies in memory, so that workers with
+different KVOrder, or different heads beside the region's, agree. A digest detects damage and mix-ups; it does not
+authenticate.
 
 There are two functions, and the source's memory decides: xxh3 for host memory, where one core digests faster than it
 copies, and the keyed sum for memory of a GPU, which digests it where it lies (pdserve_kernels.kv_digest). A source
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 
 import xxhash
 
-from pdserve.core.layout import DTYPE_BYTES, KVLayout
+from pdserve.core.layout import DTYPE_BYTES, KVLayout, KVRegion
 from pdserve.transfer.memory import KVMemory, MemoryKind, TensorMemory
 from pdserve.transfer.plan import BlockIds, canonical_spans, tail_view
 
@@ -32,11 +33,11 @@ def digest_kind(memory: KVMemory, layout: KVLayout) -> DigestKind:
     return DigestKind.KEYED_SUM if whole_words and _has_kernel(memory) else DigestKind.XXH3
 
 
-def block_digest(
-    memory: KVMemory, layout: KVLayout, blocks: BlockIds, seed: int, kind: DigestKind = DigestKind.XXH3
+def region_digest(
+    memory: KVMemory, layout: KVLayout, region: KVRegion, seed: int, kind: DigestKind = DigestKind.XXH3
 ) -> bytes:
-    """16 bytes over the blocks' bytes in order; seed has 64 bits."""
-    offsets, lengths = canonical_spans(layout, blocks)
+    """16 bytes over the region's bytes in the order of its blocks; seed has 64 bits."""
+    offsets, lengths = canonical_spans(layout, region)
     if kind is DigestKind.XXH3:
         digest = xxhash.xxh3_128(seed=seed)
         for chunk in memory.chunks(offsets, lengths):

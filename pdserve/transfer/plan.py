@@ -1,26 +1,39 @@
-"""Which bytes of whose memory belong to a pull: pure functions of layouts and block ids."""
+"""Which bytes of whose memory belong to a pull: pure functions of layouts and regions."""
+
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdserve.core.layout import KVLayout, KVOrder
+from pdserve.core.layout import DTYPE_BYTES, KVLayout, KVOrder, KVRegion
 from pdserve.transfer.base import Offsets, ReadPlan
 
 BlockIds = tuple[int, ...]
 
 
-def plan_read(source: KVLayout, source_blocks: BlockIds, target: KVLayout, target_blocks: BlockIds) -> ReadPlan:
-    """Spans that copy source_blocks[i] of a peer into target_blocks[i], adjacent ones merged.
+class _Grain(IntEnum):
+    """What lies together in memory: all layers of a block, one layer of it, or some heads of a layer's k or v."""
 
-    The layouts may differ in num_blocks and order only. Raises ValueError when the lists do not pair up,
-    a block is out of range, or two reads would land in one target.
+    BLOCK = 0
+    LAYER = 1
+    HEADS = 2
+
+
+def plan_read(source: KVLayout, taken: KVRegion, target: KVLayout, filled: KVRegion) -> ReadPlan:
+    """Spans that copy the region `taken` of a peer into `filled`, block by block in order, adjacent ones merged.
+
+    Each layout is that of one rank; they may differ in num_blocks, order and number of heads. Raises ValueError when
+    the regions do not pair up, leave their layouts, or two reads would land in one target.
     """
-    check_pairing(target, source_blocks, target_blocks)
-    whole = source.order is target.order is KVOrder.BLOCK_MAJOR
-    pieces = 1 if whole else source.group.num_layers
-    piece_bytes = source.block_bytes // pieces
-    remote = _piece_offsets(source, source_blocks, pieces).T.ravel()
-    local = _piece_offsets(target, target_blocks, pieces).T.ravel()
+    check_pairing(target, taken.blocks, filled.blocks)
+    _check_inside(source, taken)
+    _check_inside(target, filled)
+    if _shape(taken) != _shape(filled):
+        raise ValueError(f"heads and layers {_shape(taken)} of the source blocks cannot be read into {_shape(filled)}")
+    grain = max(_grain(source, taken), _grain(target, filled))
+    remote, piece_bytes = _pieces(source, taken, grain)
+    local, _ = _pieces(target, filled, grain)
+    remote, local = remote.T.ravel(), local.T.ravel()
     starts, lengths = _merge(piece_bytes, remote, local)
     return ReadPlan(local=_u64(local[starts]), remote=_u64(remote[starts]), lengths=_u64(lengths))
 
@@ -34,12 +47,13 @@ def check_pairing(target: KVLayout, source_blocks: BlockIds, target_blocks: Bloc
     _check_range(target, np.asarray(target_blocks))
 
 
-def canonical_spans(layout: KVLayout, blocks: BlockIds) -> tuple[Offsets, Offsets]:
-    """(offsets, lengths) of the blocks' bytes in the order [block][layer][k|v][head][slot][dim]."""
-    pieces = 1 if layout.order is KVOrder.BLOCK_MAJOR else layout.group.num_layers
-    offsets = _piece_offsets(layout, blocks, pieces).ravel()
-    starts, lengths = _merge(layout.block_bytes // pieces, offsets)
-    return _u64(offsets[starts]), _u64(lengths)
+def canonical_spans(layout: KVLayout, region: KVRegion) -> tuple[Offsets, Offsets]:
+    """(offsets, lengths) of a region's bytes in the order [block][layer][k|v][head][slot][dim]."""
+    _check_inside(layout, region)
+    offsets, piece_bytes = _pieces(layout, region, _grain(layout, region))
+    flat = offsets.ravel()
+    starts, lengths = _merge(piece_bytes, flat)
+    return _u64(flat[starts]), _u64(lengths)
 
 
 def tail_view(layout: KVLayout, block: int, used: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -48,22 +62,49 @@ def tail_view(layout: KVLayout, block: int, used: int) -> tuple[int, tuple[int, 
     The shape is [layer, k|v, head, slot, bytes of dim].
     """
     group = layout.group
-    slot_bytes = layout.block_bytes // (layout.block_size * group.num_layers * 2 * group.num_kv_heads)
-    item = slot_bytes // group.head_dim
+    item = DTYPE_BYTES[group.dtype]
     block_stride, layer, kv, head, slot, _ = (stride * item for stride in layout.strides)
-    shape = (group.num_layers, 2, group.num_kv_heads, layout.block_size - used, slot_bytes)
+    shape = (group.num_layers, 2, group.num_kv_heads, layout.block_size - used, group.head_dim * item)
     return block * block_stride + used * slot, shape, (layer, kv, head, slot, 1)
 
 
-def _piece_offsets(layout: KVLayout, blocks: BlockIds, pieces: int) -> NDArray[np.int64]:
-    """[block, piece] byte offsets; a piece is a whole block or one layer of it."""
-    ids = np.asarray(blocks, dtype=np.int64)[:, None]
-    _check_range(layout, ids)
-    piece = np.arange(pieces, dtype=np.int64)[None, :]
-    piece_bytes = layout.block_bytes // pieces
-    if layout.order is KVOrder.BLOCK_MAJOR:
-        return ids * layout.block_bytes + piece * piece_bytes
-    return (piece * layout.num_blocks + ids) * piece_bytes
+def _grain(layout: KVLayout, region: KVRegion) -> _Grain:
+    if region.heads != (0, layout.group.num_kv_heads):
+        return _Grain.HEADS
+    return _Grain.LAYER if layout.order is KVOrder.LAYER_MAJOR else _Grain.BLOCK
+
+
+def _pieces(layout: KVLayout, region: KVRegion, grain: _Grain) -> tuple[NDArray[np.int64], int]:
+    """Byte offsets [block, piece] in canonical order, and the bytes of a piece."""
+    item = DTYPE_BYTES[layout.group.dtype]
+    block, layer, kv, head, _, _ = (stride * item for stride in layout.strides)
+    first_layer, end_layer = region.layers
+    num_heads = region.heads[1] - region.heads[0]
+    layers = np.arange(first_layer, first_layer + 1 if grain is _Grain.BLOCK else end_layer, dtype=np.int64)
+    halves = np.arange(2 if grain is _Grain.HEADS else 1, dtype=np.int64)
+    within = layers[:, None] * layer + halves[None, :] * kv + region.heads[0] * head
+    blocks = np.asarray(region.blocks, dtype=np.int64)[:, None] * block
+    piece_bytes = {
+        _Grain.BLOCK: (end_layer - first_layer) * 2 * kv,
+        _Grain.LAYER: 2 * kv,
+        _Grain.HEADS: num_heads * head,
+    }
+    return blocks + within.ravel()[None, :], piece_bytes[grain]
+
+
+def _shape(region: KVRegion) -> tuple[int, tuple[int, int]]:
+    """What two regions must have in common besides their number of blocks: how many heads, and which layers."""
+    return region.heads[1] - region.heads[0], region.layers
+
+
+def _check_inside(layout: KVLayout, region: KVRegion) -> None:
+    _check_range(layout, np.asarray(region.blocks))
+    for name, (first, end), total in (
+        ("heads", region.heads, layout.group.num_kv_heads),
+        ("layers", region.layers, layout.group.num_layers),
+    ):
+        if not 0 <= first < end <= total:
+            raise ValueError(f"{name} {first} to {end - 1} of a block are asked for, and it has {total}")
 
 
 def _check_range(layout: KVLayout, ids: NDArray[np.int64]) -> None:

@@ -1,4 +1,4 @@
-"""The KV-transfer service of one worker: owns its KV memory, lets peers read it, pulls and verifies theirs."""
+"""The KV-transfer service of one rank: owns its KV memory, lets peers read it, pulls and verifies theirs."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +10,12 @@ import msgspec
 
 from pdserve.core.clock import Clock, SystemClock
 from pdserve.core.errors import LayoutMismatch, StaleEpoch, TransferError, TransferFailed
-from pdserve.core.layout import KVLayout, KVOrder
+from pdserve.core.layout import KVLayout, KVOrder, KVRegion
 from pdserve.core.msgpack import unpack
-from pdserve.core.protocols import PeerAddress, Pull, PullSpec
+from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
+from pdserve.core.shards import KVPart, KVShard, sole_shard
 from pdserve.transfer.base import TransferBackend
-from pdserve.transfer.digest import DigestKind, block_digest, digest_kind, zero_tail
+from pdserve.transfer.digest import DigestKind, digest_kind, region_digest, zero_tail
 from pdserve.transfer.memory import KVMemory
 from pdserve.transfer.plan import BlockIds, plan_read
 from pdserve.transfer.pull import FailedPull, LocalPull, PullContext
@@ -29,7 +30,7 @@ CLOSE_DEADLINE = 2.0
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """One backend's entry in a PeerAddress: how the peer's blocks lie, how it digests them, and the backend's own
+    """One backend's entry in a RankAddress: how the rank's blocks lie, how it digests them, and the backend's own
     metadata."""
 
     num_blocks: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
@@ -43,7 +44,10 @@ OFFER = msgspec.msgpack.Decoder(Offer)
 
 @dataclass(slots=True)
 class _Peer:
-    address: PeerAddress
+    """One rank of a peer."""
+
+    epoch: int
+    shard: KVShard
     layout: KVLayout
     pump: TransferPump
     key: str
@@ -57,19 +61,22 @@ class _Peer:
 
 
 class LocalTransferService:
-    """Implements core.protocols.TransferService over backends in order of preference. Open with `open`."""
+    """Implements core.protocols.TransferService over backends in order of preference, as the only rank or as one of
+    several. Open with `open`."""
 
     def __init__(
         self, address: PeerAddress, layout: KVLayout, memory: KVMemory, pumps: tuple[TransferPump, ...], clock: Clock
     ) -> None:
         self.address = address
         self.layout = layout
+        self._shard = address.ranks[0].shard
+        self._held = layout.of_heads(self._shard.heads)
         self._memory = memory
         self._digest_kind = digest_kind(memory, layout)
         self._pumps = pumps
         self._clock = clock
         self._stats = StatsCounter()
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[tuple[str, int], _Peer] = {}
         self._pulls: set[LocalPull] = set()
         self._connecting = asyncio.Lock()
         self._digests = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-digest")
@@ -83,14 +90,18 @@ class LocalTransferService:
         layout: KVLayout,
         memory: KVMemory,
         backends: tuple[TransferBackend, ...],
+        shard: KVShard | None = None,
         clock: Clock | None = None,
     ) -> "LocalTransferService":
         """Start the backends on the memory, which belongs to the service from now on.
 
-        Raises ConfigError or Unsupported when one of them cannot run here.
+        layout is the engine's, shard what this rank holds of it; None is everything. Raises ConfigError or Unsupported
+        when a backend cannot run here.
         """
-        if memory.nbytes < layout.total_bytes:
-            raise ValueError(f"a layout of {layout.total_bytes} bytes does not fit a memory of {memory.nbytes}")
+        shard = shard or sole_shard(layout)
+        needed = layout.of_heads(shard.heads).total_bytes
+        if memory.nbytes < needed:
+            raise ValueError(f"a layout of {needed} bytes does not fit a memory of {memory.nbytes}")
         pumps = tuple(TransferPump(backend) for backend in backends)
         try:
             offers = tuple([(pump.name, await _offer(pump, memory, layout)) for pump in pumps])
@@ -98,46 +109,56 @@ class LocalTransferService:
             for pump in pumps:
                 pump.close()
             raise
-        address = PeerAddress(engine_id=engine_id, epoch=epoch, layout_hash=layout.wire_hash, backends=offers)
+        address = PeerAddress(
+            engine_id=engine_id,
+            epoch=epoch,
+            layout_hash=layout.wire_hash,
+            ranks=(RankAddress(shard=shard, backends=offers),),
+        )
         return cls(address, layout, memory, pumps, clock or SystemClock())
 
     async def connect(self, peer: PeerAddress) -> str:
+        """Connects to every rank of the peer; of several backends, names those in use, joined by +."""
         async with self._connecting:
-            known = self._peers.get(peer.engine_id)
-            if known is not None and known.address.epoch == peer.epoch and not known.broken:
-                return known.pump.name
             if peer.layout_hash != self.layout.wire_hash:
                 raise LayoutMismatch(
                     f"{peer.engine_id} keeps KV in another form: both engines must run the same model revision, "
                     "KV dtype and block size"
                 )
-            self._drop(peer.engine_id, TransferFailed(f"the connection to {peer.engine_id} was replaced"))
-            self._peers[peer.engine_id] = connected = await self._first_readable(peer)
-            return connected.pump.name
+            names = [await self._connect_rank(peer, rank) for rank in peer.ranks]
+            return "+".join(dict.fromkeys(names))
 
     async def disconnect(self, engine_id: str) -> None:
         async with self._connecting:
-            self._drop(engine_id, TransferFailed(f"{engine_id} was disconnected"))
+            for key in [key for key in self._peers if key[0] == engine_id]:
+                self._drop(key, TransferFailed(f"{engine_id} was disconnected"))
 
-    async def digest(self, blocks: BlockIds, num_tokens: int, seed: int) -> bytes:
+    async def digest(self, blocks: BlockIds, num_tokens: int, seed: int, part: KVPart | None = None) -> bytes:
+        region = self._region(blocks, part)
+
         def seal() -> bytes:
-            zero_tail(self._memory, self.layout, blocks, num_tokens)
-            return block_digest(self._memory, self.layout, blocks, seed, self._digest_kind)
+            zero_tail(self._memory, self._held, blocks, num_tokens)
+            return region_digest(self._memory, self._held, region, seed, self._digest_kind)
 
         return await asyncio.get_running_loop().run_in_executor(self._digests, seal)
 
     def pull(self, spec: PullSpec) -> Pull:
         """Raises ValueError when the block lists do not pair up or a target is not ours; everything a peer
         can cause comes from wait()."""
-        peer = self._peers.get(spec.peer)
+        source_rank = spec.part.source_rank if spec.part else 0
+        peer = self._peers.get((spec.peer, source_rank))
         if peer is None:
             return self._refuse(TransferFailed(f"not connected to {spec.peer}"))
-        if peer.address.epoch != spec.epoch:
+        if peer.epoch != spec.epoch:
             return self._refuse(StaleEpoch(f"{spec.peer} is not the incarnation that holds these blocks"))
         if any(not 0 <= block < peer.layout.num_blocks for block in spec.source_blocks):
             return self._refuse(TransferFailed(f"{spec.peer} has only {peer.layout.num_blocks} blocks"))
-        plan = plan_read(peer.layout, spec.source_blocks, self.layout, spec.target_blocks)
-        digest = partial(self._target_digest, spec, peer.digest)
+        if spec.part and not _covers(peer.shard, spec.part):
+            return self._refuse(TransferFailed(f"rank {source_rank} of {spec.peer} does not hold these heads"))
+        taken = _region_of(peer.shard, peer.layout, spec.source_blocks, spec.part)
+        filled = self._region(spec.target_blocks, spec.part)
+        plan = plan_read(peer.layout, taken, self._held, filled)
+        digest = partial(self._target_digest, filled, spec.seed, peer.digest)
         context = PullContext(peer.pump, peer.key, digest, peer.mark_broken, self._clock, self._stats)
         pull = LocalPull(spec, plan, context)
         for pulls in (self._pulls, peer.pulls):
@@ -153,8 +174,8 @@ class LocalTransferService:
 
         A read that has not ended by then keeps its thread, which keeps the memory mapped until it ends.
         """
-        for engine_id in list(self._peers):
-            self._drop(engine_id, TransferFailed("the transfer service was closed"))
+        for key in list(self._peers):
+            self._drop(key, TransferFailed("the transfer service was closed"))
         if self._pulls:
             await asyncio.wait([pull.task for pull in self._pulls], timeout=CLOSE_DEADLINE)
         for pump in self._pumps:
@@ -164,10 +185,19 @@ class LocalTransferService:
         self._digests.shutdown(wait=False, cancel_futures=True)
         self._memory.close()
 
-    async def _first_readable(self, peer: PeerAddress) -> _Peer:
-        """The peer over the first backend both sides have and that reaches it. Raises TransferFailed."""
-        offers, failures = dict(peer.backends), []
-        key = f"{peer.engine_id}/{peer.epoch:016x}"
+    async def _connect_rank(self, peer: PeerAddress, rank: RankAddress) -> str:
+        """The name of the backend that reads this rank."""
+        key = (peer.engine_id, rank.shard.rank)
+        known = self._peers.get(key)
+        if known is None or known.epoch != peer.epoch or known.broken:
+            self._drop(key, TransferFailed(f"the connection to {peer.engine_id} was replaced"))
+            self._peers[key] = known = await self._first_readable(peer, rank)
+        return known.pump.name
+
+    async def _first_readable(self, peer: PeerAddress, rank: RankAddress) -> _Peer:
+        """The rank over the first backend both sides have and that reaches it. Raises TransferFailed."""
+        offers, failures = dict(rank.backends), []
+        key = f"{peer.engine_id}/{peer.epoch:016x}/{rank.shard.rank}"
         for pump in self._pumps:
             if pump.name not in offers:
                 continue
@@ -179,13 +209,16 @@ class LocalTransferService:
                 failures.append(f"{pump.name}: {str(error) or 'no answer'}")
                 continue
             layout = replace(self.layout, num_blocks=offer.num_blocks, order=offer.order)
-            return _Peer(peer, layout, pump, key, offer.digest)
+            return _Peer(peer.epoch, rank.shard, layout.of_heads(rank.shard.heads), pump, key, offer.digest)
         ours = ", ".join(pump.name for pump in self._pumps)
         reasons = "; ".join(failures) or f"it offers {', '.join(offers) or 'none'}, this worker has {ours}"
         raise TransferFailed(f"no transfer backend reaches {peer.engine_id}: {reasons}")
 
-    async def _target_digest(self, spec: PullSpec, kind: DigestKind) -> bytes:
-        digest = partial(block_digest, self._memory, self.layout, spec.target_blocks, spec.seed, kind)
+    def _region(self, blocks: BlockIds, part: KVPart | None) -> KVRegion:
+        return _region_of(self._shard, self._held, blocks, part)
+
+    async def _target_digest(self, region: KVRegion, seed: int, kind: DigestKind) -> bytes:
+        digest = partial(region_digest, self._memory, self._held, region, seed, kind)
         return await asyncio.get_running_loop().run_in_executor(self._digests, digest)
 
     def _refuse(self, error: TransferError) -> Pull:
@@ -193,12 +226,23 @@ class LocalTransferService:
         self._stats.failed(error.code)
         return FailedPull(error)
 
-    def _drop(self, engine_id: str, error: TransferError) -> None:
-        peer = self._peers.pop(engine_id, None)
+    def _drop(self, key: tuple[str, int], error: TransferError) -> None:
+        peer = self._peers.pop(key, None)
         if peer is not None:
             for pull in peer.pulls:
                 pull.stop(error)
             peer.pump.disconnect(peer.key)
+
+
+def _covers(shard: KVShard, part: KVPart) -> bool:
+    return shard.heads[0] <= part.heads[0] and part.heads[1] <= shard.heads[1]
+
+
+def _region_of(shard: KVShard, held: KVLayout, blocks: BlockIds, part: KVPart | None) -> KVRegion:
+    """A part of a rank's blocks, with heads counted as they lie in its memory; None is whole blocks."""
+    if part is None:
+        return held.whole_blocks(blocks)
+    return held.heads_of(blocks, (part.heads[0] - shard.heads[0], part.heads[1] - shard.heads[0]))
 
 
 async def _offer(pump: TransferPump, memory: KVMemory, layout: KVLayout) -> bytes:

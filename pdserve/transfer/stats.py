@@ -1,6 +1,7 @@
 """What a transfer service has done so far."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdserve.core.protocols import PullReceipt
@@ -21,6 +22,24 @@ class TransferStats:
     wire_seconds: float
     verify_seconds: float
     unsettled: int
+
+
+def total_stats(parts: Sequence[TransferStats]) -> TransferStats:
+    """Of several ranks together."""
+    bytes_by_backend: Counter[str] = Counter()
+    errors_by_code: Counter[str] = Counter()
+    for part in parts:
+        bytes_by_backend.update(dict(part.bytes_by_backend))
+        errors_by_code.update(dict(part.errors_by_code))
+    return TransferStats(
+        pulls=sum(part.pulls for part in parts),
+        bytes_by_backend=tuple(sorted(bytes_by_backend.items())),
+        errors_by_code=tuple(sorted(errors_by_code.items())),
+        rereads=sum(part.rereads for part in parts),
+        wire_seconds=sum(part.wire_seconds for part in parts),
+        verify_seconds=sum(part.verify_seconds for part in parts),
+        unsettled=sum(part.unsettled for part in parts),
+    )
 
 
 class StatsCounter:

@@ -50,6 +50,9 @@ class InprocExecutor:
         self._lock = Lock()
         self._in_flight: list[_Step] = []
         self._death: Exception | None = None
+        self.death: Future[EngineDied] = Future()
+        """Has a result once no step can run any more."""
+        self.death.set_running_or_notify_cancel()
         self._thread = Thread(target=self._run, name="pdserve-executor", daemon=True)
         self._thread.start()
 
@@ -118,6 +121,7 @@ class InprocExecutor:
             for step in self._in_flight:
                 if not step.output.done():
                     step.output.set_exception(_died(error))
+        self.death.set_result(_died(error))
 
     def _raise_if_dead(self) -> None:
         if self._death is not None:

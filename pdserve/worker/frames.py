@@ -15,6 +15,7 @@ from pdserve.core.errors import MalformedMessage, PdserveError, from_wire
 from pdserve.core.layout import KVLayout
 from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import ModelInfo, PeerAddress, PullSpec
+from pdserve.core.shards import KVPart
 from pdserve.worker.spec import WorkerSpec
 
 MAX_FRAME_BYTES = 1 << 28
@@ -63,6 +64,7 @@ class Digest(msgspec.Struct, tag=True, frozen=True):
     blocks: tuple[int, ...]
     num_tokens: int
     seed: int
+    part: KVPart | None
 
 
 class BeginPull(msgspec.Struct, tag=True, frozen=True):

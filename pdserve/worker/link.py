@@ -39,11 +39,13 @@ class WorkerLink:
         self._listener = asyncio.create_task(self._listen(), name=f"worker {process.pid}")
 
     @classmethod
-    async def spawn(cls, threads: int) -> "WorkerLink":
-        """Start an empty worker process, with so many threads for the libraries that read it from the environment."""
+    async def spawn(cls, threads: int, inherited: tuple[int, ...] = ()) -> "WorkerLink":
+        """Start an empty worker process, with so many threads for the libraries that read it from the environment.
+
+        inherited are descriptors it gets under the same numbers."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _start_process(theirs.fileno(), threads)
+            process = _start_process(theirs.fileno(), threads, inherited)
         return cls(process, *await asyncio.open_connection(sock=ours))
 
     @property
@@ -77,6 +79,17 @@ class WorkerLink:
                 return await asyncio.shield(future)
         except TimeoutError:
             raise EngineDied(f"the worker process {self.pid} did not answer within {deadline:g} s") from None
+
+    async def ended(self) -> EngineDied:
+        """Wait until the process is gone; how it ended."""
+        await asyncio.wait({self._listener})
+        assert self.death is not None
+        return self.death
+
+    def kill(self) -> None:
+        """End the process at once. Does nothing when it is gone."""
+        if self.death is None:
+            self._process.kill()
 
     async def close(self) -> None:
         """Let the process end; kill it when it does not within CLOSE_DEADLINE."""
@@ -129,10 +142,10 @@ class WorkerLink:
         return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
-def _start_process(fd: int, threads: int) -> "subprocess.Popen[bytes]":
+def _start_process(fd: int, threads: int, inherited: tuple[int, ...]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", "pdserve.worker.remote_main", str(fd), str(os.getpid())],
-        pass_fds=(fd,),
+        pass_fds=(fd, *inherited),
         stdin=subprocess.DEVNULL,
         # The engine's stdout belongs to the engine; libraries that print in a worker reach its log.
         stdout=2,

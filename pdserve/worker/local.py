@@ -1,4 +1,4 @@
-"""A whole worker in this process: model execution and KV transfer over one KV memory."""
+"""A whole worker, or one rank of one, in this process: model execution and KV transfer over one KV memory."""
 
 import asyncio
 import os
@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
+from pdserve.core.errors import EngineDied
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo
+from pdserve.model.gloo import GlooRanks, meeting_place
+from pdserve.model.parallel import ParallelContext
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.memory import HostMemory, KVMemory, TensorMemory
 from pdserve.transfer.service import LocalTransferService
 from pdserve.transfer.stats import TransferStats
 from pdserve.worker.executor import InprocExecutor
-from pdserve.worker.spec import WorkerSpec
+from pdserve.worker.spec import STEP_DEADLINE, WorkerSpec
 from pdserve.worker.worker import Worker, WorkerOptions, build_worker
 
 
@@ -34,8 +37,9 @@ class LocalWorker:
                 engine_id=spec.engine_id,
                 epoch=spec.epoch,
                 layout=worker.layout,
+                shard=worker.shard,
                 memory=memory,
-                backends=make_backends(spec.backends, spec.engine_id, spec.epoch, spec.host),
+                backends=make_backends(spec.backends, spec.engine_id, spec.epoch, spec.host, worker.shard.rank),
             )
         except BaseException:
             worker.close()
@@ -58,6 +62,9 @@ class LocalWorker:
     @property
     def pid(self) -> int:
         return os.getpid()
+
+    async def death(self) -> EngineDied:
+        return await asyncio.wrap_future(self.executor.death)
 
     async def transfer_stats(self) -> TransferStats:
         return self.transfer.stats()
@@ -85,7 +92,16 @@ def _build(spec: WorkerSpec) -> tuple[Worker, KVMemory]:
         worker = build_worker(spec.model, options)
         return worker, TensorMemory(worker.kv.memory)
     allocated: list[HostMemory] = []
-    return build_worker(spec.model, options, allocate=_allocator(allocated)), allocated[0]
+    worker = build_worker(spec.model, options, parallel=_meet(spec), allocate=_allocator(allocated))
+    return worker, allocated[0]
+
+
+def _meet(spec: WorkerSpec) -> ParallelContext | None:
+    """Wait for the other ranks of the worker; None when there are none."""
+    if spec.place is None:
+        return None
+    store = meeting_place(spec.place.port, spec.place.listener, spec.tensor_parallel, STEP_DEADLINE)
+    return GlooRanks(store, spec.place.rank, spec.tensor_parallel, STEP_DEADLINE)
 
 
 def _allocator(allocated: list[HostMemory]) -> Callable[[int], memoryview]:

@@ -12,11 +12,9 @@ from pdserve.transfer.stats import TransferStats
 from pdserve.worker.frames import Forward, GetStats, Sample, Start, Started
 from pdserve.worker.link import WorkerLink
 from pdserve.worker.remote_transfer import CALL_DEADLINE, RemoteTransfer
-from pdserve.worker.spec import WorkerSpec
+from pdserve.worker.spec import STEP_DEADLINE, WorkerSpec
 
 MAX_IN_FLIGHT = 2
-STEP_DEADLINE = 300.0
-"""Seconds after which a step that has no tokens yet counts as the worker's death."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +32,12 @@ class RemoteWorker:
 
         Raises CheckpointError or ConfigError as the worker does, EngineDied when the process ends or is late.
         """
-        link = await WorkerLink.spawn(spec.threads)
+        listener = None if spec.place is None else spec.place.listener
+        link = await WorkerLink.spawn(spec.threads, () if listener is None else (listener,))
         try:
             started = await link.call(lambda reply: Start(reply, spec), Started, deadline)
         except BaseException:
+            link.kill()
             await link.close()
             raise
         transfer = RemoteTransfer(link, started.layout, started.address)
@@ -54,6 +54,9 @@ class RemoteWorker:
     @property
     def pid(self) -> int:
         return self.link.pid
+
+    async def death(self) -> EngineDied:
+        return await self.link.ended()
 
     async def transfer_stats(self) -> TransferStats:
         return await self.link.call(GetStats, TransferStats, CALL_DEADLINE)

@@ -59,8 +59,8 @@ class Host:
                 self._answer_later(reply, transfer.connect(peer))
             case Disconnect(reply, engine_id):
                 self._answer_later(reply, transfer.disconnect(engine_id))
-            case Digest(reply, blocks, num_tokens, seed):
-                self._answer_later(reply, transfer.digest(blocks, num_tokens, seed))
+            case Digest(reply, blocks, num_tokens, seed, part):
+                self._answer_later(reply, transfer.digest(blocks, num_tokens, seed, part))
             case BeginPull():
                 self._begin_pull(command)
             case CancelPull(number):

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pdserve.core.errors import EngineDied, TransferFailed, TransferTimeout
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import PeerAddress, Pull, PullReceipt, PullSpec
+from pdserve.core.shards import KVPart
 from pdserve.transfer.plan import check_pairing
 from pdserve.worker.frames import BeginPull, CancelPull, Connect, Digest, Disconnect
 from pdserve.worker.link import WorkerLink
@@ -36,9 +37,9 @@ class RemoteTransfer:
         with suppress(EngineDied):
             await self._link.call(lambda reply: Disconnect(reply, engine_id), type(None), CALL_DEADLINE)
 
-    async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> bytes:
+    async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None) -> bytes:
         """Raises EngineDied when the process is gone."""
-        return await self._link.call(lambda reply: Digest(reply, blocks, num_tokens, seed), bytes, CALL_DEADLINE)
+        return await self._link.call(lambda reply: Digest(reply, blocks, num_tokens, seed, part), bytes, CALL_DEADLINE)
 
     def pull(self, spec: PullSpec) -> Pull:
         """Raises ValueError when the block lists do not pair up or a target is not the worker's."""

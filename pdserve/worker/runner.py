@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pdserve.attention.base import AttentionBackend
-from pdserve.core.batch import Batch, Row, StepOutput
+from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
 from pdserve.model.loader import LoadedModel
 from pdserve.worker.inputs import build_inputs
 from pdserve.worker.kv_tensors import KVTensors
@@ -18,7 +18,11 @@ BatchLayersDone = Callable[[Batch, int, int], None]
 
 
 class Runner:
-    """One rank's computation. forward and sample of a step alternate, step by step, on one thread."""
+    """One rank's computation. forward and sample of a step alternate, step by step, on one thread.
+
+    All ranks run the same batches. Rank 0 alone has logits, chooses the tokens and tells the others: were each to
+    choose by itself, ranks whose processors round differently would go separate ways.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class Runner:
         on_layers_done: BatchLayersDone | None = None,
     ) -> None:
         self._model = loaded.model
+        self._parallel = loaded.parallel
         self._device = loaded.device
         self._attention = attention
         self._kv = kv
@@ -37,7 +42,7 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
-        """Write the KV of all rows; return float32 logits (sampled rows, vocab)."""
+        """Write the KV of all rows; return float32 logits (sampled rows, vocab), on ranks other than 0 none."""
         self._sampler.drop(batch.released)
         if not batch.rows:
             return torch.empty(0, self._model.config.vocab_size, device=self._device)
@@ -49,12 +54,26 @@ class Runner:
             self._kv.layers,
             partial(self._on_layers_done, batch) if self._on_layers_done else None,
         )
+        if self._parallel.rank > 0:
+            return torch.empty(0, device=self._device)
         return self._model.logits(hidden[inputs.sampled])
 
     @torch.inference_mode()
     def sample(self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None) -> StepOutput:
         """Choose a token for every sampled row of a batch whose forward pass gave logits."""
         rows: list[Row] = [row for row in batch.rows if row.sample]
-        outputs = self._sampler.sample(logits, rows, masks) if rows else []
+        outputs = self._choose(rows, logits, masks) if rows else []
         self._previous = {output.sequence_id: output.token_ids[-1] for output in outputs}
         return StepOutput(step=batch.step, rows=tuple(outputs))
+
+    def _choose(self, rows: Sequence[Row], logits: Tensor, masks: Sequence[bytes | None] | None) -> list[RowOutput]:
+        if self._parallel.rank > 0:
+            chosen = self._parallel.broadcast(torch.empty(len(rows), dtype=torch.int64, device=self._device))
+            return [
+                RowOutput(sequence_id=row.sequence_id, token_ids=(token,))
+                for row, token in zip(rows, chosen.tolist(), strict=True)
+            ]
+        outputs = self._sampler.sample(logits, rows, masks)
+        tokens = [output.token_ids[0] for output in outputs]
+        self._parallel.broadcast(torch.tensor(tokens, dtype=torch.int64, device=self._device))
+        return outputs

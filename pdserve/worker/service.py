@@ -4,6 +4,7 @@ from collections.abc import Awaitable
 from typing import Literal, Protocol
 
 from pdserve.config.times import Times
+from pdserve.core.errors import ConfigError, EngineDied
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
 from pdserve.transfer.stats import TransferStats
@@ -31,7 +32,11 @@ class WorkerHandle(Protocol):
 
     @property
     def pid(self) -> int:
-        """Of the process the worker runs in."""
+        """Of the process the worker, or its rank 0, runs in."""
+        ...
+
+    def death(self) -> Awaitable[EngineDied]:
+        """Wait until the worker can run nothing any more; with several ranks, one's end is the end of all."""
         ...
 
     def transfer_stats(self) -> Awaitable[TransferStats]:
@@ -46,14 +51,21 @@ class WorkerHandle(Protocol):
 async def open_worker(spec: WorkerSpec, mode: WorkerMode, times: Times | None = None) -> WorkerHandle:
     """Load the model and start the transfer backends, on the running event loop.
 
-    "process" keeps the computation's GIL, torch and NIXL out of this process; "inproc" spares a process.
-    Raises CheckpointError or ConfigError for what the operator can mend, EngineDied when a worker process
-    ends or is not ready within times.start_timeout.
+    "process" keeps the computation's GIL, torch and NIXL out of this process, and is what several ranks need;
+    "inproc" spares a process. Raises CheckpointError or ConfigError for what the operator can mend, EngineDied when
+    a worker process ends or is not ready within times.start_timeout.
     """
+    deadline = (times or Times()).start_timeout
+    if spec.tensor_parallel > 1:
+        from pdserve.worker.gang import WorkerGang
+
+        if mode == "inproc":
+            raise ConfigError(f"tensor_parallel {spec.tensor_parallel} needs a process per rank: set worker to process")
+        return await WorkerGang.open(spec, deadline)
     if mode == "process":
         from pdserve.worker.remote import RemoteWorker
 
-        return await RemoteWorker.open(spec, (times or Times()).start_timeout)
+        return await RemoteWorker.open(spec, deadline)
     from pdserve.worker.local import LocalWorker
 
     return await LocalWorker.open(spec)

@@ -5,15 +5,32 @@ from pathlib import Path
 
 from pdserve.core.layout import KVOrder
 
+STEP_DEADLINE = 300.0
+"""Seconds after which a step that has no tokens yet counts as the worker's death."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlace:
+    """One rank's place among the workers that compute a model together, all on one machine.
+
+    They meet at a TCP port of it. listener is the descriptor of the socket that listens there: rank 0 inherits it,
+    the others have none.
+    """
+
+    rank: int
+    port: int
+    listener: int | None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """One rank of one incarnation of an engine.
+    """The worker of one incarnation of an engine: one rank, or tensor_parallel of them.
 
     model is a checkpoint directory. device "auto" (cuda if there is one), "cpu", "cuda" or "cuda:N"; dtype "auto",
     "float32" or "bfloat16"; deterministic None means on CPU only; threads are torch's per operation.
     backends names transfer backends in order of preference; with none the worker exchanges no KV. host is the address
-    at which peers reach this machine.
+    at which peers reach this machine. num_blocks are those of the engine: each rank holds its heads of all of them.
+    place is set where a rank is opened.
     """
 
     model: Path
@@ -28,3 +45,5 @@ class WorkerSpec:
     threads: int = 1
     backends: tuple[str, ...] = ("nixl", "shared_memory", "grpc")
     host: str = "127.0.0.1"
+    tensor_parallel: int = 1
+    place: RankPlace | None = None

@@ -7,7 +7,9 @@ from pathlib import Path
 from pdserve.attention.torch_backend import TorchAttention
 from pdserve.core.layout import KVGroup, KVLayout, KVOrder
 from pdserve.core.protocols import ModelInfo
+from pdserve.core.shards import KVShard
 from pdserve.model.loader import LoadedModel, load_model, resolve_deterministic
+from pdserve.model.parallel import ParallelContext
 from pdserve.worker.executor import InprocExecutor
 from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.runner import BatchLayersDone, Runner
@@ -37,7 +39,10 @@ class Worker:
 
     executor: InprocExecutor
     kv: KVTensors
+    """The blocks of `layout`, as far as they are in `shard`."""
     layout: KVLayout
+    """Of the engine, all ranks together."""
+    shard: KVShard
     info: ModelInfo
 
     def close(self) -> None:
@@ -49,17 +54,26 @@ def build_worker(
     path: Path,
     options: WorkerOptions,
     *,
+    parallel: ParallelContext | None = None,
     allocate: Callable[[int], memoryview] | None = None,
     on_layers_done: BatchLayersDone | None = None,
 ) -> Worker:
-    """Load a checkpoint and make it ready to run batches.
+    """Load a checkpoint, or a rank's part of it, and make it ready to run batches.
 
-    allocate is called with the KV memory's size in bytes and returns where it shall lie (CPU only); None lets
-    torch allocate it. on_layers_done is called on the computing thread. Raises CheckpointError, ConfigError.
+    parallel are the ranks that run them together; None is one alone. allocate is called with the KV memory's size
+    in bytes and returns where it shall lie (CPU only); None lets torch allocate it. on_layers_done is called on the
+    computing thread. Raises CheckpointError, ConfigError.
     """
-    loaded = load_model(path, dtype=options.dtype, device=options.device, deterministic=options.deterministic)
-    layout = kv_layout(loaded, options)
-    kv = KVTensors(layout, device=loaded.device, buffer=allocate(layout.total_bytes) if allocate else None)
+    loaded = load_model(
+        path,
+        dtype=options.dtype,
+        device=options.device,
+        deterministic=options.deterministic,
+        parallel=parallel,
+    )
+    layout, shard = kv_layout(loaded, options), kv_shard(loaded)
+    held = layout.of_heads(shard.heads)
+    kv = KVTensors(held, device=loaded.device, buffer=allocate(held.total_bytes) if allocate else None)
     attention = TorchAttention(
         block_size=layout.block_size,
         dtype=loaded.dtype,
@@ -68,11 +82,11 @@ def build_worker(
     )
     runner = Runner(loaded, attention, kv, on_layers_done)
     executor = InprocExecutor(runner, num_threads=options.num_threads, step_timeout=options.step_timeout)
-    return Worker(executor=executor, kv=kv, layout=layout, info=loaded.info)
+    return Worker(executor=executor, kv=kv, layout=layout, shard=shard, info=loaded.info)
 
 
 def kv_layout(loaded: LoadedModel, options: WorkerOptions) -> KVLayout:
-    """The layout of a worker's KV memory: its model's shape in the options' blocks."""
+    """The layout of an engine's KV memory: its model's shape in the options' blocks."""
     config = loaded.config
     group = KVGroup(
         num_layers=config.num_layers,
@@ -87,3 +101,8 @@ def kv_layout(loaded: LoadedModel, options: WorkerOptions) -> KVLayout:
         order=options.order,
         model_revision=loaded.info.revision,
     )
+
+
+def kv_shard(loaded: LoadedModel) -> KVShard:
+    """What a rank holds of every block."""
+    return KVShard(rank=loaded.shard.rank, layers=(0, loaded.config.num_layers), heads=loaded.shard.kv_heads)

@@ -10,6 +10,7 @@ import pytest
 
 from pdserve.core.errors import DigestMismatch, LayoutMismatch, StaleEpoch, TransferFailed
 from pdserve.core.layout import KVOrder
+from pdserve.core.protocols import PeerAddress
 from tests.contract.sources import InChild
 from tests.contract.transfer_bench import KINDS, SEED, Bench, pull, spec_for
 from tests.kv_layouts import by_block, kv_layout
@@ -76,11 +77,17 @@ async def test_another_model_revision_or_block_size_is_refused_at_the_handshake(
 async def test_peers_without_a_common_backend_are_told_what_each_side_has(bench: Bench) -> None:
     source = await bench.source(kv_layout(8))
     service, _ = await bench.target(kv_layout(8))
-    (offer,) = source.address.backends
+    (rank,) = source.address.ranks
+    (offer,) = rank.backends
     with pytest.raises(TransferFailed, match=f"offers nccl, this worker has {bench.kind.backend}"):
-        await service.connect(replace(source.address, backends=(("nccl", offer[1]),)))
+        await service.connect(offering(source.address, "nccl", offer[1]))
     with pytest.raises(TransferFailed, match="no transfer backend reaches p"):
-        await service.connect(replace(source.address, backends=((offer[0], b"\xc1"),)))
+        await service.connect(offering(source.address, offer[0], b"\xc1"))
+
+
+def offering(peer: PeerAddress, backend: str, metadata: bytes) -> PeerAddress:
+    """A peer of one rank that offers another backend than it does."""
+    return replace(peer, ranks=(replace(peer.ranks[0], backends=((backend, metadata),)),))
 
 
 async def test_bytes_damaged_at_the_source_are_never_accepted(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""A worker in this process and one in its own: the same tokens, digests, transfers and errors."""
+"""A worker in this process, one in its own and one of two ranks: the same tokens, digests, transfers and errors."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,13 +13,16 @@ from pdserve.core.endpoint import new_epoch
 from pdserve.core.errors import CheckpointError, ConfigError, DigestMismatch, EngineDied, StaleEpoch, TransferFailed
 from pdserve.core.layout import KVOrder
 from pdserve.core.protocols import PullSpec
+from pdserve.core.shards import KVPart, plan_parts
 from pdserve.model.loader import load_model
-from pdserve.transfer.digest import block_digest
+from pdserve.model.parallel import ParallelContext
+from pdserve.transfer.digest import region_digest
 from pdserve.transfer.memory import TensorMemory
 from pdserve.worker.service import WorkerHandle, WorkerMode, WorkerSpec, open_worker
 from pdserve.worker.worker import WorkerOptions
 from tests.checkpoints import make_checkpoint
 from tests.contract.worker_batches import BLOCK_SIZE, PROMPT, decode, prefill, resume, run
+from tests.ranks import on_ranks
 from tests.stepping import Stepper
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -39,18 +42,24 @@ class Oracle:
     """What the model computes when it is run step by step by hand."""
 
     tokens: tuple[int, ...]
-    digest: bytes
-    """Of the prompt's KV."""
+    digests: tuple[bytes, ...]
+    """Of the prompt's KV, by rank."""
 
 
 @pytest.fixture(scope="module")
-def oracle(checkpoint: Path) -> Oracle:
-    loaded = load_model(checkpoint, dtype="auto", device="cpu", deterministic=None)
-    stepper = Stepper(loaded, WorkerOptions(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE))
-    sequence = stepper.sequence(PROMPT)
-    first = stepper.generate(sequence, 1)
-    digest = block_digest(TensorMemory(stepper.kv.memory), stepper.layout, tuple(sequence.block_ids), SEED)
-    return Oracle((*first, *stepper.generate(sequence, 3)), digest)
+def oracle(checkpoint: Path, workers: "Workers") -> Oracle:
+    def compute(ranks: ParallelContext) -> tuple[tuple[int, ...], bytes]:
+        loaded = load_model(checkpoint, parallel=ranks)
+        stepper = Stepper(loaded, WorkerOptions(num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE))
+        sequence = stepper.sequence(PROMPT)
+        first = stepper.generate(sequence, 1)
+        held = stepper.kv.layout
+        region = held.whole_blocks(tuple(sequence.block_ids))
+        digest = region_digest(TensorMemory(stepper.kv.memory), held, region, SEED)
+        return (*first, *stepper.generate(sequence, 3)), digest
+
+    tokens, digests = zip(*on_ranks(workers.num_ranks, compute), strict=True)
+    return Oracle(tokens[0], digests)
 
 
 def spec(checkpoint: Path, engine_id: str, **other: object) -> WorkerSpec:
@@ -68,18 +77,35 @@ class Workers:
     decode: WorkerHandle
     steps: dict[str, int]
 
+    @property
+    def num_ranks(self) -> int:
+        return len(self.prefill.transfer.address.ranks)
+
+    @property
+    def parts(self) -> tuple[KVPart, ...]:
+        """Who reads what from whom; with one rank each, everything."""
+        return plan_parts(self.prefill.transfer.address.shards, self.decode.transfer.address.shards)
+
+    async def digests(self) -> tuple[bytes, ...]:
+        """Of the prompt on the prefill worker, by part."""
+        digest = self.prefill.transfer.digest
+        return tuple([await digest(BLOCKS, len(PROMPT), SEED, part) for part in self.parts])
+
     def step(self, worker: str) -> int:
         self.steps[worker] += 1
         return self.steps[worker] - 1
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["inproc", "process"])
+@pytest_asyncio.fixture(
+    loop_scope="module", scope="module", params=[("inproc", 1), ("process", 1), ("process", 2)], ids=str
+)
 async def workers(request: pytest.FixtureRequest, checkpoint: Path) -> AsyncIterator[Workers]:
-    mode: WorkerMode = request.param
+    mode: WorkerMode = request.param[0]
     async with AsyncExitStack() as stack:
         opened: list[WorkerHandle] = []
         for engine_id, order in (("p", KVOrder.BLOCK_MAJOR), ("d", KVOrder.LAYER_MAJOR)):
-            opened.append(await open_worker(spec(checkpoint, engine_id, order=order), mode))
+            wanted = spec(checkpoint, engine_id, order=order, tensor_parallel=request.param[1])
+            opened.append(await open_worker(wanted, mode))
             stack.push_async_callback(opened[-1].close)
         yield Workers(prefill=opened[0], decode=opened[1], steps={"p": 0, "d": 0})
 
@@ -94,7 +120,7 @@ async def prefilled(workers: Workers) -> int:
     return first
 
 
-def pull_spec(workers: Workers, digest: bytes, targets: tuple[int, ...] = (1, 0, 20)) -> PullSpec:
+def pull_spec(workers: Workers, digest: bytes, targets: tuple[int, ...] = (1, 0, 20), part: int = 0) -> PullSpec:
     return PullSpec(
         peer="p",
         epoch=workers.prefill.transfer.address.epoch,
@@ -103,6 +129,7 @@ def pull_spec(workers: Workers, digest: bytes, targets: tuple[int, ...] = (1, 0,
         digest=digest,
         seed=SEED,
         deadline=10,
+        part=workers.parts[part],
     )
 
 
@@ -112,7 +139,7 @@ async def test_the_worker_describes_its_model_and_memory(workers: Workers) -> No
         assert (worker.layout.num_blocks, worker.layout.block_size, worker.layout.order) == (24, 16, order)
         assert worker.transfer.layout == worker.layout
         assert worker.transfer.address.layout_hash == worker.layout.wire_hash
-        assert [name for name, _ in worker.transfer.address.backends] == ["nixl", "shared_memory", "grpc"]
+        assert [name for name, _ in worker.transfer.address.ranks[0].backends] == ["nixl", "shared_memory", "grpc"]
 
 
 async def test_batches_give_the_tokens_and_the_kv_the_model_gives(workers: Workers, oracle: Oracle) -> None:
@@ -120,22 +147,26 @@ async def test_batches_give_the_tokens_and_the_kv_the_model_gives(workers: Worke
     batches = [decode(workers.step("p"), (*BLOCKS, 3), len(PROMPT) + i, None if i else first) for i in range(3)]
     rest = [tokens async for tokens in run(workers.prefill.executor, *batches)]
     assert (first, *(token for tokens in rest for token in tokens)) == oracle.tokens
-    assert await workers.prefill.transfer.digest(BLOCKS, len(PROMPT), SEED) == oracle.digest
+    assert await workers.digests() == oracle.digests
 
 
 async def test_a_pulled_prompt_continues_with_the_same_tokens(workers: Workers, oracle: Oracle) -> None:
     first = await prefilled(workers)
-    digest = await workers.prefill.transfer.digest(BLOCKS, len(PROMPT), SEED)
+    digests = await workers.digests()
     assert await workers.decode.transfer.connect(workers.prefill.transfer.address) == "nixl"
-    pull = workers.decode.transfer.pull(pull_spec(workers, digest))
-    receipt = await pull.wait()
-    await asyncio.wait_for(pull.settled(), 5)
-    assert receipt.num_bytes == 3 * workers.decode.layout.block_bytes
+    pulls = [
+        workers.decode.transfer.pull(pull_spec(workers, digest, part=number)) for number, digest in enumerate(digests)
+    ]
+    receipts = [await pull.wait() for pull in pulls]
+    for pull in pulls:
+        await asyncio.wait_for(pull.settled(), 5)
+    num_bytes = sum(receipt.num_bytes for receipt in receipts)
+    assert num_bytes == 3 * workers.decode.layout.block_bytes
     batches = [resume(workers.step("d"), (1, 0, 20), first)]
     batches += [decode(workers.step("d"), (1, 0, 20), len(PROMPT) + i, None) for i in (1, 2)]
     rest = [tokens async for tokens in run(workers.decode.executor, *batches)]
     assert (first, *(token for tokens in rest for token in tokens)) == oracle.tokens
-    assert dict((await workers.decode.transfer_stats()).bytes_by_backend)["nixl"] >= receipt.num_bytes
+    assert dict((await workers.decode.transfer_stats()).bytes_by_backend)["nixl"] >= num_bytes
 
 
 async def test_errors_of_a_transfer_keep_their_types(workers: Workers, oracle: Oracle) -> None:
@@ -144,13 +175,13 @@ async def test_errors_of_a_transfer_keep_their_types(workers: Workers, oracle: O
     with pytest.raises(DigestMismatch):
         await transfer.pull(pull_spec(workers, bytes(16))).wait()
     with pytest.raises(StaleEpoch):
-        await transfer.pull(replace(pull_spec(workers, oracle.digest), epoch=1)).wait()
+        await transfer.pull(replace(pull_spec(workers, oracle.digests[0]), epoch=1)).wait()
     with pytest.raises(ValueError, match="named twice"):
-        transfer.pull(pull_spec(workers, oracle.digest, targets=(1, 1, 2)))
+        transfer.pull(pull_spec(workers, oracle.digests[0], targets=(1, 1, 2)))
     with pytest.raises(ValueError, match="do not end in the last"):
-        await transfer.digest(BLOCKS, 999, SEED)
+        await transfer.digest(BLOCKS, 999, SEED, workers.parts[0])
     await transfer.disconnect("p")
-    refused = transfer.pull(pull_spec(workers, oracle.digest))
+    refused = transfer.pull(pull_spec(workers, oracle.digests[0]))
     with pytest.raises(TransferFailed, match="not connected"):
         await refused.wait()
     await asyncio.wait_for(refused.settled(), 5)
@@ -191,7 +222,7 @@ async def test_a_closed_worker_runs_nothing_and_closes_twice(mode: WorkerMode, c
     with pytest.raises(ConfigError, match="no transfer backend is named 'pigeon'"):
         await open_worker(spec(checkpoint, "p", backends=("pigeon",)), mode)
     worker = await open_worker(spec(checkpoint, "p", backends=()), mode)
-    assert worker.transfer.address.backends == ()
+    assert worker.transfer.address.ranks[0].backends == ()
     handle = worker.executor.forward(prefill(0, BLOCKS, end=16))
     worker.executor.sample(handle)
     await worker.executor.collect(handle)

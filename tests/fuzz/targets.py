@@ -17,9 +17,10 @@ from pdserve.core.blocks import KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role, StepTally
 from pdserve.core.errors import from_wire
 from pdserve.core.msgpack import unpack
-from pdserve.core.protocols import ModelInfo, PeerAddress, PullReceipt, PullSpec
+from pdserve.core.protocols import ModelInfo, PeerAddress, PullReceipt, PullSpec, RankAddress
 from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
-from pdserve.core.ticket import PrefillDone, RankSource, RegionReady, TicketGone, TransferTicket
+from pdserve.core.shards import KVPart, KVShard
+from pdserve.core.ticket import PrefillDone, RegionReady, TicketGone, TransferTicket
 from pdserve.rpc import convert
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import kv_pb2
@@ -66,6 +67,10 @@ def _protobuf(message_type: type[Message], *parts: tuple[str, Callable[[Any], ob
 
 def _ticket(message: pb.TransferTicket) -> None:
     assert convert.ticket_from_proto(message).num_blocks > 0
+
+
+def _attach(message: pb.Attach) -> None:
+    convert.parts_from_proto(message.parts)
 
 
 def _gone(message: pb.TicketGone) -> None:
@@ -135,6 +140,8 @@ def _read_spans(message: kv_pb2.ReadSpans) -> None:
     spans_fit(HEADER_BYTES, np.array(message.offsets, dtype=np.uint64), np.array(message.lengths, dtype=np.uint64))
 
 
+_SHARD = KVShard(rank=0, layers=(0, 4), heads=(0, 2))
+_PART = KVPart(source_rank=0, target_rank=1, heads=(1, 2))
 _TICKET = TransferTicket(
     id="ticket-0",
     request_id="r",
@@ -145,7 +152,7 @@ _TICKET = TransferTicket(
     num_tokens=33,
     block_size=16,
     lease=10.0,
-    ranks=(RankSource(rank=0, layers=(0, 4), heads=(0, 2)),),
+    ranks=(_SHARD,),
 )
 _REQUEST = Request(id="r", prompt_token_ids=(1, 2, 3), sampling=SamplingParams(seed=5, stop_token_ids=(2,)))
 _DELTA = TokenDelta(
@@ -168,9 +175,14 @@ _LOAD = LoadSnapshot(
     draining=False,
     steps=(StepTally(steps=1, tokens=2, context=3, seconds=0.1),),
 )
-_PEER = PeerAddress(engine_id="p", epoch=4, layout_hash=bytes(16), backends=(("nixl", b"\x01\x02"),))
+_PEER = PeerAddress(
+    engine_id="p",
+    epoch=4,
+    layout_hash=bytes(16),
+    ranks=(RankAddress(shard=_SHARD, backends=(("nixl", b"\x01\x02"),)),),
+)
 _ENDPOINT = Endpoint(engine_id="p", role=Role.PREFILL, epoch=1, address="10.0.0.1:4000", pid=9, state=EngineState.READY)
-_REGION = RegionReady(ticket_id="ticket-0", first_block=1, source_blocks=(4, 9), digest=bytes(16))
+_REGION = RegionReady(ticket_id="ticket-0", first_block=1, source_blocks=(4, 9), digest=bytes(16), part=_PART)
 _ROW = Row(
     sequence_id=1,
     start=0,
@@ -193,7 +205,9 @@ _ROW = Row(
         seen_token_ids=(1, 2),
     ),
 )
-_PULL = PullSpec(peer="p", epoch=4, source_blocks=(1,), target_blocks=(2,), digest=bytes(16), seed=3, deadline=10.0)
+_PULL = PullSpec(
+    peer="p", epoch=4, source_blocks=(1,), target_blocks=(2,), digest=bytes(16), seed=3, deadline=10.0, part=_PART
+)
 _INFO = ModelInfo(name="m", revision="r", vocab_size=9, max_model_len=9, eos_token_ids=(0,))
 
 
@@ -246,7 +260,7 @@ _COMMANDS = (
     frames.Sample(1, 1, (None, b"\x01")),
     frames.Connect(2, _PEER),
     frames.Disconnect(3, "p"),
-    frames.Digest(4, (1, 2), 20, 99),
+    frames.Digest(4, (1, 2), 20, 99, _PART),
     frames.BeginPull(5, 6, _PULL),
     frames.CancelPull(5),
     frames.Close(),
@@ -288,6 +302,15 @@ TARGETS: dict[str, Fuzzed] = {
             ("kv_snapshot", convert.kv_snapshot_from_proto),
         ),
         _session_events(),
+    ),
+    "handoff_command": Fuzzed(
+        _protobuf(pb.HandoffCommand, ("attach", _attach)),
+        (
+            pb.HandoffCommand(
+                source_epoch=1,
+                attach=pb.Attach(ticket_id="ticket-0", first_block=1, parts=[convert.part_to_proto(_PART)]),
+            ).SerializeToString(),
+        ),
     ),
     "handoff_event": Fuzzed(
         _protobuf(

@@ -101,6 +101,14 @@ def test_memory_sizes_may_have_units(tmp_path: Path) -> None:
             "pools: {decode: {placement: {resources: {near: 1}}}}",
             "pools.decode.placement.resources: near is offered by no node of our own; give ray.address",
         ),
+        (
+            "worker: inproc\npools: {decode: {tensor_parallel: 2}}",
+            "pools.decode.tensor_parallel: each rank needs a process of its own; set worker to auto or process",
+        ),
+        (
+            "device: cuda\npools: {prefill: {tensor_parallel: 2}}",
+            "pools.prefill.tensor_parallel: several ranks compute together on cpu only",
+        ),
         ("kv: {num_blocks: 8}", "kv.num_blocks: 8 blocks of 16 tokens do not hold one request of max_model_len 2048"),
     ],
 )

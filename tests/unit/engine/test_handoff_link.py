@@ -10,6 +10,7 @@ from pdserve.config.times import Times
 from pdserve.core.errors import LinkLost, PdserveError
 from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec
+from pdserve.core.shards import KVPart
 from pdserve.engine.handoff_link import HandoffLink
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from tests.clocks import ManualClock
@@ -21,7 +22,7 @@ class ConnectOnly:
     """A TransferService that any peer suits."""
 
     layout = LAYOUT
-    address = PeerAddress(engine_id="d0", epoch=3, layout_hash=LAYOUT.wire_hash, backends=())
+    address = PeerAddress(engine_id="d0", epoch=3, layout_hash=LAYOUT.wire_hash, ranks=())
 
     async def connect(self, peer: PeerAddress) -> str:
         return "any"
@@ -29,7 +30,9 @@ class ConnectOnly:
     def disconnect(self, engine_id: str) -> Awaitable[None]:
         raise AssertionError("not used here")
 
-    def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> Awaitable[bytes]:
+    def digest(
+        self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None
+    ) -> Awaitable[bytes]:
         raise AssertionError("not used here")
 
     def pull(self, spec: PullSpec) -> Pull:

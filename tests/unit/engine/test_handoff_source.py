@@ -1,14 +1,16 @@
 """Tickets: leases begin, are renewed and end exactly once; regions are published as they become final."""
 
 from collections.abc import Awaitable
+from dataclasses import replace
 
 import pytest
 
 from pdserve.config.times import Times
 from pdserve.core.endpoint import Endpoint, EngineState, Role
-from pdserve.core.errors import Cancelled, LeaseExpired, TransferFailed
+from pdserve.core.errors import Cancelled, LayoutMismatch, LeaseExpired, TransferFailed
 from pdserve.core.layout import KVGroup, KVLayout
-from pdserve.core.protocols import PeerAddress, Pull, PullSpec
+from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
+from pdserve.core.shards import KVPart, KVShard, plan_parts, sole_shard
 from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, region_seed
 from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, HandoffSource
 from tests.clocks import ManualClock, settle
@@ -22,15 +24,21 @@ LAYOUT = KVLayout(
 class RecordingTransfer:
     """Digests name what they were asked for; nothing else of a TransferService is used here."""
 
-    layout = LAYOUT
-    address = PeerAddress(engine_id="p0", epoch=7, layout_hash=LAYOUT.wire_hash, backends=())
-
-    def __init__(self) -> None:
+    def __init__(self, layout: KVLayout) -> None:
+        self.layout = layout
+        self.address = PeerAddress(
+            engine_id="p0",
+            epoch=7,
+            layout_hash=layout.wire_hash,
+            ranks=(RankAddress(shard=sole_shard(layout), backends=()),),
+        )
         self.failing = False
+        self.digested: list[KVPart | None] = []
 
-    async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int) -> bytes:
+    async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None) -> bytes:
         if self.failing:
             raise TransferFailed("the worker is gone")
+        self.digested.append(part)
         return f"{blocks}:{num_tokens}:{seed}".encode()
 
     def connect(self, peer: PeerAddress) -> Awaitable[str]:
@@ -46,9 +54,9 @@ class RecordingTransfer:
 class Bench:
     """A source with one ticket of num_tokens tokens in blocks 100, 101, …"""
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, num_tokens: int, layout: KVLayout = LAYOUT) -> None:
         self.clock = ManualClock()
-        self.transfer = RecordingTransfer()
+        self.transfer = RecordingTransfer(layout)
         self.ended: list[tuple[str, int]] = []
         self.news: list[HandoffNews] = []
         self.source = HandoffSource(
@@ -92,6 +100,34 @@ async def test_a_digest_covers_exactly_the_tokens_of_its_region_and_is_bound_to_
             digest=f"(101, 102):6:{region_seed('t', 7, 1)}".encode(),
         )
     ]
+
+
+async def test_each_part_asked_for_is_offered_and_equal_bytes_are_digested_once() -> None:
+    """Two heads; the target has four ranks, of which two and two hold the same head."""
+    layout = replace(LAYOUT, group=replace(LAYOUT.group, num_kv_heads=2))
+    bench = Bench(num_tokens=4, layout=layout)
+    halves = [KVShard(rank=rank, layers=(0, 2), heads=(rank // 2, rank // 2 + 1)) for rank in range(4)]
+    parts = plan_parts([sole_shard(layout)], halves)
+    bench.source.attach("t", 0, bench.news.append, parts)
+    bench.source.computed(5, 4)
+    await settle()
+    regions = {n.part: n.digest for n in bench.news if isinstance(n, RegionReady)}
+    assert set(regions) == set(parts)
+    assert bench.transfer.digested == [parts[0], parts[2]]
+    assert regions[parts[0]] == regions[parts[1]] == f"(100,):4:{region_seed('t', 7, 0, parts[0])}".encode()
+    assert regions[parts[2]] == regions[parts[3]] != regions[parts[0]]
+
+
+@pytest.mark.parametrize(("rank", "heads"), [(1, (0, 1)), (0, (0, 2)), (0, (1, 1))])
+async def test_parts_that_no_rank_holds_are_refused(rank: int, heads: tuple[int, int]) -> None:
+    bench = Bench(num_tokens=4)
+    part = KVPart(source_rank=rank, target_rank=0, heads=heads)
+    bench.source.attach("t", 0, bench.news.append, (part,))
+    bench.source.computed(5, 4)
+    await settle()
+    assert [n.code for n in bench.news if isinstance(n, TicketGone)] == [LayoutMismatch.code]
+    assert len(bench.news) == 1
+    assert bench.source.release("t") is False
 
 
 async def test_a_target_that_attaches_late_gets_everything_in_bounded_regions_and_the_first_token() -> None:

@@ -10,7 +10,7 @@ from pdserve.config.times import Times
 from pdserve.core.errors import LinkLost, PdserveError, StaleEpoch, TransferFailed
 from pdserve.core.request import Request, SamplingParams
 from pdserve.core.ticket import TransferTicket
-from pdserve.engine.handoff_source import Deliver
+from pdserve.engine.handoff_source import Deliver, Parts
 from pdserve.engine.source_link import SourceLink
 from pdserve.engine.source_links import SourceLinks
 from tests.clocks import ManualClock, settle
@@ -52,7 +52,7 @@ class Line:
     def hold(self, ticket: TransferTicket) -> None:
         raise AssertionError("not used here")
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver) -> None:
+    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
         raise AssertionError("not used here")
 
     def lease_holds(self, ticket_id: str) -> bool:

@@ -41,6 +41,21 @@ def test_memory_is_filled_with_whole_blocks_and_never_exceeded(checkpoint: Path)
     assert layout.total_bytes <= memory < layout.total_bytes + layout.block_bytes
 
 
+def test_ranks_fill_each_its_own_memory_with_the_heads_it_holds(checkpoint: Path) -> None:
+    """Two key heads: two ranks hold one each, four ranks one each twice over."""
+    chosen = config(checkpoint, kv={"memory": "8MiB"})
+    blocks = [worker_spec(chosen, "p", 1, "cpu", ranks).num_blocks for ranks in (1, 2, 4)]
+    assert blocks[1] == blocks[2] == 2 * blocks[0]
+    assert worker_spec(chosen, "p", 1, "cpu", 2).tensor_parallel == 2
+
+
+def test_ranks_the_model_or_the_device_cannot_be_divided_among_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="tensor_parallel 3: 4 attention heads do not divide by it"):
+        worker_spec(config(checkpoint), "p", 1, "cpu", 3)
+    with pytest.raises(ConfigError, match="tensor_parallel 2: ranks compute together on cpu only"):
+        worker_spec(config(checkpoint), "p", 1, "cuda", 2)
+
+
 def test_half_the_bytes_per_value_hold_twice_the_blocks(checkpoint: Path) -> None:
     wide, narrow = (config(checkpoint, dtype=dtype, kv={"memory": "8MiB"}) for dtype in ("float32", "bfloat16"))
     assert num_blocks(narrow) == 2 * num_blocks(wide)
@@ -77,6 +92,7 @@ def test_the_spec_carries_the_configured_choices(checkpoint: Path) -> None:
 def test_a_gpu_worker_gets_a_process_of_its_own_unless_told_otherwise() -> None:
     assert worker_mode(WorkerMode.AUTO, "cpu") is WorkerMode.INPROC
     assert worker_mode(WorkerMode.AUTO, "cuda") is WorkerMode.PROCESS
+    assert worker_mode(WorkerMode.AUTO, "cpu", 2) is WorkerMode.PROCESS
     assert worker_mode(WorkerMode.INPROC, "cuda") is WorkerMode.INPROC
     assert worker_mode(WorkerMode.PROCESS, "cpu") is WorkerMode.PROCESS
 

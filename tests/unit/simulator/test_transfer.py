@@ -48,7 +48,7 @@ def with_pair(story: Callable[[Pair], Awaitable[None]]) -> None:
 
 
 def address(name: str, layout_hash: bytes = LAYOUT.wire_hash) -> PeerAddress:
-    return PeerAddress(engine_id=name, epoch=1, layout_hash=layout_hash, backends=())
+    return PeerAddress(engine_id=name, epoch=1, layout_hash=layout_hash, ranks=())
 
 
 def test_pulls_take_latency_and_their_turn_on_the_source_s_port() -> None:

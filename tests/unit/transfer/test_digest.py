@@ -7,11 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.core.layout import KVLayout, KVOrder
-from pdserve.transfer.digest import DigestKind, block_digest, digest_kind, zero_tail
-from pdserve.transfer.memory import HostMemory, TensorMemory
+from pdserve.transfer.digest import DigestKind, digest_kind, region_digest, zero_tail
+from pdserve.transfer.memory import HostMemory, KVMemory, TensorMemory
 from tests.kv_layouts import by_block, kv_layout
 
 BLOCKS = (2, 5, 3)
+
+
+def digest(
+    memory: KVMemory, layout: KVLayout, blocks: tuple[int, ...], seed: int, kind: DigestKind = DigestKind.XXH3
+) -> bytes:
+    """Of whole blocks."""
+    return region_digest(memory, layout, layout.whole_blocks(blocks), seed, kind)
 
 
 def filled(layout: KVLayout, seed: int = 1) -> HostMemory:
@@ -24,7 +31,7 @@ def filled(layout: KVLayout, seed: int = 1) -> HostMemory:
 
 @pytest.mark.parametrize("kind", DigestKind)
 def test_equal_blocks_have_equal_digests_in_both_orders(kind: DigestKind) -> None:
-    digests = {block_digest(filled(kv_layout(8, order)), kv_layout(8, order), BLOCKS, 7, kind) for order in KVOrder}
+    digests = {digest(filled(kv_layout(8, order)), kv_layout(8, order), BLOCKS, 7, kind) for order in KVOrder}
     assert len(digests) == 1
     assert len(digests.pop()) == 16
 
@@ -34,7 +41,7 @@ def test_order_of_blocks_and_seed_change_the_digest(kind: DigestKind) -> None:
     layout = kv_layout(8)
     memory = filled(layout)
     digests = {
-        block_digest(memory, layout, blocks, seed, kind) for blocks in (BLOCKS, BLOCKS[::-1]) for seed in (7, 2**64 - 1)
+        digest(memory, layout, blocks, seed, kind) for blocks in (BLOCKS, BLOCKS[::-1]) for seed in (7, 2**64 - 1)
     }
     assert len(digests) == 4
 
@@ -45,17 +52,29 @@ def test_any_bit_of_the_blocks_changes_the_digest_and_no_other_does(
 ) -> None:
     layout = kv_layout(8, order)
     memory = filled(layout)
-    before = block_digest(memory, layout, BLOCKS, 7, kind)
+    before = digest(memory, layout, BLOCKS, 7, kind)
     offset = place % layout.total_bytes
     offsets = by_block(layout, np.arange(layout.total_bytes))
     inside = offset in offsets[list(BLOCKS)]
     memory.array[offset] ^= 1 << bit
-    assert (block_digest(memory, layout, BLOCKS, 7, kind) != before) == inside
+    assert (digest(memory, layout, BLOCKS, 7, kind) != before) == inside
 
 
 def test_host_memory_is_digested_with_xxh3() -> None:
     layout = kv_layout(8)
     assert digest_kind(filled(layout), layout) is DigestKind.XXH3
+
+
+@pytest.mark.parametrize("order", KVOrder)
+def test_heads_have_the_digest_they_have_in_a_memory_of_their_own(order: KVOrder) -> None:
+    both = kv_layout(8, order)
+    memory = filled(both)
+    one = kv_layout(8, KVOrder.LAYER_MAJOR).of_heads((1, 2))
+    alone = HostMemory(one.total_bytes)
+    by_block(one, alone.array)[...] = by_block(both, memory.array)[:, :, :, 1:2]
+    expected = digest(alone, one, BLOCKS, 7)
+    assert region_digest(memory, both, both.heads_of(BLOCKS, (1, 2)), 7) == expected
+    assert region_digest(memory, both, both.heads_of(BLOCKS, (0, 1)), 7) != expected
 
 
 @pytest.mark.parametrize("order", KVOrder)
@@ -83,7 +102,7 @@ def test_memory_that_torch_allocated_digests_and_zeroes_like_host_memory(order: 
     host = filled(layout)
     tensor = torch.from_numpy(host.array.copy())
     foreign = TensorMemory(tensor)
-    assert block_digest(foreign, layout, BLOCKS, 7) == block_digest(host, layout, BLOCKS, 7)
+    assert digest(foreign, layout, BLOCKS, 7) == digest(host, layout, BLOCKS, 7)
     for memory in (host, foreign):
         zero_tail(memory, layout, BLOCKS, 10)
     np.testing.assert_array_equal(tensor.numpy(), host.array)

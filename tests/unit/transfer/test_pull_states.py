@@ -160,7 +160,7 @@ async def test_disconnecting_fails_what_waits_and_keeps_the_backend_connected_un
     pair.backend.held = False
     await asyncio.wait_for(settled, SOON)
     await pair.target.connect(pair.source.address)
-    assert pair.backend.connected == 2 * ["p/000000000000000b"]
+    assert pair.backend.connected == 2 * ["p/000000000000000b/0"]
     await pair.target.pull(pair.spec).wait()
 
 

@@ -274,18 +274,26 @@ class DrainResponse(_message.Message):
     def __init__(self, drained: bool = ...) -> None: ...
 
 class PeerHello(_message.Message):
-    __slots__ = ("engine_id", "epoch", "layout_hash", "backends", "kv_kind")
+    __slots__ = ("engine_id", "epoch", "layout_hash", "ranks", "kv_kind")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_HASH_FIELD_NUMBER: _ClassVar[int]
-    BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     KV_KIND_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     epoch: int
     layout_hash: bytes
-    backends: _containers.RepeatedCompositeFieldContainer[BackendMetadata]
+    ranks: _containers.RepeatedCompositeFieldContainer[RankAddress]
     kv_kind: str
-    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., layout_hash: _Optional[bytes] = ..., backends: _Optional[_Iterable[_Union[BackendMetadata, _Mapping]]] = ..., kv_kind: _Optional[str] = ...) -> None: ...
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., layout_hash: _Optional[bytes] = ..., ranks: _Optional[_Iterable[_Union[RankAddress, _Mapping]]] = ..., kv_kind: _Optional[str] = ...) -> None: ...
+
+class RankAddress(_message.Message):
+    __slots__ = ("shard", "backends")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    shard: KVShard
+    backends: _containers.RepeatedCompositeFieldContainer[BackendMetadata]
+    def __init__(self, shard: _Optional[_Union[KVShard, _Mapping]] = ..., backends: _Optional[_Iterable[_Union[BackendMetadata, _Mapping]]] = ...) -> None: ...
 
 class BackendMetadata(_message.Message):
     __slots__ = ("name", "metadata")
@@ -308,12 +316,26 @@ class HandoffCommand(_message.Message):
     def __init__(self, source_epoch: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("ticket_id", "first_block")
+    __slots__ = ("ticket_id", "first_block", "parts")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     ticket_id: str
     first_block: int
-    def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ...) -> None: ...
+    parts: _containers.RepeatedCompositeFieldContainer[KVPart]
+    def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[KVPart, _Mapping]]] = ...) -> None: ...
+
+class KVPart(_message.Message):
+    __slots__ = ("source_rank", "target_rank", "first_head", "end_head")
+    SOURCE_RANK_FIELD_NUMBER: _ClassVar[int]
+    TARGET_RANK_FIELD_NUMBER: _ClassVar[int]
+    FIRST_HEAD_FIELD_NUMBER: _ClassVar[int]
+    END_HEAD_FIELD_NUMBER: _ClassVar[int]
+    source_rank: int
+    target_rank: int
+    first_head: int
+    end_head: int
+    def __init__(self, source_rank: _Optional[int] = ..., target_rank: _Optional[int] = ..., first_head: _Optional[int] = ..., end_head: _Optional[int] = ...) -> None: ...
 
 class Release(_message.Message):
     __slots__ = ("ticket_id",)
@@ -346,16 +368,18 @@ class HandoffEvent(_message.Message):
     def __init__(self, source_epoch: _Optional[int] = ..., region: _Optional[_Union[RegionReady, _Mapping]] = ..., done: _Optional[_Union[PrefillDone, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., gone: _Optional[_Union[TicketGone, _Mapping]] = ...) -> None: ...
 
 class RegionReady(_message.Message):
-    __slots__ = ("ticket_id", "first_block", "source_blocks", "digest")
+    __slots__ = ("ticket_id", "first_block", "source_blocks", "digest", "part")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     SOURCE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     ticket_id: str
     first_block: int
     source_blocks: _containers.RepeatedScalarFieldContainer[int]
     digest: bytes
-    def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ..., source_blocks: _Optional[_Iterable[int]] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    part: KVPart
+    def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ..., source_blocks: _Optional[_Iterable[int]] = ..., digest: _Optional[bytes] = ..., part: _Optional[_Union[KVPart, _Mapping]] = ...) -> None: ...
 
 class PrefillDone(_message.Message):
     __slots__ = ("ticket_id", "first_token", "finished")
@@ -412,10 +436,10 @@ class TransferTicket(_message.Message):
     num_tokens: int
     block_size: int
     lease: float
-    ranks: _containers.RepeatedCompositeFieldContainer[RankSource]
-    def __init__(self, id: _Optional[str] = ..., request_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., layout_hash: _Optional[bytes] = ..., num_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., lease: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[RankSource, _Mapping]]] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[KVShard]
+    def __init__(self, id: _Optional[str] = ..., request_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., layout_hash: _Optional[bytes] = ..., num_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., lease: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[KVShard, _Mapping]]] = ...) -> None: ...
 
-class RankSource(_message.Message):
+class KVShard(_message.Message):
     __slots__ = ("rank", "first_layer", "end_layer", "first_head", "end_head")
     RANK_FIELD_NUMBER: _ClassVar[int]
     FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
