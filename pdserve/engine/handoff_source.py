@@ -41,6 +41,9 @@ Parts = tuple[KVPart | None, ...]
 rank."""
 
 MAX_REGION_BLOCKS = 64
+REGION_BYTES = 4 << 20
+"""A region is about this large, one block at least: small enough that digesting one hides behind moving the others,
+large enough that its message costs little."""
 _REMEMBERED_TICKETS = 4096
 
 
@@ -80,6 +83,7 @@ class HandoffSource:
         self._by_sequence: dict[int, _Offer] = {}
         self._ended: dict[str, TicketGone | None] = {}
         self._publishing: set[asyncio.Task[None]] = set()
+        self._region_blocks = max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // transfer.layout.block_bytes))
 
     @property
     def num_open(self) -> int:
@@ -194,7 +198,7 @@ class HandoffSource:
     def _publish(self, offer: _Offer) -> None:
         while offer.deliver and offer.published_blocks < offer.final_blocks:
             first = offer.published_blocks
-            end = min(first + MAX_REGION_BLOCKS, offer.final_blocks)
+            end = min(first + self._region_blocks, offer.final_blocks)
             offer.published_blocks = end
             for parts in _same_bytes(offer.parts):
                 task = asyncio.get_running_loop().create_task(self._digest_and_deliver(offer, first, end, parts))
