@@ -66,14 +66,8 @@ class Target:
         source_host: str = "127.0.0.1",
         prefix: Sequence[str] = (),
     ) -> Self:
-        process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "benchmarks.transfer_source", source_host, backend, str(block_kib)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        command = [*prefix, sys.executable, "-m", "benchmarks.transfer_source", source_host, backend, str(block_kib)]
+        process = _spawn(command)
         assert process.stdout
         peer = msgspec.msgpack.decode(
             base64.b64decode(await asyncio.to_thread(process.stdout.readline)), type=PeerAddress
@@ -165,6 +159,13 @@ class Target:
         self._process.stdin.close()
         await asyncio.to_thread(self._process.wait, 20)
         self._process.stdout.close()
+
+
+def _spawn(command: list[str]) -> "subprocess.Popen[str]":
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def check_bytes(target: Target, source_blocks: Blocks, target_blocks: Blocks) -> None:
