@@ -157,6 +157,23 @@ class RayConfig(Section):
     """The token of the cluster to join; by default where Ray looks for it (RAY_AUTH_TOKEN, ~/.ray/auth_token)."""
 
 
+class DiskTierConfig(Section):
+    """KV on disk: plain files readable for the server's user only, found again after a restart."""
+
+    path: NonEmpty
+    """A folder on a local disk; each engine uses a part of it that is named after it."""
+    size: ByteSize
+    """Of each engine's part, taken at once."""
+
+
+class TiersConfig(Section):
+    """KV kept below the device pool of each engine: what leaves host memory goes to disk, if there is one."""
+
+    host: ByteSize
+    """Of each engine, taken at once."""
+    disk: DiskTierConfig | None = None
+
+
 class KVConfig(Section):
     """KV memory of each engine, or of each of its ranks."""
 
@@ -170,6 +187,8 @@ class KVConfig(Section):
     backends: tuple[TransferBackendName, ...] = ("nixl", "shared_memory", "grpc")
     """What moves KV, in order of preference. Two engines use the fastest they have in common, the preferred one
     where speeds are close, and another one when that fails."""
+    tiers: TiersConfig | None = None
+    """Where KV goes that the pool has no room for; by default nowhere: it is computed again."""
 
 
 class RoutingConfig(Section):

@@ -21,6 +21,8 @@ class Times:
     """No pull starts when less than this is left of the lease."""
     release_answer: float = 2.0
     """How long a decode engine waits for the answer to Release before it discards the KV."""
+    restore_deadline: float = 5.0
+    """One restore from a tier may take this long; then its destination is quarantined and the prompt computed."""
     link_backoff: float = 1.0
     """How long requests avoid a link between two engines that was lost, before one of them tries it; doubles with
     every failure in a row."""

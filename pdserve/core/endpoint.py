@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from secrets import randbits
 
+from pdserve.core.tiers import TierTally
+
 
 class Role(StrEnum):
     """What a pool is for. An engine's behaviour follows from EngineLimits, never from this name."""
@@ -82,6 +84,8 @@ class LoadSnapshot:
     draining: bool
     steps: tuple[StepTally, ...] = ()
     """By the bit length of a step's tokens: steps[n] tallies steps of 2**(n-1) to 2**n - 1 tokens."""
+    tiers: tuple[TierTally, ...] = ()
+    """Of each tier below the device pool, if there are any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,13 @@ It neither waits nor does I/O. Its caller pumps it:
     core.complete(await collect())   steps in the order of their numbers
 
 and calls schedule again after everything that can make work: add, complete, abort, fetched,
-fetch_failed, unquarantine, release_lease. Every returned list starts with events not taken yet, so that
-events are always seen in the order in which they happened.
+fetch_failed, restore_ended, restore_late, saved, unquarantine, release_lease. Every returned list starts with
+events not taken yet, so that events are always seen in the order in which they happened.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -34,11 +35,14 @@ from pdserve.engine.core_events import (
     FetchReady,
     Finished,
     HandoffScheduled,
+    RestoreReady,
+    SaveReady,
 )
-from pdserve.engine.scheduler import Scheduler, StepPlan
+from pdserve.engine.scheduler import ChooseRestore, Scheduler, StepPlan
 from pdserve.engine.sequence import Sequence, SequenceState
 from pdserve.engine.stopping import stop_rule
 from pdserve.kvcache.manager import KVCacheManager
+from pdserve.kvcache.tier_index import TierIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +74,15 @@ class EngineCore:
         layout: KVLayout,
         clock: Clock,
         new_ticket_id: Callable[[], str],
+        tiers: TierIndex | None = None,
+        choose_restore: ChooseRestore = lambda tiers: 0,
     ) -> None:
         self.limits = limits
         self.kv = KVCacheManager(
-            num_blocks=layout.num_blocks, block_size=layout.block_size, prefix_caching=limits.prefix_caching
+            num_blocks=layout.num_blocks,
+            block_size=layout.block_size,
+            prefix_caching=limits.prefix_caching,
+            tiers=tiers,
         )
         self._info = info
         self._clock = clock
@@ -81,13 +90,15 @@ class EngineCore:
         self._rules = AdmissionRules(
             info=info, limits=limits, num_blocks=layout.num_blocks, block_size=layout.block_size
         )
-        self._scheduler = Scheduler(limits, self.kv)
+        self._scheduler = Scheduler(limits, self.kv, choose_restore)
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
         self._next_step = 0
         self._steps: deque[tuple[int, list[_InFlight]]] = deque()
         self._released: list[int] = []
         self._deadlines: list[tuple[float, int]] = []
+        self._lost_restores: dict[tuple[int, int], tuple[int, ...]] = {}
+        """(sequence id, admission) → quarantined targets of restores nobody waits for any more."""
         self._events: list[CoreEvent] = []
 
     @property
@@ -169,6 +180,9 @@ class EngineCore:
 
     def take_events(self) -> list[CoreEvent]:
         """Events not returned yet."""
+        blocks, used = self.kv.take_saves()
+        if blocks or used:
+            self._events.append(SaveReady(blocks=blocks, used=used))
         events, self._events = self._events, []
         return events
 
@@ -229,6 +243,29 @@ class EngineCore:
             self._end(sequence, error)
         return self.take_events()
 
+    def restore_ended(self, sequence_id: int, admission: int, num_blocks: int) -> list[CoreEvent]:
+        """Nothing writes into a RestoreReady's blocks any more; its first num_blocks are verified."""
+        lost = self._lost_restores.pop((sequence_id, admission), None)
+        if lost is not None:
+            self.kv.unquarantine(lost)
+        elif sequence := self._sequences.get(sequence_id):
+            self._scheduler.restored(sequence, num_blocks)
+            self._stamp(sequence, "restored")
+            if sequence.handoff:
+                self._events.append(self._lease(sequence))
+        return self.take_events()
+
+    def restore_late(self, sequence_id: int, admission: int) -> None:
+        """A restore has not ended in time: its sequence computes instead, in other blocks."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None and (sequence_id, admission) not in self._lost_restores:
+            self._quarantine_restore(sequence)
+            self._scheduler.lose_restore(sequence, self._next_step - 1)
+
+    def saved(self, block_ids: SequenceOf[int]) -> None:
+        """A SaveReady's blocks are copied, or never will be."""
+        self.kv.saved(block_ids)
+
     def unquarantine(self, block_ids: Iterable[int]) -> None:
         """Nothing writes into these blocks any more."""
         self.kv.unquarantine(block_ids)
@@ -255,6 +292,10 @@ class EngineCore:
         for sequence in plan.fetching:
             self._stamp(sequence, "fetching")
             self._events.append(self._fetch_ready(sequence))
+        for sequence in plan.restoring:
+            self._stamp(sequence, "scheduled" if sequence.admission == 1 else "resumed")
+            self._stamp(sequence, "restoring")
+            self._events.append(self._restore_ready(sequence))
         for sequence in plan.admitted:
             self._stamp(sequence, "scheduled" if sequence.admission == 1 else "resumed")
             if sequence.handoff:
@@ -268,6 +309,20 @@ class EngineCore:
             ticket=sequence.ticket,
             fetch_blocks=self._scheduler.fetch_blocks(sequence),
         )
+
+    def _restore_ready(self, sequence: Sequence) -> RestoreReady:
+        first, blocks = self._scheduler.restore_blocks(sequence)
+        return RestoreReady(
+            sequence_id=sequence.sequence_id,
+            admission=sequence.admission,
+            hashes=tuple(sequence.block_hashes[first : first + len(blocks)]),
+            blocks=blocks,
+        )
+
+    def _quarantine_restore(self, sequence: Sequence) -> None:
+        _, blocks = self._scheduler.restore_blocks(sequence)
+        self.kv.quarantine(blocks)
+        self._lost_restores[sequence.sequence_id, sequence.admission] = blocks
 
     def _lease(self, sequence: Sequence) -> HandoffScheduled:
         ticket_id = self._new_ticket_id()
@@ -327,7 +382,9 @@ class EngineCore:
         self._events.append(emitted)
 
     def _abort(self, sequence: Sequence, error: PdserveError | None) -> None:
-        if sequence.state is SequenceState.FETCHING:
+        if sequence.num_restoring_tokens:
+            self._quarantine_restore(sequence)
+        elif sequence.state is SequenceState.FETCHING:
             blocks = tuple(self._scheduler.fetch_blocks(sequence).values())
             self.kv.quarantine(blocks)
             self._events.append(FetchAborted(sequence_id=sequence.sequence_id, block_ids=blocks))

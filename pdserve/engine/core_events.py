@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pdserve.core.blocks import BlockHash
 from pdserve.core.request import FinishReason
 from pdserve.core.ticket import TransferTicket
+from pdserve.core.tiers import SavedBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,29 @@ class FetchAborted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreReady:
+    """Part of a prompt lies in a tier, and the target blocks for it are allocated: the restore may start.
+
+    Answered by restore_ended, once, and perhaps by restore_late before. admission tells the sequence's lives apart.
+    """
+
+    sequence_id: int
+    admission: int
+    hashes: tuple[BlockHash, ...]
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveReady:
+    """These blocks are to be copied to the tiers; they stay as they are until the caller says `saved`.
+
+    used: other blocks that sequences have found in the device pool."""
+
+    blocks: tuple[SavedBlock, ...]
+    used: tuple[BlockHash, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The sequence is gone from this engine. cached_tokens and stamps are for the EngineTrace."""
 
@@ -80,4 +105,4 @@ class Finished:
     stamps: tuple[tuple[str, float], ...]
 
 
-CoreEvent = Emitted | HandoffScheduled | Computed | FetchReady | FetchAborted | Finished
+CoreEvent = Emitted | HandoffScheduled | Computed | FetchReady | FetchAborted | RestoreReady | SaveReady | Finished

@@ -6,7 +6,7 @@ results back, on one event loop.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import Self
@@ -19,6 +19,7 @@ from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
 from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
 from pdserve.core.ticket import TransferTicket
+from pdserve.core.tiers import TierService
 from pdserve.engine.core import EngineCore
 from pdserve.engine.core_events import (
     Computed,
@@ -28,6 +29,8 @@ from pdserve.engine.core_events import (
     FetchReady,
     Finished,
     HandoffScheduled,
+    RestoreReady,
+    SaveReady,
 )
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
@@ -35,6 +38,7 @@ from pdserve.engine.kv_feed import KVFeed
 from pdserve.engine.pump import StepPump
 from pdserve.engine.source_link import OpenLink
 from pdserve.engine.step_timing import StepTimer
+from pdserve.engine.tiering import Tiering
 
 EngineItem = TokenDelta | TransferTicket
 Sink = Callable[[list[EngineItem]], None]
@@ -70,21 +74,25 @@ class Engine:
         open_link: OpenLink,
         times: Times,
         clock: Clock,
+        tiers: TierService | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.info = info
         self.transfer = transfer
         self.clock = clock
+        self._timer = StepTimer(clock)
+        self._tiering = self._open_tiering(tiers, times) if tiers else None
         self._core = EngineCore(
             info=info,
             limits=limits,
             layout=transfer.layout,
             clock=clock,
             new_ticket_id=lambda: token_hex(16),
+            tiers=self._tiering.index if self._tiering else None,
+            choose_restore=self._tiering.choose if self._tiering else lambda _: 0,
         )
         self.limits = limits
         self.kv_feed = KVFeed(self._core.drain_kv_events, self._core.kv_snapshot)
-        self._timer = StepTimer(clock)
         self._pump = StepPump(self._core, executor, self._timer, self._apply)
         self.source = HandoffSource(
             endpoint=endpoint, transfer=transfer, times=times, clock=clock, on_end=self._on_lease_end
@@ -109,6 +117,8 @@ class Engine:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        if self._tiering:
+            await self._tiering.open()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._guard(work)) for work in (self._pump.run(), self._keep_house())]
         return self
@@ -120,6 +130,8 @@ class Engine:
         self._abort_all(Unavailable(f"{self.endpoint.engine_id} has shut down"))
         await self._target.close()
         await self.source.close()
+        if self._tiering:
+            await self._tiering.close()
 
     async def death(self) -> EngineDied:
         """Returns when the engine can serve nothing any more; its process should end then."""
@@ -167,6 +179,7 @@ class Engine:
             blocks=load.blocks,
             draining=self._draining,
             steps=self._timer.tallies,
+            tiers=self._tiering.tallies if self._tiering else (),
         )
 
     async def drain(self, timeout: float) -> bool:
@@ -227,6 +240,10 @@ class Engine:
                     self._target.fetch(event.sequence_id, dict(event.fetch_blocks))
                 case FetchAborted():
                     self._aborted_fetches[event.sequence_id] = event.block_ids
+                case RestoreReady() if self._tiering:
+                    self._tiering.restore(event)
+                case SaveReady() if self._tiering:
+                    self._tiering.save(event)
                 case Finished():
                     self._on_finished(event, out)
         for sink, items in out.items():
@@ -292,6 +309,29 @@ class Engine:
                 self._apply(self._core.fetch_failed(sequence_id, outcome.unsettled, outcome.error))
             else:
                 self._apply(self._core.fetched(sequence_id, outcome.first_token))
+        self._pump.wake()
+
+    def _open_tiering(self, tiers: TierService, times: Times) -> Tiering:
+        return Tiering(
+            tiers,
+            self._timer,
+            block_size=self.transfer.layout.block_size,
+            restore_deadline=times.restore_deadline,
+            on_saved=self._on_saved,
+            on_restored=self._on_restored,
+            on_late=self._on_restore_late,
+        )
+
+    def _on_saved(self, blocks: Sequence[int]) -> None:
+        self._core.saved(blocks)
+        self._pump.wake()
+
+    def _on_restored(self, event: RestoreReady, num_blocks: int) -> None:
+        self._apply(self._core.restore_ended(event.sequence_id, event.admission, num_blocks))
+        self._pump.wake()
+
+    def _on_restore_late(self, event: RestoreReady) -> None:
+        self._core.restore_late(event.sequence_id, event.admission)
         self._pump.wake()
 
     def _on_settled(self, blocks: tuple[int, ...]) -> None:

@@ -8,8 +8,9 @@ A step takes, within max_tokens_per_step tokens and max_rows rows, oldest arriva
 Admission is first come, first served and takes all blocks of the known tokens at once, so only decodes
 ever grow. A sequence that does not fit yet stops admission for those behind it: nobody is overtaken, so a
 large prompt cannot starve, and since everything that holds blocks ends by itself (running sequences by
-their length, leases, fetches and requests by their deadlines), nobody waits forever. Sequences with a
-ticket queue alike, take blocks for prompt and first token, and no tokens of the step.
+their length, leases, fetches, restores and requests by their deadlines), nobody waits forever. Sequences with a
+ticket queue alike, take blocks for prompt and first token, and no tokens of the step; so do those whose
+prefix goes on in a tier, if restoring it is worth while, and they join the prompts begun when it is here.
 
 When a decode finds no block, the youngest arrival behind it that is running and has no ticket issued
 gives up its blocks and goes back to its place in the queue. Blocks cooling down behind a step in flight
@@ -18,13 +19,18 @@ it needs all the blocks it gave up, and the older one took some of them.
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from pdserve.core.batch import Row
 from pdserve.core.endpoint import EngineLimits
+from pdserve.core.tiers import Tier
 from pdserve.engine.sequence import Sequence, SequenceState
 from pdserve.kvcache.manager import KVCacheManager
+
+ChooseRestore = Callable[[Seq[Tier]], int]
+"""Given the tiers of the blocks that continue a device hit: how many of them to restore."""
 
 
 @dataclass(slots=True)
@@ -36,6 +42,7 @@ class StepPlan:
     """The sequence of each row."""
     admitted: list[Sequence] = field(default_factory=list)
     fetching: list[Sequence] = field(default_factory=list)
+    restoring: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     """Preempted sequences whose sampler state the worker must drop."""
@@ -75,9 +82,10 @@ class Scheduler:
     """Moves sequences between WAITING, FETCHING and RUNNING and composes steps. Synchronous, effect-free
     beyond its own state and the block bookkeeping."""
 
-    def __init__(self, limits: EngineLimits, kv: KVCacheManager) -> None:
+    def __init__(self, limits: EngineLimits, kv: KVCacheManager, choose_restore: ChooseRestore) -> None:
         self._limits = limits
         self._kv = kv
+        self._choose_restore = choose_restore
         self.waiting = ArrivalQueue()
         self.fetching = ArrivalQueue()
         self.running = ArrivalQueue()
@@ -99,6 +107,25 @@ class Scheduler:
         sequence.fetched(first_token)
         self._kv.commit(sequence, sequence.num_computed_tokens)
         self.running.add(sequence)
+
+    def restored(self, sequence: Sequence, num_blocks: int) -> None:
+        """The first num_blocks of restore_blocks hold verified KV; the rest is computed."""
+        self.fetching.discard(sequence)
+        sequence.restored(sequence.num_computed_tokens + num_blocks * self._kv.block_size)
+        self._kv.commit(sequence, sequence.num_computed_tokens)
+        self.running.add(sequence)
+
+    def lose_restore(self, sequence: Sequence, last_step: int) -> None:
+        """Back to the queue, without blocks and without another restore."""
+        self.fetching.discard(sequence)
+        self._kv.free(sequence, last_step)
+        sequence.lose_restore()
+        self.waiting.add(sequence)
+
+    def restore_blocks(self, sequence: Sequence) -> tuple[int, tuple[int, ...]]:
+        """(logical index of the first, blocks) a restoring sequence gets from a tier."""
+        first = self._kv.blocks_for(sequence.num_computed_tokens)
+        return first, self._kv.block_ids(sequence, sequence.num_restoring_tokens)[first:]
 
     def fetch_blocks(self, sequence: Sequence) -> dict[int, int]:
         """Logical index → block, for every prompt block of a fetching sequence that was not hit."""
@@ -144,7 +171,7 @@ class Scheduler:
             self.waiting.discard(sequence)
             if sequence.state is SequenceState.FETCHING:
                 self.fetching.add(sequence)
-                plan.fetching.append(sequence)
+                (plan.restoring if sequence.num_restoring_tokens else plan.fetching).append(sequence)
             else:
                 self.running.add(sequence)
                 plan.admitted.append(sequence)
@@ -160,9 +187,17 @@ class Scheduler:
         num_hit_tokens = len(hit) * self._kv.block_size
         if fetches:
             sequence.start_fetch(num_hit_tokens)
+        elif num_blocks := self._num_restorable(sequence, len(hit)):
+            sequence.start_restore(num_hit_tokens, num_hit_tokens + num_blocks * self._kv.block_size)
         else:
             sequence.admit(num_hit_tokens)
         return True
+
+    def _num_restorable(self, sequence: Sequence, num_hit_blocks: int) -> int:
+        if not sequence.restorable:
+            return 0
+        tiers = self._kv.match_tiers(sequence, num_hit_blocks, sequence.num_tokens - 1)
+        return self._choose_restore(tiers) if tiers else 0
 
     def _take(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> None:
         num_tokens = min(num_tokens, self._limits.chunk_size, plan.tokens_left)

@@ -1,10 +1,15 @@
 """A request's mutable state on one engine.
 
-               ┌───────────── preempt ──────────────┐
-               ▼                                    │
-    ──▶ WAITING ──────────── admit ───────────▶ RUNNING ──┐
-           │  └─ start_fetch ─▶ FETCHING ─ fetched ─▲     ├─ finish ─▶ FINISHED
-           └───────────────────────┴──────────────────────┘
+               ┌──────────────── preempt ────────────────┐
+               ▼                                         │
+    ──▶ WAITING ─────────────── admit ─────────────▶ RUNNING ──┐
+         │ ▲  ├─ start_fetch ───▶ FETCHING ─ fetched ──▲  ▲    ├─ finish ─▶ FINISHED
+         │ │  └─ start_restore ─▶ FETCHING ─ restored ────┘    │
+         │ └────── lose_restore ─────┘                         │
+         └─────────────────────────────────────────────────────┘
+
+FETCHING is waiting for KV of the known tokens: of all of them from a ticket's source (fetch), or of a part from a
+tier of this engine (restore).
 
 Tokens and KV, by position (two steps may be in flight):
 
@@ -47,6 +52,10 @@ class Sequence:
     deadline: float
     handoff: bool = False
     ticket: TransferTicket | None = None
+    restorable: bool = True
+    """Cleared when a tier did not answer in time: then the tokens are computed."""
+    num_restoring_tokens: int = 0
+    """KV of positions [num_computed_tokens, this) is being restored."""
     token_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)
     state: SequenceState = SequenceState.WAITING
@@ -100,6 +109,28 @@ class Sequence:
         self.ticket = None
         self.num_scheduled_tokens = self.num_computed_tokens = self.prompt_len
         self.token_ids.append(first_token)
+
+    def start_restore(self, num_hit_tokens: int, upto_tokens: int) -> None:
+        """WAITING → FETCHING: blocks are there; a tier holds KV up to upto_tokens, the rest is to be computed."""
+        self._move(SequenceState.FETCHING, SequenceState.WAITING)
+        self._enter(num_hit_tokens)
+        self.num_restoring_tokens = upto_tokens
+
+    def restored(self, num_tokens: int) -> None:
+        """FETCHING → RUNNING: KV of the first num_tokens is here and verified."""
+        self._move(SequenceState.RUNNING, SequenceState.FETCHING)
+        self.num_restoring_tokens = 0
+        self.num_scheduled_tokens = self.num_computed_tokens = num_tokens
+        if self.admission == 1:
+            self.num_cached_tokens = num_tokens
+
+    def lose_restore(self) -> None:
+        """FETCHING → WAITING without KV, to be computed."""
+        self._move(SequenceState.WAITING, SequenceState.FETCHING)
+        self.restorable = False
+        self.num_restoring_tokens = self.num_scheduled_tokens = self.num_computed_tokens = 0
+        if self.admission == 1:
+            self.num_cached_tokens = None
 
     def preempt(self) -> bool:
         """RUNNING → WAITING without KV. True if the worker holds sampler state to drop."""

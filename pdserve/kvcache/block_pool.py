@@ -4,7 +4,7 @@ A block may be referenced by sequences, leased to tickets and quarantined at onc
 by precedence (the design's quarantined > leased > used > free):
 
     QUARANTINED  a transfer may still write into it
-    LEASED       a ticket promises its bytes to another engine
+    LEASED       a ticket promises its bytes to another engine, or they are being copied to a tier
     USED         a live sequence references it
     COOLING      referenced by nobody, but a step submitted before it was freed may still touch it;
                  reported as used

@@ -1,4 +1,10 @@
-"""The scheduler's view of KV: block tables of sequences, prefix hits, leases of tickets, quarantine."""
+"""The scheduler's view of KV: block tables of sequences, prefix hits, leases of tickets, quarantine, and what is
+saved to the tiers below.
+
+A block is copied to the host tier in the background as soon as it is cached, not when it is about to be lost: so
+handing out a block never waits for a copy, the copy runs while its sequence still computes, and the death of the
+engine finds on disk what it can. Until the copy is done the block is held like a leased one.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,8 +13,13 @@ from typing import Protocol
 
 from pdserve.core.blocks import BlockHash, KVEvent, next_block_hash
 from pdserve.core.endpoint import BlockCounts
+from pdserve.core.tiers import SavedBlock, Tier
 from pdserve.kvcache.block_pool import BlockPool, BlockState
 from pdserve.kvcache.prefix_cache import PrefixCache
+from pdserve.kvcache.tier_index import SaveQueue, TierIndex
+
+_SAVING_SHARE = 2
+"""At most this part of the blocks is being copied to the tiers at a time."""
 
 
 class KVOwner(Protocol):
@@ -37,9 +48,13 @@ class _Table:
 
 
 class KVCacheManager:
-    """Owns every block of one device pool. Not thread-safe: one scheduler calls it."""
+    """Owns every block of one device pool. Not thread-safe: one scheduler calls it.
 
-    def __init__(self, *, num_blocks: int, block_size: int, prefix_caching: bool = True) -> None:
+    With a tier index, blocks are offered to the tiers (take_saves) and found there (match_tiers)."""
+
+    def __init__(
+        self, *, num_blocks: int, block_size: int, prefix_caching: bool = True, tiers: TierIndex | None = None
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._prefix_caching = prefix_caching
@@ -47,11 +62,17 @@ class KVCacheManager:
         self._cache = PrefixCache()
         self._tables: dict[int, _Table] = {}
         self._tickets: dict[str, tuple[int, ...]] = {}
+        self._tiers = tiers or TierIndex()
+        self._saves = SaveQueue(self._tiers, limit=max(1, num_blocks // _SAVING_SHARE) if tiers is not None else 0)
 
     @property
     def num_cooling(self) -> int:
-        """Blocks that become free without anybody's doing once the steps in flight have completed."""
-        return self._pool.num_cooling
+        """Blocks that become free without anybody's doing: once the steps in flight have completed, or once
+        they are copied."""
+        only_saved = sum(
+            not self._pool.references(block) and self._pool.leases(block) == 1 for block in self._saves.blocks
+        )
+        return self._pool.num_cooling + only_saved
 
     def counts(self) -> BlockCounts:
         return self._pool.counts()
@@ -92,6 +113,7 @@ class KVCacheManager:
         self._cache.forget(taken)
         if table is None:
             table = self._tables[owner.sequence_id] = _Table(list(hit), len(hit))
+            self._note_use(owner, len(hit))
         table.block_ids.extend(taken)
         return True
 
@@ -109,7 +131,25 @@ class KVCacheManager:
         news = slice(table.num_published, full)
         for block_id in self._cache.insert(owner.block_hashes[news], table.block_ids[news]):
             self._pool.mark_cached(block_id)
+            self._save(block_id)
         table.num_published = full
+
+    def match_tiers(self, owner: KVOwner, num_hit_blocks: int, limit: int) -> tuple[Tier, ...]:
+        """Where the blocks lie that continue a device hit, up to limit tokens, as far as they lie anywhere."""
+        if not self._prefix_caching:
+            return ()
+        num_blocks = limit // self.block_size
+        self._extend_hashes(owner, num_blocks)
+        return self._tiers.run(owner.block_hashes[num_hit_blocks:num_blocks])
+
+    def take_saves(self) -> tuple[tuple[SavedBlock, ...], tuple[BlockHash, ...]]:
+        """(blocks to copy to the tiers, held until saved; hashes sequences have found in the pool)."""
+        return self._saves.take()
+
+    def saved(self, block_ids: Sequence[int]) -> None:
+        """Nobody copies these blocks any more."""
+        self._saves.done(block_ids)
+        self._pool.unlease(block_ids)
 
     def free(self, owner: KVOwner, after_step: int) -> None:
         """The sequence lets go of all its blocks; reusable once step after_step has completed.
@@ -162,7 +202,7 @@ class KVCacheManager:
         parts = counts.free + counts.used + counts.leased + counts.quarantined
         assert parts == counts.total == self.num_blocks, f"block states do not add up: {counts}"
         held = Counter(b for table in self._tables.values() for b in table.block_ids)
-        leased = Counter(b for blocks in self._tickets.values() for b in blocks)
+        leased = Counter(b for blocks in (*self._tickets.values(), self._saves.blocks) for b in blocks)
         for block_id in range(self.num_blocks):
             assert self._pool.references(block_id) == held[block_id], f"references of block {block_id} are off"
             assert self._pool.leases(block_id) == leased[block_id], f"leases of block {block_id} are off"
@@ -171,6 +211,15 @@ class KVCacheManager:
         for sequence_id, table in self._tables.items():
             assert len(set(table.block_ids)) == len(table.block_ids), f"sequence {sequence_id} repeats a block"
             assert table.num_published <= len(table.block_ids)
+
+    def _save(self, block_id: int) -> None:
+        block_hash = self._cache.hash_of(block_id)
+        if block_hash is not None and self._saves.add(block_hash, block_id):
+            self._pool.lease([block_id])
+
+    def _note_use(self, owner: KVOwner, num_hit_blocks: int) -> None:
+        if self._tiers.num_blocks:
+            self._saves.use(owner.block_hashes[:num_hit_blocks])
 
     def _extend_hashes(self, owner: KVOwner, num_blocks: int) -> None:
         hashes, size = owner.block_hashes, self.block_size

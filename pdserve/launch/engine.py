@@ -68,6 +68,7 @@ async def _serve(
         open_link=grpc_links(worker.transfer, config.times, clock),
         times=config.times,
         clock=clock,
+        tiers=worker.tiers,
     )
     async with engine:
         await server.start(engine, config.times)

@@ -1,10 +1,13 @@
 """From the configuration to a worker: KV memory, and where it runs. Imports no torch."""
 
-from pdserve.config.schema import Config, WorkerMode
+from pathlib import Path
+
+from pdserve.config.schema import Config, TiersConfig, WorkerMode
 from pdserve.core.errors import ConfigError
 from pdserve.core.layout import DTYPE_BYTES, KVGroup
 from pdserve.model.config import ModelConfig, load_config
 from pdserve.model.sharding import shard_model
+from pdserve.tiers.spec import TierSpec
 from pdserve.worker.spec import WorkerSpec
 
 _MIB = 2**20
@@ -41,7 +44,16 @@ def worker_spec(config: Config, engine_id: str, epoch: int, device: str, tensor_
         threads=config.threads,
         backends=config.kv.backends,
         tensor_parallel=tensor_parallel,
+        tiers=tier_spec(config.kv.tiers),
     )
+
+
+def tier_spec(tiers: TiersConfig | None) -> TierSpec | None:
+    if tiers is None:
+        return None
+    if tiers.disk is None:
+        return TierSpec(host_bytes=int(tiers.host))
+    return TierSpec(host_bytes=int(tiers.host), disk_path=Path(tiers.disk.path), disk_bytes=int(tiers.disk.size))
 
 
 def max_model_len(config: Config, model: ModelConfig) -> int:

@@ -5,6 +5,7 @@ InvalidRequest where it is a client's, MalformedMessage otherwise.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from math import isfinite
 from typing import TypeVar
 
@@ -23,11 +24,13 @@ from pdserve.core.protocols import PeerAddress, RankAddress
 from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
 from pdserve.core.shards import KVPart, KVShard
 from pdserve.core.ticket import DIGEST_BYTES, PrefillDone, RegionReady, TicketGone, TransferTicket
+from pdserve.core.tiers import Tier, TierTally
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 
 _FINISH_REASONS = {reason.value: reason for reason in FinishReason}
 _ROLES = {role.value: role for role in Role}
 _STATES = {state.value: state for state in EngineState}
+_TIERS = {tier.value: tier for tier in Tier}
 
 _MAX_RANKS = 1024
 _MAX_PARTS = 4096
@@ -280,6 +283,7 @@ def load_to_proto(load: LoadSnapshot) -> pb.LoadSnapshot:
             pb.StepTally(steps=tally.steps, tokens=tally.tokens, context=tally.context, seconds=tally.seconds)
             for tally in load.steps
         ],
+        tiers=[pb.TierTally(**asdict(tally)) for tally in load.tiers],
     )
 
 
@@ -305,6 +309,22 @@ def load_from_proto(message: pb.LoadSnapshot) -> LoadSnapshot:
             StepTally(steps=tally.steps, tokens=tally.tokens, context=tally.context, seconds=tally.seconds)
             for tally in message.steps
         ),
+        tiers=tuple(_tier_from_proto(tally) for tally in message.tiers),
+    )
+
+
+def _tier_from_proto(message: pb.TierTally) -> TierTally:
+    return TierTally(
+        tier=_known(_TIERS, message.tier, "tier"),
+        capacity=message.capacity,
+        blocks=message.blocks,
+        saved_bytes=message.saved_bytes,
+        restored_blocks=message.restored_blocks,
+        restored_bytes=message.restored_bytes,
+        evicted=message.evicted,
+        refused=message.refused,
+        corrupt=message.corrupt,
+        failed=message.failed,
     )
 
 

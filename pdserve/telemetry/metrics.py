@@ -5,13 +5,14 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import TransferError
 from pdserve.telemetry.record import RequestRecord
+from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -42,6 +43,9 @@ class Metrics:
         self.described: list[Description] = [
             Description(family.name, family.type, labels, family.documentation)
             for family, labels in zip(_engine_gauges(), _ENGINE_LABELS, strict=True)
+        ]
+        self.described += [
+            Description(name, kind, labels, documentation) for name, kind, documentation, labels, _ in TIER_METRICS
         ]
         self.time_to_first_token = self._histogram(
             "pdserve_time_to_first_token_seconds", "From the request's arrival to its first token.", _REQUEST_BUCKETS
@@ -148,12 +152,13 @@ class _EngineCollector(Collector):
     def __init__(self, engines: Callable[[], Iterable[EngineView]]) -> None:
         self._engines = engines
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        return _engine_gauges()
+    def describe(self) -> Iterable[Metric]:
+        return (*_engine_gauges(), *tier_families(()))
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         up, running, waiting, backlog, blocks, links = _engine_gauges()
-        for view in self._engines():
+        views = tuple(self._engines())
+        for view in views:
             endpoint, load = view.endpoint, view.load
             engine = endpoint.engine_id
             up.add_metric([engine, endpoint.role.value, endpoint.state.value], 1)
@@ -168,6 +173,7 @@ class _EngineCollector(Collector):
                 if state != "total":
                     blocks.add_metric([engine, state], count)
         yield from (up, running, waiting, backlog, blocks, links)
+        yield from tier_families(views)
 
 
 _ENGINE_LABELS = (("engine", "role", "state"), ("engine",), ("engine",), ("engine",), ("engine", "state"), ("engine",))

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from pdserve.core.batch import Batch
+from pdserve.core.blocks import BlockHash
 from pdserve.core.errors import MalformedMessage, PdserveError, from_wire
 from pdserve.core.layout import KVLayout
 from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import ModelInfo, PeerAddress, PullSpec
 from pdserve.core.shards import KVPart
+from pdserve.core.tiers import SavedBlock
 from pdserve.worker.spec import WorkerSpec
 
 MAX_FRAME_BYTES = 1 << 28
@@ -87,17 +89,43 @@ class GetStats(msgspec.Struct, tag=True, frozen=True):
     reply: int
 
 
+class GetTierContents(msgspec.Struct, tag=True, frozen=True):
+    """Answered with TierNews. This and the next two only to a worker with tiers."""
+
+    reply: int
+
+
+class SaveBlocks(msgspec.Struct, tag=True, frozen=True):
+    """Answered with TierNews once nobody reads the blocks any more."""
+
+    reply: int
+    blocks: tuple[SavedBlock, ...]
+    used: tuple[BlockHash, ...]
+
+
+class RestoreBlocks(msgspec.Struct, tag=True, frozen=True):
+    """Answered with the RestoreReceipt once nobody writes into the blocks any more."""
+
+    reply: int
+    hashes: tuple[BlockHash, ...]
+    blocks: tuple[int, ...]
+
+
 class Close(msgspec.Struct, tag=True, frozen=True):
     """The process frees everything and ends."""
 
 
-Command = Start | Forward | Sample | Connect | Disconnect | Digest | BeginPull | CancelPull | GetStats | Close
+TierCommand = GetTierContents | SaveBlocks | RestoreBlocks
+Command = (
+    Start | Forward | Sample | Connect | Disconnect | Digest | BeginPull | CancelPull | GetStats | TierCommand | Close
+)
 
 
 class Started(msgspec.Struct, frozen=True):
     info: ModelInfo
     layout: KVLayout
     address: PeerAddress
+    has_tiers: bool
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo
 from pdserve.model.gloo import GlooRanks, meeting_place
 from pdserve.model.parallel import ParallelContext
+from pdserve.tiers.service import LocalTierService
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.memory import HostMemory, KVMemory, TensorMemory
 from pdserve.transfer.service import LocalTransferService
@@ -27,12 +29,22 @@ class LocalWorker:
 
     worker: Worker
     transfer: LocalTransferService
+    tiers: LocalTierService | None = None
 
     @classmethod
     async def open(cls, spec: WorkerSpec) -> "LocalWorker":
         """Raises CheckpointError or ConfigError when model, device or a transfer backend is not to be had."""
         worker, memory = await asyncio.to_thread(_build, spec)
+        tiers = None
         try:
+            if spec.tiers:
+                tiers = await LocalTierService.open(
+                    spec.tiers,
+                    engine_id=spec.engine_id,
+                    layout=worker.layout,
+                    memory=memory,
+                    computed_by=_computed_by(spec),
+                )
             transfer = await LocalTransferService.open(
                 engine_id=spec.engine_id,
                 epoch=spec.epoch,
@@ -42,10 +54,12 @@ class LocalWorker:
                 backends=make_backends(spec.backends, spec.engine_id, spec.epoch, spec.host, worker.shard.rank),
             )
         except BaseException:
+            if tiers:
+                await tiers.close()
             worker.close()
             memory.close()
             raise
-        return cls(worker, transfer)
+        return cls(worker, transfer, tiers)
 
     @property
     def executor(self) -> InprocExecutor:
@@ -71,6 +85,8 @@ class LocalWorker:
 
     async def close(self) -> None:
         await asyncio.to_thread(self.worker.close)
+        if self.tiers:
+            await self.tiers.close()
         await self.transfer.close()
 
 
@@ -102,6 +118,11 @@ def _meet(spec: WorkerSpec) -> ParallelContext | None:
         return None
     store = meeting_place(spec.place.port, spec.place.listener, spec.tensor_parallel, STEP_DEADLINE)
     return GlooRanks(store, spec.place.rank, spec.tensor_parallel, STEP_DEADLINE)
+
+
+def _computed_by(spec: WorkerSpec) -> str:
+    """Whatever, besides model, dtype and block size, may change a bit of KV."""
+    return f"torch {torch.__version__} on {platform.machine()}, {spec.device}, deterministic {spec.deterministic}"
 
 
 def _allocator(allocated: list[HostMemory]) -> Callable[[int], memoryview]:

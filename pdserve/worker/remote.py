@@ -11,6 +11,7 @@ from pdserve.core.protocols import ModelInfo, StepHandle
 from pdserve.transfer.stats import TransferStats
 from pdserve.worker.frames import Forward, GetStats, Sample, Start, Started
 from pdserve.worker.link import WorkerLink
+from pdserve.worker.remote_tiers import RemoteTiers
 from pdserve.worker.remote_transfer import CALL_DEADLINE, RemoteTransfer
 from pdserve.worker.spec import STEP_DEADLINE, WorkerSpec
 
@@ -25,6 +26,7 @@ class RemoteWorker:
     executor: "RemoteExecutor"
     transfer: RemoteTransfer
     started: Started
+    tiers: RemoteTiers | None
 
     @classmethod
     async def open(cls, spec: WorkerSpec, deadline: float) -> "RemoteWorker":
@@ -41,7 +43,8 @@ class RemoteWorker:
             await link.close()
             raise
         transfer = RemoteTransfer(link, started.layout, started.address)
-        return cls(link, RemoteExecutor(link), transfer, started)
+        tiers = RemoteTiers(link) if started.has_tiers else None
+        return cls(link, RemoteExecutor(link), transfer, started, tiers)
 
     @property
     def info(self) -> ModelInfo:

@@ -10,6 +10,7 @@ from typing import Any
 from pdserve.core.errors import EngineDied
 from pdserve.core.parent_death import die_with_parent
 from pdserve.core.protocols import Pull, StepHandle
+from pdserve.core.tiers import RestoreReceipt, TierNews, TierService
 from pdserve.worker.frames import (
     Answer,
     BeginPull,
@@ -21,9 +22,13 @@ from pdserve.worker.frames import (
     Disconnect,
     Forward,
     GetStats,
+    GetTierContents,
+    RestoreBlocks,
     Sample,
+    SaveBlocks,
     Start,
     Started,
+    TierCommand,
     answer,
     decode,
     decode_command,
@@ -68,6 +73,8 @@ class Host:
                     self._pulls[number].cancel()
             case GetStats(reply):
                 self._answer_later(reply, self._worker.transfer_stats())
+            case GetTierContents() | SaveBlocks() | RestoreBlocks() if tiers := self._worker.tiers:
+                self._answer_later(command.reply, _on_tiers(tiers, command))
             case _:
                 raise ValueError(f"{type(command).__name__} is out of place")
 
@@ -116,6 +123,16 @@ class Host:
         write_frame(self._writer, frame)
 
 
+def _on_tiers(tiers: TierService, command: TierCommand) -> Awaitable[TierNews | RestoreReceipt]:
+    match command:
+        case GetTierContents():
+            return tiers.contents()
+        case SaveBlocks(_, blocks, used):
+            return tiers.save(blocks, used)
+        case RestoreBlocks(_, hashes, blocks):
+            return tiers.restore(hashes, blocks)
+
+
 async def serve(fd: int) -> None:
     """Open the worker the first command asks for, then run commands until Close or the engine is gone."""
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
@@ -133,7 +150,7 @@ async def _serve(start: Start, reader: asyncio.StreamReader, writer: asyncio.Str
     except Exception as error:
         write_frame(writer, failure(start.reply, error))
         return
-    write_frame(writer, answer(start.reply, Started(worker.info, worker.layout, worker.transfer.address)))
+    write_frame(writer, answer(start.reply, _started(worker)))
     host = Host(worker, writer)
     try:
         while (frame := await read_frame(reader)) is not None:
@@ -143,6 +160,10 @@ async def _serve(start: Start, reader: asyncio.StreamReader, writer: asyncio.Str
             host.run(command)
     finally:
         await worker.close()
+
+
+def _started(worker: LocalWorker) -> Started:
+    return Started(worker.info, worker.layout, worker.transfer.address, has_tiers=worker.tiers is not None)
 
 
 def main(fd: int, parent: int) -> None:

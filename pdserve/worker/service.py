@@ -7,6 +7,7 @@ from pdserve.config.times import Times
 from pdserve.core.errors import ConfigError, EngineDied
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
+from pdserve.core.tiers import TierService
 from pdserve.transfer.stats import TransferStats
 from pdserve.worker.spec import WorkerSpec
 
@@ -23,6 +24,11 @@ class WorkerHandle(Protocol):
 
     @property
     def transfer(self) -> TransferService: ...
+
+    @property
+    def tiers(self) -> TierService | None:
+        """None without a WorkerSpec.tiers."""
+        ...
 
     @property
     def info(self) -> ModelInfo: ...

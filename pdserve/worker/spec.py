@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdserve.core.layout import KVOrder
+from pdserve.tiers.spec import TierSpec
 
 STEP_DEADLINE = 300.0
 """Seconds after which a step that has no tokens yet counts as the worker's death."""
@@ -30,7 +31,8 @@ class WorkerSpec:
     "float32" or "bfloat16"; deterministic None means on CPU only; threads are torch's per operation.
     backends names transfer backends in order of preference; with none the worker exchanges no KV. host is the address
     at which peers reach this machine. num_blocks are those of the engine: each rank holds its heads of all of them.
-    place is set where a rank is opened.
+    place is set where a rank is opened. tiers is where KV goes
+    below the device pool; sizes are those of each rank.
     """
 
     model: Path
@@ -47,3 +49,4 @@ class WorkerSpec:
     host: str = "127.0.0.1"
     tensor_parallel: int = 1
     place: RankPlace | None = None
+    tiers: TierSpec | None = None

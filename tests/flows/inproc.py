@@ -13,7 +13,7 @@ from pdserve.core.clock import Clock, SystemClock
 from pdserve.core.cluster import ClusterState, Mode, Route, RouteAsk
 from pdserve.core.endpoint import Endpoint, EngineLimits, EngineState, Role, new_epoch
 from pdserve.core.errors import Unavailable
-from pdserve.core.layout import KVOrder
+from pdserve.core.layout import KVLayout, KVOrder
 from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.replay import ReplayRules
@@ -26,6 +26,8 @@ from pdserve.router.policy import RoutingPolicy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
 from pdserve.telemetry.record import RequestRecord
+from pdserve.tiers.service import LocalTierService
+from pdserve.tiers.spec import TierSpec
 from pdserve.transfer.base import TransferBackend
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.memory import HostMemory
@@ -45,6 +47,7 @@ class NodeSpec:
     block_size: int = 16
     order: KVOrder = KVOrder.BLOCK_MAJOR
     backend: TransferBackend = field(default_factory=LoopbackBackend)
+    tiers: TierSpec | None = None
 
 
 class PairsOnly:
@@ -140,6 +143,7 @@ async def _open_engine(
         engine_id=name, epoch=epoch, layout=worker.layout, memory=memory, backends=(spec.backend,), clock=clock
     )
     stack.push_async_callback(transfer.close)
+    tiers = await _open_tiers(stack, name, spec, worker.layout, memory)
     server = EngineServer("127.0.0.1")
     endpoint = Endpoint(
         engine_id=name,
@@ -158,11 +162,22 @@ async def _open_engine(
         open_link=grpc_links(transfer, times, clock),
         times=times,
         clock=clock,
+        tiers=tiers,
     )
     await stack.enter_async_context(engine)
     await server.start(engine, times)
     stack.push_async_callback(server.stop, 0.0)
     return engine
+
+
+async def _open_tiers(
+    stack: AsyncExitStack, name: str, spec: NodeSpec, layout: KVLayout, memory: HostMemory
+) -> LocalTierService | None:
+    if spec.tiers is None:
+        return None
+    tiers = await LocalTierService.open(spec.tiers, engine_id=name, layout=layout, memory=memory, computed_by="test")
+    stack.push_async_callback(tiers.close)
+    return tiers
 
 
 def _build_worker(checkpoint: Path, spec: NodeSpec) -> tuple[Worker, HostMemory]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pdserve.core.endpoint import EngineLimits
 from pdserve.core.errors import TransferFailed
 from pdserve.core.request import FinishReason, Request
-from pdserve.engine.core_events import Computed, CoreEvent, FetchAborted, FetchReady, HandoffScheduled
+from pdserve.engine.core_events import Computed, CoreEvent, FetchAborted, FetchReady, HandoffScheduled, SaveReady
 from tests.unit.engine.tickets import make_ticket
 from tests.unit.engine.toy import ToyEngine, make_request, oracle
 
@@ -222,6 +222,7 @@ class _Pair:
         self.prefill.core.release_lease(source.ticket_id)
 
     def _on_prefill(self, event: CoreEvent) -> None:
+        assert not isinstance(event, SaveReady)
         for handoff in self.handoffs:
             if handoff.prefill_id != event.sequence_id:
                 continue

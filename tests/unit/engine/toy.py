@@ -24,7 +24,10 @@ from pdserve.engine.core_events import (
     FetchReady,
     Finished,
     HandoffScheduled,
+    RestoreReady,
+    SaveReady,
 )
+from pdserve.kvcache.tier_index import TierIndex
 
 VOCAB = 40
 EOS = 0
@@ -54,8 +57,14 @@ def make_layout(num_blocks: int, block_size: int) -> KVLayout:
 
 
 def make_core(
-    limits: EngineLimits | None = None, *, num_blocks: int = 64, block_size: int = 4, clock: FakeClock | None = None
+    limits: EngineLimits | None = None,
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    clock: FakeClock | None = None,
+    tiers: TierIndex | None = None,
 ) -> EngineCore:
+    """With tiers, everything they hold is restored."""
     numbers = iter(range(10**9))
     return EngineCore(
         info=INFO,
@@ -63,6 +72,8 @@ def make_core(
         layout=make_layout(num_blocks, block_size),
         clock=clock or FakeClock(),
         new_ticket_id=lambda: f"ticket-{next(numbers)}",
+        tiers=tiers,
+        choose_restore=len,
     )
 
 
@@ -213,8 +224,9 @@ class ToyEngine:
         num_blocks: int = 64,
         block_size: int = 4,
         clock: FakeClock | None = None,
+        tiers: TierIndex | None = None,
     ) -> None:
-        self.core = make_core(limits, num_blocks=num_blocks, block_size=block_size, clock=clock)
+        self.core = make_core(limits, num_blocks=num_blocks, block_size=block_size, clock=clock, tiers=tiers)
         self.device = ToyDevice(num_blocks, block_size)
         self.answers: dict[int, Answer] = {}
         self.batches: list[Batch] = []
@@ -259,6 +271,9 @@ class ToyEngine:
 
     def absorb(self, events: list[CoreEvent]) -> None:
         for event in events:
+            if isinstance(event, SaveReady):
+                self.on_event(event)
+                continue
             self.log.append(event)
             answer = self.answers[event.sequence_id]
             assert not answer.finished, f"{event} after Finished"
@@ -269,12 +284,12 @@ class ToyEngine:
                     answer.finished = True
                     answer.cached_tokens = event.cached_tokens
                     answer.stamps = event.stamps
-                case HandoffScheduled() | Computed() | FetchReady() | FetchAborted():
+                case HandoffScheduled() | Computed() | FetchReady() | FetchAborted() | RestoreReady():
                     pass
             self.on_event(event)
 
     def events(self, sequence_id: int) -> list[CoreEvent]:
-        return [event for event in self.log if event.sequence_id == sequence_id]
+        return [e for e in self.log if not isinstance(e, SaveReady) and e.sequence_id == sequence_id]
 
     def assert_idle(self) -> None:
         """Nothing lives here and every block is free."""

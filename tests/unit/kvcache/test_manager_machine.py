@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pdserve.core.blocks import BlockHash, KVEventKind
+from pdserve.core.tiers import Tier, TierNews
 from pdserve.kvcache.manager import KVCacheManager
+from pdserve.kvcache.tier_index import TierIndex
 from tests.unit.kvcache.owners import Owner
 
 NUM_BLOCKS = 10
@@ -18,7 +20,9 @@ Content = tuple[bytes, tuple[int, ...]]
 class BlockManagerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.manager = KVCacheManager(num_blocks=NUM_BLOCKS, block_size=SIZE)
+        self.tiers = TierIndex()
+        self.manager = KVCacheManager(num_blocks=NUM_BLOCKS, block_size=SIZE, tiers=self.tiers)
+        self.saves: list[tuple[BlockHash, int]] = []
         self.owners: dict[int, Owner] = {}
         self.computed: dict[int, int] = {}
         self.contents: dict[int, Content] = {}
@@ -39,6 +43,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for block_id in self.manager.block_ids(owner, upto)[len(before) :]:
             assert all(block_id not in blocks for blocks in self.tickets.values())
             assert block_id not in self.quarantined
+            assert all(block_id != saved for _, saved in self.saves)
             assert self.freed_at.get(block_id, -1) <= self.completed
             self.contents.pop(block_id, None)
 
@@ -130,6 +135,22 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.manager.unquarantine(settled)
         self.quarantined -= set(settled)
 
+    @rule(choice=st.integers(0, 99), tier=st.sampled_from([*Tier, None]))
+    def finish_save(self, choice: int, tier: Tier | None) -> None:
+        """A copy is done, and the block ends up in a tier, or in none."""
+        self.take_saves()
+        if self.saves:
+            block_hash, block_id = self.saves.pop(choice % len(self.saves))
+            self.tiers.apply(TierNews(changes=((block_hash, tier),), tallies=()))
+            self.manager.saved([block_id])
+
+    def take_saves(self) -> None:
+        blocks, _ = self.manager.take_saves()
+        for block_hash, block_id in blocks:
+            assert self.tiers.where(block_hash) is not Tier.HOST
+            assert block_id in self.contents
+        self.saves += blocks
+
     @rule()
     def submit(self) -> None:
         self.submitted += 1
@@ -145,7 +166,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.manager.check()
         counts = self.manager.counts()
         assert counts.quarantined == len(self.quarantined)
-        leased = {b for blocks in self.tickets.values() for b in blocks}
+        self.take_saves()
+        leased = {b for blocks in self.tickets.values() for b in blocks} | {b for _, b in self.saves}
         assert counts.leased == len(leased - self.quarantined)
 
     @invariant()
@@ -173,6 +195,8 @@ class BlockManagerMachine(RuleBasedStateMachine):
             self.manager.free(owner, self.submitted)
         for ticket_id in list(self.tickets):
             self.manager.release(ticket_id)
+        self.take_saves()
+        self.manager.saved([block_id for _, block_id in self.saves])
         self.manager.unquarantine(sorted(self.quarantined))
         self.manager.completed(self.submitted)
         assert self.manager.counts().free == NUM_BLOCKS

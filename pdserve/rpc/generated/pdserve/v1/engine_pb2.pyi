@@ -214,7 +214,7 @@ class Stamp(_message.Message):
     def __init__(self, name: _Optional[str] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
 
 class LoadSnapshot(_message.Message):
-    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining", "steps")
+    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining", "steps", "tiers")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +224,7 @@ class LoadSnapshot(_message.Message):
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     epoch: int
     number: int
@@ -233,7 +234,8 @@ class LoadSnapshot(_message.Message):
     blocks: BlockCounts
     draining: bool
     steps: _containers.RepeatedCompositeFieldContainer[StepTally]
-    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ..., steps: _Optional[_Iterable[_Union[StepTally, _Mapping]]] = ...) -> None: ...
+    tiers: _containers.RepeatedCompositeFieldContainer[TierTally]
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ..., steps: _Optional[_Iterable[_Union[StepTally, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[TierTally, _Mapping]]] = ...) -> None: ...
 
 class StepTally(_message.Message):
     __slots__ = ("steps", "tokens", "context", "seconds")
@@ -246,6 +248,30 @@ class StepTally(_message.Message):
     context: int
     seconds: float
     def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., context: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class TierTally(_message.Message):
+    __slots__ = ("tier", "capacity", "blocks", "saved_bytes", "restored_blocks", "restored_bytes", "evicted", "refused", "corrupt", "failed")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    CORRUPT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    capacity: int
+    blocks: int
+    saved_bytes: int
+    restored_blocks: int
+    restored_bytes: int
+    evicted: int
+    refused: int
+    corrupt: int
+    failed: int
+    def __init__(self, tier: _Optional[str] = ..., capacity: _Optional[int] = ..., blocks: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., restored_blocks: _Optional[int] = ..., restored_bytes: _Optional[int] = ..., evicted: _Optional[int] = ..., refused: _Optional[int] = ..., corrupt: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
 
 class BlockCounts(_message.Message):
     __slots__ = ("total", "free", "used", "leased", "quarantined")

@@ -1,0 +1,108 @@
+"""The engine's end of the tiers: sends blocks out, brings them back, and keeps what it hears of them.
+
+A restore, as its sequence sees it:
+
+    RestoreReady ──ended──▶ goes on with what verified, computes the rest
+         └──deadline──▶ LATE: computes everything in other blocks ──ended──▶ targets leave quarantine
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+
+import structlog
+
+from pdserve.core.tiers import RestoreReceipt, Tier, TierNews, TierService, TierTally
+from pdserve.engine.core_events import RestoreReady, SaveReady
+from pdserve.engine.restore_choice import RestoreChoice, seconds_per_token
+from pdserve.engine.step_timing import StepTimer
+from pdserve.kvcache.tier_index import TierIndex
+
+log = structlog.get_logger("pdserve.engine")
+
+
+class Tiering:
+    """Owns the saves and restores of one engine. on_late may precede on_restored, which comes once per restore."""
+
+    def __init__(
+        self,
+        tiers: TierService,
+        timer: StepTimer,
+        *,
+        block_size: int,
+        restore_deadline: float,
+        on_saved: Callable[[Sequence[int]], None],
+        on_restored: Callable[[RestoreReady, int], None],
+        on_late: Callable[[RestoreReady], None],
+    ) -> None:
+        self.index = TierIndex()
+        self.tallies: tuple[TierTally, ...] = ()
+        """Of each tier, as last heard."""
+        self._tiers = tiers
+        self._timer = timer
+        self._choice = RestoreChoice(block_size)
+        self._deadline = restore_deadline
+        self._on_saved = on_saved
+        self._on_restored = on_restored
+        self._on_late = on_late
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Learn what the tiers hold from before. Raises EngineDied when the worker is gone."""
+        self._hear(await self._tiers.contents())
+
+    def choose(self, tiers: Sequence[Tier]) -> int:
+        """How many of a chain's next blocks to restore."""
+        return self._choice.choose(tiers, seconds_per_token(self._timer.tallies))
+
+    def save(self, event: SaveReady) -> None:
+        self._keep(self._save(event))
+
+    def restore(self, event: RestoreReady) -> None:
+        self._keep(self._restore(event))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _save(self, event: SaveReady) -> None:
+        try:
+            self._hear(await self._tiers.save(event.blocks, event.used))
+        except Exception as error:  # a tier is a cache: whatever befalls it, the engine goes on without
+            log.warning("saving KV failed", blocks=len(event.blocks), error=str(error))
+        self._on_saved([block for _, block in event.blocks])
+
+    async def _restore(self, event: RestoreReady) -> None:
+        work = asyncio.ensure_future(self._tiers.restore(event.hashes, event.blocks))
+        try:
+            if not (await asyncio.wait({work}, timeout=self._deadline))[0]:
+                await self._outlast(event, work)
+        finally:
+            work.cancel()
+        self._on_restored(event, self._num_restored(work))
+
+    async def _outlast(self, event: RestoreReady, work: "asyncio.Future[RestoreReceipt]") -> None:
+        """The targets are not ours before it ends; until then no other restore is begun."""
+        log.warning("a restore is late", blocks=len(event.blocks), seconds=self._deadline)
+        self._choice.late()
+        self._on_late(event)
+        await asyncio.wait({work})
+        self._choice.settled()
+
+    def _num_restored(self, work: "asyncio.Future[RestoreReceipt]") -> int:
+        if error := work.exception():
+            log.warning("restoring KV failed", error=str(error))
+            return 0
+        receipt = work.result()
+        self._choice.measured(receipt.reads)
+        self._hear(receipt.news)
+        return receipt.num_blocks
+
+    def _hear(self, news: TierNews) -> None:
+        self.index.apply(news)
+        self.tallies = news.tallies

@@ -1,0 +1,253 @@
+"""Both tiers as one store: save from the device, spill from host to disk, find and pin for a restore.
+
+Blocks live by hash. Of one block the arena and the disk may each hold a copy: a block that is restored from disk
+is saved to the host tier again once the engine has it, and its copy on disk stays, so that giving it up again
+costs no write.
+
+The host tier keeps a few slots ahead: before the last ones are taken, what is next to leave is written to disk by
+a thread of its own, readable all the while. When the disk does not keep up, blocks are given up unwritten: saving
+never waits for a disk.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Lock, Thread
+
+from pdserve.core.blocks import BlockHash
+from pdserve.core.tiers import SavedBlock, Tier, TierNews
+from pdserve.tiers.checksum import block_checksum
+from pdserve.tiers.device import Bytes, DeviceBlocks
+from pdserve.tiers.disk import DiskEntry, DiskTier
+from pdserve.tiers.host import HostEntry, HostTier
+from pdserve.tiers.tally import TierCounter
+
+_AHEAD_SHARE = 8
+_AHEAD_BYTES = 64 * 2**20
+"""Slots kept free or being written to disk: this part of the host tier, but not more than these bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A block found for a restore, pinned until released."""
+
+    block_hash: BlockHash
+    tier: Tier
+    slot: int
+    checksum: bytes
+    entry: HostEntry | DiskEntry
+
+
+class TierStore:
+    """Thread-safe. save, restore's calls and the spilling may run at the same time, each on one thread."""
+
+    def __init__(self, device: DeviceBlocks, host: HostTier, disk: DiskTier | None, identity: bytes) -> None:
+        self._device = device
+        self._host = host
+        self._disk = disk
+        self._identity = identity
+        block_bytes = device.layout.block_bytes
+        self._ahead = max(1, min(host.num_slots // _AHEAD_SHARE, _AHEAD_BYTES // block_bytes)) if disk else 0
+        self._lock = Lock()
+        self._counts = {Tier.HOST: TierCounter(Tier.HOST, host.num_slots, block_bytes)}
+        if disk:
+            counter = TierCounter(Tier.DISK, disk.file.num_slots, block_bytes, corrupt=disk.num_damaged)
+            self._counts[Tier.DISK] = counter
+        self._changed: set[BlockHash] = set()
+        self._spilling: dict[BlockHash, HostEntry] = {}
+        self._spills: SimpleQueue[BlockHash | None] = SimpleQueue()
+        self._spiller = Thread(target=self._spill_all, name="kv-spill", daemon=True)
+        if disk:
+            self._spiller.start()
+
+    def contents(self) -> TierNews:
+        """Everything held, as news."""
+        with self._lock:
+            self._changed.update(self._host.hashes(), self._spilling, self._disk.hashes() if self._disk else ())
+        return self.news()
+
+    def news(self) -> TierNews:
+        """What changed since the last call."""
+        with self._lock:
+            changes = tuple((block_hash, self._where(block_hash)) for block_hash in self._changed)
+            self._changed.clear()
+            sizes = {Tier.HOST: self._host.num_blocks, Tier.DISK: self._disk.num_blocks if self._disk else 0}
+            tallies = tuple(counter.snapshot(sizes[tier]) for tier, counter in self._counts.items())
+        return TierNews(changes=changes, tallies=tallies)
+
+    def save(self, blocks: Sequence[SavedBlock], used: Iterable[BlockHash]) -> None:
+        """Copy blocks of the device pool into the host tier."""
+        with self._lock:
+            self._use(tuple(used))
+        # Last block first, so that of a chain the later blocks are the first to leave.
+        for block_hash, block in reversed(blocks):
+            if (slot := self._slot_for(block_hash)) is None:
+                continue
+            view = self._host.view(slot)
+            self._device.read(block, view)
+            checksum = self.checksum(block_hash, [view])
+            with self._lock:
+                self._host.put(block_hash, slot, checksum)
+                self._counts[Tier.HOST].saved += 1
+                self._changed.add(block_hash)
+                self._make_room()
+
+    def pin(self, hashes: Sequence[BlockHash]) -> list[Source]:
+        """The longest held prefix of a chain, to be released after use; that counts as use."""
+        sources: list[Source] = []
+        with self._lock:
+            for block_hash in hashes:
+                if (source := self._find(block_hash)) is None:
+                    self._changed.add(block_hash)
+                    break
+                source.entry.pins += 1
+                sources.append(source)
+            self._use([source.block_hash for source in sources])
+        return sources
+
+    def release(self, sources: Sequence[Source]) -> None:
+        with self._lock:
+            for source in sources:
+                source.entry.pins -= 1
+                if isinstance(source.entry, HostEntry):
+                    self._give_back_left(source.entry)
+
+    def restored(self, sources: Sequence[Source]) -> None:
+        """These were copied to the device and verified there."""
+        with self._lock:
+            for source in sources:
+                self._counts[source.tier].restored += 1
+
+    def drop(self, source: Source, *, corrupt: bool) -> None:
+        """A pinned block is damaged, or could not be read: it is not asked for again."""
+        with self._lock:
+            counter = self._counts[source.tier]
+            counter.corrupt += corrupt
+            counter.failed += not corrupt
+            self._changed.add(source.block_hash)
+            if isinstance(source.entry, HostEntry):
+                if self._host.get(source.block_hash) is source.entry:
+                    self._host.remove(source.block_hash).left = True
+                return
+            if not self._disk or self._disk.get(source.block_hash) is not source.entry:
+                return
+            self._disk.remove(source.block_hash)
+        if corrupt:
+            self._blank(self._disk, source.slot)
+
+    def host_view(self, slot: int) -> Bytes:
+        return self._host.view(slot)
+
+    def read_disk(self, slot: int, targets: Sequence[Sequence[Bytes]]) -> None:
+        """Adjacent slots from this one on, each into its pieces. Raises OSError."""
+        assert self._disk
+        self._disk.file.read(slot, targets)
+
+    def checksum(self, block_hash: BlockHash, pieces: Iterable[Bytes]) -> bytes:
+        return block_checksum(self._identity, block_hash, pieces)
+
+    def close(self, timeout: float) -> None:
+        """Write what is already on its way to disk, at most timeout seconds long, and free the folder."""
+        if self._disk:
+            self._spills.put(None)
+            self._spiller.join(timeout)
+            if not self._spiller.is_alive():
+                self._disk.close()
+
+    def _blank(self, disk: DiskTier, slot: int) -> None:
+        """Use a slot again whose block was dropped. One that cannot be written stays unused."""
+        with suppress(OSError):
+            disk.file.blank(slot)
+            with self._lock:
+                disk.give_back(slot)
+
+    def _where(self, block_hash: BlockHash) -> Tier | None:
+        if block_hash in self._host or block_hash in self._spilling:
+            return Tier.HOST
+        return Tier.DISK if self._disk and block_hash in self._disk else None
+
+    def _find(self, block_hash: BlockHash) -> Source | None:
+        entry = self._host.get(block_hash) or self._spilling.get(block_hash)
+        if entry:
+            return Source(block_hash, Tier.HOST, entry.slot, entry.checksum, entry)
+        found = self._disk.get(block_hash) if self._disk else None
+        return Source(block_hash, Tier.DISK, found.label.slot, found.label.checksum, found) if found else None
+
+    def _use(self, chain: Sequence[BlockHash]) -> None:
+        self._host.use(chain)
+        if self._disk:
+            self._disk.use(chain)
+
+    def _slot_for(self, block_hash: BlockHash) -> int | None:
+        """A slot for a block that is not in the host tier yet and finds room."""
+        with self._lock:
+            if block_hash in self._host or block_hash in self._spilling:
+                self._host.use([block_hash])
+                self._changed.add(block_hash)
+                return None
+            if not self._host.num_free and (evicted := self._host.evict()):
+                self._counts[Tier.HOST].evicted += 1
+                self._changed.add(evicted[0])
+                return evicted[1].slot
+            if not self._host.num_free:
+                self._counts[Tier.HOST].refused += 1
+                return None
+            return self._host.take_slot()
+
+    def _make_room(self) -> None:
+        while self._host.num_free + len(self._spilling) < self._ahead and (evicted := self._host.evict()):
+            block_hash, entry = evicted
+            self._counts[Tier.HOST].evicted += 1
+            self._changed.add(block_hash)
+            if self._is_worth_writing(block_hash, entry):
+                self._spilling[block_hash] = entry
+                self._spills.put(block_hash)
+            else:
+                self._host.give_back(entry.slot)
+
+    def _is_worth_writing(self, block_hash: BlockHash, entry: HostEntry) -> bool:
+        assert self._disk
+        if block_hash in self._disk:
+            return False
+        admitted = self._disk.admits(block_hash, used=entry.used)
+        self._counts[Tier.DISK].refused += not admitted
+        return admitted
+
+    def _spill_all(self) -> None:
+        while (block_hash := self._spills.get()) is not None:
+            self._spill(block_hash)
+
+    def _spill(self, block_hash: BlockHash) -> None:
+        assert self._disk
+        counter = self._counts[Tier.DISK]
+        with self._lock:
+            entry = self._spilling[block_hash]
+            reserved = self._disk.reserve(block_hash, entry.checksum)
+            if reserved and (evicted := reserved[1]):
+                counter.evicted += 1
+                self._changed.add(evicted)
+        written = False
+        if reserved:
+            try:
+                self._disk.file.write(reserved[0], self._host.view(entry.slot))
+                written = True
+            except OSError:
+                pass
+        with self._lock:
+            if reserved and written:
+                self._disk.put(reserved[0])
+                counter.saved += 1
+            elif reserved:
+                self._disk.give_back(reserved[0].slot)
+                counter.failed += 1
+            else:
+                counter.refused += 1
+            self._changed.add(block_hash)
+            del self._spilling[block_hash]
+            entry.left = True
+            self._give_back_left(entry)
+
+    def _give_back_left(self, entry: HostEntry) -> None:
+        if entry.left and not entry.pins:
+            self._host.give_back(entry.slot)
