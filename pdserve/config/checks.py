@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields
 from ipaddress import ip_address
+from pathlib import Path
 from typing import get_args
 
 from pdserve.config.schema import Config, Device, Launcher, TransferBackendName, WorkerMode
@@ -27,6 +28,7 @@ def complaints(config: Config) -> list[str]:
         *_pools(config),
         *_placement(config),
         *_memory(config),
+        *_tiers(config),
         *_times(config.times),
     ]
 
@@ -105,6 +107,22 @@ def _memory(config: Config) -> Iterator[str]:
             f"kv.num_blocks: {kv.num_blocks} blocks of {kv.block_size} tokens do not hold one request of "
             f"max_model_len {config.max_model_len}; raise kv.num_blocks or lower max_model_len"
         )
+
+
+def _tiers(config: Config) -> Iterator[str]:
+    host, disk = config.kv.tiers.host, config.kv.tiers.disk
+    if (disk.path is None) != (disk.size is None):
+        yield "kv.tiers.disk: give both path and size, or neither"
+    if host is None and disk.path is not None:
+        yield "kv.tiers.host: must be given with kv.tiers.disk: what goes to disk comes from there"
+    if disk.path is not None and not Path(disk.path).is_absolute():
+        yield (
+            f"kv.tiers.disk.path: {disk.path} depends on the folder each engine happens to run in; "
+            "give it from the root on"
+        )
+    for role, pool in config.pools.by_role().items():
+        if host is not None and pool.engines and not pool.prefix_caching:
+            yield f"pools.{role}.prefix_caching: must be true with kv.tiers: tiers hold what the prefix cache knows"
 
 
 def _times(times: Times) -> Iterator[str]:

@@ -158,20 +158,21 @@ class RayConfig(Section):
 
 
 class DiskTierConfig(Section):
-    """KV on disk: plain files readable for the server's user only, found again after a restart."""
+    """KV on disk: a file readable for the server's user only, found again after a restart."""
 
-    path: NonEmpty
+    path: NonEmpty | None = None
     """A folder on a local disk; each engine uses a part of it that is named after it."""
-    size: ByteSize
+    size: ByteSize | None = None
     """Of each engine's part, taken at once."""
 
 
 class TiersConfig(Section):
-    """KV kept below the device pool of each engine: what leaves host memory goes to disk, if there is one."""
+    """KV kept below the device pool of each engine: what host memory has no room for goes to disk, if there is one.
+    Without either, KV the pool has no room for is computed again."""
 
-    host: ByteSize
+    host: ByteSize | None = None
     """Of each engine, taken at once."""
-    disk: DiskTierConfig | None = None
+    disk: DiskTierConfig = DiskTierConfig()
 
 
 class KVConfig(Section):
@@ -187,8 +188,7 @@ class KVConfig(Section):
     backends: tuple[TransferBackendName, ...] = ("nixl", "shared_memory", "grpc")
     """What moves KV, in order of preference. Two engines use the fastest they have in common, the preferred one
     where speeds are close, and another one when that fails."""
-    tiers: TiersConfig | None = None
-    """Where KV goes that the pool has no room for; by default nowhere: it is computed again."""
+    tiers: TiersConfig = TiersConfig()
 
 
 class RoutingConfig(Section):

@@ -48,12 +48,12 @@ def worker_spec(config: Config, engine_id: str, epoch: int, device: str, tensor_
     )
 
 
-def tier_spec(tiers: TiersConfig | None) -> TierSpec | None:
-    if tiers is None:
+def tier_spec(tiers: TiersConfig) -> TierSpec | None:
+    """None when there are to be none."""
+    if tiers.host is None:
         return None
-    if tiers.disk is None:
-        return TierSpec(host_bytes=int(tiers.host))
-    return TierSpec(host_bytes=int(tiers.host), disk_path=Path(tiers.disk.path), disk_bytes=int(tiers.disk.size))
+    path = Path(tiers.disk.path) if tiers.disk.path is not None else None
+    return TierSpec(host_bytes=int(tiers.host), disk_path=path, disk_bytes=int(tiers.disk.size or 0))
 
 
 def max_model_len(config: Config, model: ModelConfig) -> int:

@@ -54,10 +54,6 @@ class KVMemory(Protocol):
         """Set the bytes of a strided view to 0; strides are in bytes."""
         ...
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
-        """Overwrite bytes; returns when they are there."""
-        ...
-
     def close(self) -> None:
         """Give up the handle. The bytes live on while arrays or tensors over them do."""
         ...
@@ -103,9 +99,6 @@ class HostMemory:
     def zero(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         np.ndarray(shape, dtype=np.uint8, buffer=self.array, offset=offset, strides=strides)[...] = 0
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
-        self.array[offset : offset + data.nbytes] = data
-
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
@@ -148,10 +141,6 @@ class TensorMemory:
         import torch
 
         return torch.cuda.stream(self._stream)
-
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
-        target = self._tensor[offset : offset + data.nbytes]
-        target.copy_(target.new_tensor(data, device="cpu"))
 
     def close(self) -> None:
         """The tensor's owner frees it."""

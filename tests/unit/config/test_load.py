@@ -83,6 +83,13 @@ def test_memory_sizes_may_have_units(tmp_path: Path) -> None:
         ),
         ("kv: {backends: []}", "kv.backends: name at least one of nixl, shared_memory, gloo, nccl, grpc"),
         ("kv: {num_blocks: 500, memory: 1MiB}", "kv.memory: give either kv.num_blocks or kv.memory, not both"),
+        ("kv: {tiers: {disk: {path: /kv, size: 1GiB}}}", "kv.tiers.host: must be given with kv.tiers.disk"),
+        ("kv: {tiers: {host: 1GiB, disk: {path: /kv}}}", "kv.tiers.disk: give both path and size"),
+        ("kv: {tiers: {host: 1GiB, disk: {path: kv, size: 1GiB}}}", "kv.tiers.disk.path: kv depends on the folder"),
+        (
+            "{kv: {tiers: {host: 1GiB}}, pools: {decode: {prefix_caching: false}}}",
+            "pools.decode.prefix_caching: must be true with kv.tiers",
+        ),
         ("times: {lease: .nan}", "times.lease: must be a finite number, not NaN"),
         ("times: {drain_timeout: 0}", "times.drain_timeout: must be greater than 0"),
         ("times: {fence: 3}", "times.suspect: must be less than times.fence (3): an engine is suspected before"),

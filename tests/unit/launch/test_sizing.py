@@ -9,6 +9,7 @@ from pdserve.config.schema import Config, WorkerMode
 from pdserve.core.errors import CheckpointError, ConfigError
 from pdserve.launch.gateway import model_info
 from pdserve.launch.sizing import worker_mode, worker_spec
+from pdserve.tiers.spec import TierSpec
 from tests.checkpoints import make_checkpoint
 
 
@@ -64,6 +65,16 @@ def test_half_the_bytes_per_value_hold_twice_the_blocks(checkpoint: Path) -> Non
 def test_without_a_size_a_gpu_gets_more_than_a_cpu(checkpoint: Path) -> None:
     plain = config(checkpoint, dtype="float32")
     assert num_blocks(plain, "cuda") == 32 * num_blocks(plain, "cpu")
+
+
+def test_tiers_are_off_unless_they_are_given(checkpoint: Path) -> None:
+    def tiers(**kv: Any) -> TierSpec | None:
+        return worker_spec(config(checkpoint, kv=kv), "p", 1, "cpu").tiers
+
+    assert tiers() is None
+    assert tiers(tiers={"host": "1MiB"}) == TierSpec(host_bytes=2**20)
+    both = {"host": "1MiB", "disk": {"path": "/kv", "size": "2MiB"}}
+    assert tiers(tiers=both) == TierSpec(host_bytes=2**20, disk_path=Path("/kv"), disk_bytes=2**21)
 
 
 def test_memory_too_small_for_one_request_is_refused_with_both_numbers(checkpoint: Path) -> None:
