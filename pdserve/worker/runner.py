@@ -60,8 +60,12 @@ class Runner:
 
     @torch.inference_mode()
     def sample(self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None) -> StepOutput:
-        """Choose a token for every sampled row of a batch whose forward pass gave logits."""
+        """Choose a token for every sampled row of a batch whose forward pass gave logits.
+
+        On return the batch's KV is final, also on a GPU: whoever reads it next may do so in another stream."""
         rows: list[Row] = [row for row in batch.rows if row.sample]
+        if not rows and self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
         outputs = self._choose(rows, logits, masks) if rows else []
         self._previous = {output.sequence_id: output.token_ids[-1] for output in outputs}
         return StepOutput(step=batch.step, rows=tuple(outputs))

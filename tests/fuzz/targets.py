@@ -263,10 +263,13 @@ _COMMANDS = (
     frames.Digest(4, (1, 2), 20, 99, _PART),
     frames.BeginPull(5, 6, _PULL),
     frames.CancelPull(5),
+    frames.GetTierContents(8),
+    frames.SaveBlocks(9, ((bytes(16), 1),), (bytes(16),)),
+    frames.RestoreBlocks(10, (bytes(16),), (2,)),
     frames.Close(),
 )
 _ANSWERS = (
-    frames.answer(0, frames.Started(_INFO, kv_layout(), _PEER)),
+    frames.answer(0, frames.Started(_INFO, kv_layout(), _PEER, has_tiers=True)),
     frames.answer(1, StepOutput(step=1, rows=())),
     frames.answer(2, "nixl"),
     frames.answer(3, bytes(16)),
