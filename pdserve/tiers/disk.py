@@ -52,12 +52,12 @@ class DiskTier:
         self._refused: OrderedDict[BlockHash, None] = OrderedDict()
 
     @classmethod
-    def open(cls, path: Path, *, engine_id: str, size: int, block_bytes: int, identity: bytes) -> "DiskTier":
-        """The engine's part of the folder: PATH/ENGINE_ID/. Raises ConfigError when it cannot be had."""
+    def open(cls, path: Path, *, name: str, size: int, block_bytes: int, identity: bytes) -> "DiskTier":
+        """The part of the folder of an engine, or of its rank: PATH/NAME/. Raises ConfigError when it cannot be had."""
         slots = slots_within(size, block_bytes)
         if not slots:
             raise ConfigError(f"kv.tiers.disk.size: {size} bytes hold no block of {block_bytes} bytes; raise it")
-        folder = path / quote(engine_id, safe="")
+        folder = path / quote(name, safe="")
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = _locked(folder / "lock")

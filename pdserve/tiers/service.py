@@ -32,12 +32,13 @@ class LocalTierService:
 
     @classmethod
     async def open(
-        cls, spec: TierSpec, *, engine_id: str, layout: KVLayout, memory: KVMemory, computed_by: str
+        cls, spec: TierSpec, *, name: str, layout: KVLayout, memory: KVMemory, computed_by: str
     ) -> "LocalTierService":
         """Take the host memory, find or make the disk tier. Raises ConfigError with what to change.
 
+        name is the engine's, or its rank's, and the same after a restart; the part of a shared folder that is its own.
         computed_by names whatever else decides a block's bytes: blocks on disk are used by its equals only."""
-        store, device = await asyncio.to_thread(_open, spec, engine_id, layout, memory, computed_by)
+        store, device = await asyncio.to_thread(_open, spec, name, layout, memory, computed_by)
         return cls(store, device)
 
     async def contents(self) -> TierNews:
@@ -64,7 +65,7 @@ class LocalTierService:
 
 
 def _open(
-    spec: TierSpec, engine_id: str, layout: KVLayout, memory: KVMemory, computed_by: str
+    spec: TierSpec, name: str, layout: KVLayout, memory: KVMemory, computed_by: str
 ) -> tuple[TierStore, DeviceBlocks]:
     identity = sha256(layout.wire_hash + computed_by.encode()).digest()
     slots = spec.host_bytes // layout.block_bytes
@@ -78,7 +79,7 @@ def _open(
     if spec.disk_path is not None:
         disk = DiskTier.open(
             spec.disk_path,
-            engine_id=engine_id,
+            name=name,
             size=spec.disk_bytes,
             block_bytes=layout.block_bytes,
             identity=identity,

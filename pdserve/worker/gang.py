@@ -11,6 +11,7 @@ from pdserve.core.errors import EngineDied
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo, StepHandle
 from pdserve.transfer.stats import TransferStats, total_stats
+from pdserve.worker.gang_tiers import GangTiers
 from pdserve.worker.gang_transfer import GangTransfer
 from pdserve.worker.remote import RemoteExecutor, RemoteWorker
 from pdserve.worker.spec import RankPlace, WorkerSpec
@@ -26,6 +27,8 @@ class WorkerGang:
         self.ranks = tuple(ranks)
         self.executor = GangExecutor([rank.executor for rank in ranks])
         self.transfer = GangTransfer([rank.transfer for rank in ranks])
+        tiers = [rank.tiers for rank in ranks if rank.tiers]
+        self.tiers = GangTiers(tiers) if tiers else None
         self._death = asyncio.create_task(self._die_together(), name="worker gang")
 
     @classmethod

@@ -11,6 +11,7 @@ import torch
 from pdserve.core.errors import EngineDied
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo
+from pdserve.core.shards import KVShard
 from pdserve.model.gloo import GlooRanks, meeting_place
 from pdserve.model.parallel import ParallelContext
 from pdserve.tiers.service import LocalTierService
@@ -40,10 +41,10 @@ class LocalWorker:
             if spec.tiers:
                 tiers = await LocalTierService.open(
                     spec.tiers,
-                    engine_id=spec.engine_id,
+                    name=_tier_name(spec),
                     layout=worker.layout,
                     memory=memory,
-                    computed_by=_computed_by(spec),
+                    computed_by=_computed_by(spec, worker.shard),
                 )
             transfer = await LocalTransferService.open(
                 engine_id=spec.engine_id,
@@ -120,9 +121,14 @@ def _meet(spec: WorkerSpec) -> ParallelContext | None:
     return GlooRanks(store, spec.place.rank, spec.tensor_parallel, STEP_DEADLINE)
 
 
-def _computed_by(spec: WorkerSpec) -> str:
+def _tier_name(spec: WorkerSpec) -> str:
+    return spec.engine_id if spec.place is None else f"{spec.engine_id}.rank{spec.place.rank}"
+
+
+def _computed_by(spec: WorkerSpec, shard: KVShard) -> str:
     """Whatever, besides model, dtype and block size, may change a bit of KV."""
-    return f"torch {torch.__version__} on {platform.machine()}, {spec.device}, deterministic {spec.deterministic}"
+    torch_build = f"torch {torch.__version__} on {platform.machine()}"
+    return f"{torch_build}, {spec.device}, deterministic {spec.deterministic}, {shard} of {spec.tensor_parallel}"
 
 
 def _allocator(allocated: list[HostMemory]) -> Callable[[int], memoryview]:

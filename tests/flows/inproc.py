@@ -175,7 +175,7 @@ async def _open_tiers(
 ) -> LocalTierService | None:
     if spec.tiers is None:
         return None
-    tiers = await LocalTierService.open(spec.tiers, engine_id=name, layout=layout, memory=memory, computed_by="test")
+    tiers = await LocalTierService.open(spec.tiers, name=name, layout=layout, memory=memory, computed_by="test")
     stack.push_async_callback(tiers.close)
     return tiers
 

@@ -65,9 +65,9 @@ def disk_size(slots: int) -> int:
     return 4096 + 4096 + slots * 4096
 
 
-def open_disk(path: Path, slots: int = 4, *, engine_id: str = "e", identity: bytes = IDENTITY) -> DiskTier:
+def open_disk(path: Path, slots: int = 4, *, owner: str = "e", identity: bytes = IDENTITY) -> DiskTier:
     size = disk_size(slots)
-    return DiskTier.open(path, engine_id=engine_id, size=size, block_bytes=LAYOUT.block_bytes, identity=identity)
+    return DiskTier.open(path, name=owner, size=size, block_bytes=LAYOUT.block_bytes, identity=identity)
 
 
 def make_store(device: Device, *, host_slots: int, disk: DiskTier | None) -> TierStore:

@@ -63,7 +63,7 @@ def test_a_restart_finds_the_blocks_and_goes_on_where_it_was(tmp_path: Path) -> 
 def test_a_folder_belongs_to_one_engine_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_module, "_LOCK_PATIENCE", 0.0)
     first = open_disk(tmp_path)
-    other = open_disk(tmp_path, engine_id="another/engine")
+    other = open_disk(tmp_path, owner="another/engine")
     put(other, 1)
     with pytest.raises(ConfigError, match="used by another engine of the same name"):
         open_disk(tmp_path)
@@ -76,7 +76,7 @@ def test_a_folder_belongs_to_one_engine_at_a_time(tmp_path: Path, monkeypatch: p
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"kv\.tiers\.disk\.size: 100 bytes hold no block"):
-        DiskTier.open(tmp_path, engine_id="e", size=100, block_bytes=LAYOUT.block_bytes, identity=bytes(32))
+        DiskTier.open(tmp_path, name="e", size=100, block_bytes=LAYOUT.block_bytes, identity=bytes(32))
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"kv\.tiers\.disk\.path: cannot use .*file/e"):
         open_disk(tmp_path / "file")
