@@ -79,7 +79,8 @@ class Section(BaseModel):
 class PlacementConfig(Section):
     """What each engine takes of the Ray node it is placed on; the process launcher has no use for it."""
 
-    cpus: Annotated[float, Field(ge=0)] = 1.0
+    cpus: Annotated[float, Field(ge=0)] | None = None
+    """By default one for each rank."""
     gpus: Annotated[float, Field(ge=0)] | None = None
     """A fraction lets engines share a GPU. By default none on cpu, otherwise a fair share of what there is."""
     resources: dict[NonEmpty, Annotated[float, Field(gt=0)]] = {}
@@ -99,6 +100,11 @@ class PoolConfig(Section):
     prefix_caching: bool = True
     depth: Literal[1, 2] = 2
     placement: PlacementConfig = PlacementConfig()
+
+    @property
+    def cpus(self) -> float:
+        """Of the Ray node, for each engine."""
+        return self.tensor_parallel if self.placement.cpus is None else self.placement.cpus
 
     def limits(self, max_model_len: int) -> EngineLimits:
         """max_model_len in tokens, prompt and answer together."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pdserve.cluster.launcher import LaunchSpec, Resources
 from pdserve.cluster.supervisor import Desired
-from pdserve.config.schema import Config, Device, PlacementConfig, to_wire
+from pdserve.config.schema import Config, Device, PoolConfig, to_wire
 from pdserve.core.endpoint import Role
 
 GATEWAY = "gateway"
@@ -19,7 +19,7 @@ def desired(config: Config, registry_address: str) -> list[Desired]:
         Desired(
             id=f"{role}-{index}",
             role=role,
-            launch=partial(_engine_spec, f"{role}-{index}", role, public, _resources(pool.placement, config.device)),
+            launch=partial(_engine_spec, f"{role}-{index}", role, public, _resources(pool, config.device)),
         )
         for role, pool in config.pools.by_role().items()
         for index in range(pool.engines)
@@ -29,9 +29,10 @@ def desired(config: Config, registry_address: str) -> list[Desired]:
     return [*engines, Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)]
 
 
-def _resources(placement: PlacementConfig, device: Device) -> Resources:
+def _resources(pool: PoolConfig, device: Device) -> Resources:
+    placement = pool.placement
     gpus = 0.0 if device is Device.CPU and placement.gpus is None else placement.gpus
-    return Resources(cpus=placement.cpus, gpus=gpus, custom=placement.resources)
+    return Resources(cpus=pool.cpus, gpus=gpus, custom=placement.resources)
 
 
 def _engine_spec(engine_id: str, role: Role, config: dict[str, Any], resources: Resources, epoch: int) -> LaunchSpec:

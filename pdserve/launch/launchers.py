@@ -18,7 +18,7 @@ async def open_launcher(config: Config) -> AsyncIterator[Launcher]:
         yield ProcessLauncher(name_lines=name_lines)
         return
     pools = config.pools.by_role().values()
-    cpus = sum(pool.engines * pool.placement.cpus for pool in pools)
+    cpus = sum(pool.engines * pool.cpus for pool in pools)
     engines = sum(pool.engines for pool in pools)
     async with RayLauncher(config.ray, cpus=cpus, engines=engines, name_lines=name_lines) as launcher:
         yield launcher

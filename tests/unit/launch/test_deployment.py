@@ -37,11 +37,19 @@ def test_each_incarnation_is_told_its_own_epoch() -> None:
 
 
 def test_engines_take_what_their_pool_says_and_the_gateway_stays_with_the_supervisor() -> None:
-    pools = '{"prefill": {"placement": {"cpus": 2, "gpus": 0.5, "resources": {"near": 1}}}, "decode": {}}'
+    pools = '{"prefill": {"placement": {"cpus": 2, "gpus": 0.5, "resources": {"near": 1}}, "tensor_parallel": 4}}'
     prefill, decode, gateway = desired(config(f'{{"pools": {pools}}}'), "127.0.0.1:5")
     assert prefill.launch(1).resources == Resources(cpus=2, gpus=0.5, custom={"near": 1})
     assert decode.launch(1).resources == Resources(cpus=1, gpus=None)
     assert gateway.launch(1).resources is None
+
+
+def test_an_engine_takes_a_cpu_for_each_rank_unless_told_otherwise() -> None:
+    [prefill, decode, _] = desired(config('{"pools": {"prefill": {"tensor_parallel": 4}}}'), "127.0.0.1:5")
+    assert [one.launch(1).resources for one in (prefill, decode)] == [
+        Resources(cpus=4, gpus=None),
+        Resources(cpus=1, gpus=None),
+    ]
 
 
 def test_engines_on_cpu_take_no_gpu() -> None:
