@@ -8,7 +8,7 @@ from pdserve.core.layout import DTYPE_BYTES, KVGroup
 from pdserve.model.config import ModelConfig, load_config
 from pdserve.model.sharding import shard_model
 from pdserve.tiers.spec import TierSpec
-from pdserve.worker.spec import WorkerSpec
+from pdserve.worker.spec import WorkerSpec, check_ranks
 
 _MIB = 2**20
 _DEFAULT_MEMORY = {"cpu": 256 * _MIB, "cuda": 8192 * _MIB}
@@ -26,10 +26,7 @@ def worker_spec(config: Config, engine_id: str, epoch: int, device: str, tensor_
     """Raises CheckpointError for a model that cannot be read, ConfigError for KV memory that is too small, or ranks
     the model or the device cannot be divided among."""
     model = load_config(config.model_path)
-    if tensor_parallel > 1 and device != "cpu":
-        raise ConfigError(
-            f"tensor_parallel {tensor_parallel}: ranks compute together on cpu only, and this is {device}"
-        )
+    check_ranks(tensor_parallel, device)
     kv_heads = shard_model(model, 0, tensor_parallel).num_kv_heads
     return WorkerSpec(
         model=config.model_path,

@@ -20,7 +20,7 @@ from pdserve.transfer.memory import HostMemory, KVMemory, TensorMemory
 from pdserve.transfer.service import LocalTransferService
 from pdserve.transfer.stats import TransferStats
 from pdserve.worker.executor import InprocExecutor
-from pdserve.worker.spec import STEP_DEADLINE, WorkerSpec
+from pdserve.worker.spec import STEP_DEADLINE, WorkerSpec, check_ranks
 from pdserve.worker.worker import Worker, WorkerOptions, build_worker
 
 
@@ -96,6 +96,7 @@ def _build(spec: WorkerSpec) -> tuple[Worker, KVMemory]:
     device = spec.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_ranks(spec.tensor_parallel, device)
     options = WorkerOptions(
         num_blocks=spec.num_blocks,
         block_size=spec.block_size,

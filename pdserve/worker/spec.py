@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pdserve.core.errors import ConfigError
 from pdserve.core.layout import KVOrder
 from pdserve.tiers.spec import TierSpec
 
@@ -50,3 +51,12 @@ class WorkerSpec:
     tensor_parallel: int = 1
     place: RankPlace | None = None
     tiers: TierSpec | None = None
+
+
+def check_ranks(tensor_parallel: int, device: str) -> None:
+    """Raise ConfigError for several ranks where they cannot compute together."""
+    if tensor_parallel > 1 and device != "cpu":
+        raise ConfigError(
+            f"tensor_parallel {tensor_parallel}: several ranks compute together on cpu only, and this is {device}; "
+            "set device to cpu, or tensor_parallel to 1"
+        )

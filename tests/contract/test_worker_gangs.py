@@ -18,7 +18,9 @@ from pdserve.core.protocols import PullSpec
 from pdserve.core.shards import plan_parts
 from pdserve.core.ticket import region_seed
 from pdserve.worker.gang import WorkerGang
+from pdserve.worker.local import LocalWorker
 from pdserve.worker.service import WorkerHandle, WorkerSpec, open_worker
+from pdserve.worker.spec import RankPlace
 from tests.checkpoints import make_checkpoint
 from tests.contract.processes import descendants, is_gone
 from tests.contract.worker_batches import BLOCK_SIZE, PROMPT, decode, prefill, resume, run
@@ -162,6 +164,12 @@ async def test_what_a_rank_refuses_ends_the_others(spec: WorkerSpec, tmp_path: P
     assert all(is_gone(pid, 5) for pid in set(descendants(os.getpid())) - set(before))
     with pytest.raises(ConfigError, match="needs a process per rank"):
         await open_worker(replace(spec, tensor_parallel=2), "inproc")
+
+
+async def test_a_rank_takes_no_device_it_cannot_share_a_model_on(spec: WorkerSpec) -> None:
+    place = RankPlace(rank=0, port=1, listener=None)
+    with pytest.raises(ConfigError, match="several ranks compute together on cpu only, and this is cuda"):
+        await LocalWorker.open(replace(spec, tensor_parallel=2, place=place, device="cuda"))
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])

@@ -53,7 +53,7 @@ def test_ranks_fill_each_its_own_memory_with_the_heads_it_holds(checkpoint: Path
 def test_ranks_the_model_or_the_device_cannot_be_divided_among_are_refused(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="tensor_parallel 3: 4 attention heads do not divide by it"):
         worker_spec(config(checkpoint), "p", 1, "cpu", 3)
-    with pytest.raises(ConfigError, match="tensor_parallel 2: ranks compute together on cpu only"):
+    with pytest.raises(ConfigError, match="tensor_parallel 2: several ranks compute together on cpu only"):
         worker_spec(config(checkpoint), "p", 1, "cuda", 2)
 
 
