@@ -20,13 +20,14 @@ from benchmarks.transfer_source import EPOCH, bench_layout
 from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
 from pdserve.core.protocols import PeerAddress
-from pdserve.core.ticket import RankSource, TransferTicket
+from pdserve.core.shards import KVShard
+from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, REGION_BYTES
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.server import grpc_links
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.base import ReadPlan, TransferState
-from pdserve.transfer.digest import block_digest
+from pdserve.transfer.digest import region_digest
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.plan import plan_read
 from pdserve.transfer.service import OFFER, LocalTransferService
@@ -96,7 +97,7 @@ class Target:
         )
         (self.raw,) = make_backends((name,), "raw", 11, host)
         self.raw.register(self.memory)
-        offer = OFFER.decode(dict(self._peer.backends)[name])
+        offer = OFFER.decode(dict(self._peer.ranks[0].backends)[name])
         self.raw.connect("p", offer.metadata)
 
     async def ask(self, **command: Any) -> Any:
@@ -110,7 +111,8 @@ class Target:
         """One read per region, as a source publishes them."""
         size = max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // self.layout.block_bytes))
         parts = [(source[i : i + size], target[i : i + size]) for i in range(0, len(source), size)]
-        return [(plan_read(self.layout, tuple(s), self.layout, tuple(t)), t) for s, t in parts]
+        regions = [(self.layout.whole_blocks(tuple(s)), self.layout.whole_blocks(tuple(t)), t) for s, t in parts]
+        return [(plan_read(self.layout, taken, self.layout, filled), t) for taken, filled, t in regions]
 
     def read(self, source: Blocks, target: Blocks, *, digest: bool) -> float:
         """Seconds of plain reads, region after region, each digested in the same thread or not at all."""
@@ -122,7 +124,7 @@ class Target:
                 time.sleep(20e-6)
             assert state is TransferState.DONE, transfer.error
             if digest:
-                block_digest(self.memory, self.layout, tuple(blocks), 5)
+                region_digest(self.memory, self.layout, self.layout.whole_blocks(tuple(blocks)), 5)
         return time.perf_counter() - begun
 
     async def handoff(
@@ -134,7 +136,7 @@ class Target:
         ticket_id = f"t{number}"
         fields = await self.ask(op="issue", ticket=ticket_id, blocks=source, chunks=chunks, chunk_seconds=chunk_seconds)
         fields["layout_hash"] = base64.b64decode(fields["layout_hash"])
-        fields["ranks"] = tuple(RankSource(**rank) for rank in fields["ranks"])
+        fields["ranks"] = msgspec.convert(fields["ranks"], tuple[KVShard, ...])
         self._outcomes[number] = arriving = asyncio.get_running_loop().create_future()
         self._handoff.hold(number, TransferTicket(**fields))
         if bulk:
