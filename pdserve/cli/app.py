@@ -135,6 +135,21 @@ def simulate(
 
 
 @app.command()
+def calibrate(
+    config: ConfigFile = None,
+    host: Annotated[str, typer.Option(help="Where the gateway listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="PORT", help="Its HTTP port.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="PDSERVE_API_KEY", help="If the gateway wants one.")] = None,
+) -> None:
+    """Print a profile for `pdserve simulate` from what the running engines have shown under load.
+
+    CONFIG.yaml is the one the deployment was started with."""
+    from pdserve.cli.calibrate import calibrate as run
+
+    typer.echo(run(_load(config, env=os.environ), host, port, api_key), nl=False)
+
+
+@app.command()
 def explain(
     request_id: Annotated[
         str, typer.Argument(help='`pdserve.request_id` of a response, its x-request-id, or "last".')

@@ -65,7 +65,7 @@ def num_blocks(config: Config, model: ModelConfig, device: str, kv_heads: int) -
         return config.kv.num_blocks
     memory = config.kv.memory or _DEFAULT_MEMORY[device]
     block_size, longest = config.kv.block_size, max_model_len(config, model)
-    blocks = int(memory) // (_slot_bytes(config, model, device, kv_heads) * block_size)
+    blocks = int(memory) // (kv_group(config, model, device, kv_heads).slot_bytes * block_size)
     if blocks * block_size < longest:
         raise ConfigError(
             f"kv.memory: {memory / _MIB:.0f} MiB holds {blocks * block_size} tokens of this model, fewer than "
@@ -74,11 +74,11 @@ def num_blocks(config: Config, model: ModelConfig, device: str, kv_heads: int) -
     return blocks
 
 
-def _slot_bytes(config: Config, model: ModelConfig, device: str, kv_heads: int) -> int:
-    """Bytes of one token's KV on a rank. dtype auto as the model loader decides it: float32 on cpu, else the
+def kv_group(config: Config, model: ModelConfig, device: str, kv_heads: int) -> KVGroup:
+    """One token's KV with so many heads. dtype auto as the model loader decides it: float32 on cpu, else the
     checkpoint's."""
     automatic = "float32" if device == "cpu" else model.dtype
     dtype = automatic if config.dtype == "auto" else config.dtype
     if dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype: the checkpoint's {dtype} is not supported; set dtype to float32 or bfloat16")
-    return KVGroup(num_layers=model.num_layers, num_kv_heads=kv_heads, head_dim=model.head_dim, dtype=dtype).slot_bytes
+    return KVGroup(num_layers=model.num_layers, num_kv_heads=kv_heads, head_dim=model.head_dim, dtype=dtype)

@@ -74,7 +74,7 @@ class EngineFactory:
             ranks=(RankAddress(shard=sole_shard(self.layout), backends=((BACKEND, b""),)),),
         )
         transfer = SimTransfer(self.layout, address, self.profile.links, self._fabric, node.clock)
-        executor = SimExecutor(self.profile.step, VOCAB_SIZE, node.clock)
+        executor = SimExecutor(self.profile.step_cost(role), VOCAB_SIZE, node.clock)
         limits = self.profile.pools.by_role()[role].model_copy(update={"depth": self._depth})
         engine = Engine(
             endpoint=endpoint,

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from pdserve.config.schema import DecodePool, PoolsConfig, PrefillPool, Section, UnifiedPool
 from pdserve.core.batch import Batch
+from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError
 from pdserve.core.layout import KVGroup
 
@@ -41,6 +42,14 @@ class StepCost(Section):
         return self.base + self.per_token * tokens + self.per_context * context + self.per_pair * pairs
 
 
+class PoolSteps(Section):
+    """Step costs of single pools, where they differ from the profile's."""
+
+    prefill: StepCost | None = None
+    decode: StepCost | None = None
+    unified: StepCost | None = None
+
+
 class KVShape(Section):
     """The model's KV per token, as in core.layout.KVGroup."""
 
@@ -55,24 +64,34 @@ class KVShape(Section):
 
 class Links(Section):
     """latency: one way, between any two processes. bandwidth: of each engine's port, bytes per second; a port
-    carries one pull at a time in each direction. verify: bytes per second of digests, at either end."""
+    carries one pull at a time in each direction. verify: bytes per second of digests, at either end. per_pull: what
+    every pull takes beside its bytes."""
 
     latency: Seconds = 1e-4
+    per_pull: Seconds = 0.0
     bandwidth: Rate
     verify: Rate = 9e9
 
 
 class Profile(Section):
-    """One kind of engine serving one model. basis says where the figures come from."""
+    """One kind of engine serving one model. basis says where the figures come from.
+
+    gateway: seconds a request's text and HTTP cost until its first token is sent, beside routing and engines."""
 
     name: str
     basis: str
     step: StepCost
+    pool_steps: PoolSteps = PoolSteps()
+    gateway: Seconds = 0.0
     kv: KVShape
     links: Links
     kv_tokens: Annotated[int, Field(ge=1)]
     max_model_len: Annotated[int, Field(ge=2)]
     pools: PoolsConfig = PoolsConfig()
+
+    def step_cost(self, role: Role) -> StepCost:
+        own: StepCost | None = getattr(self.pool_steps, role.value)
+        return own or self.step
 
 
 PRESETS = {
@@ -80,7 +99,7 @@ PRESETS = {
         name="demo-cpu",
         basis="order of magnitude of the demo model on one CPU core; calibrate before comparing",
         step=StepCost(base=4e-3, per_token=1.5e-4, per_context=1e-7, host=5e-4),
-        kv=KVShape(num_layers=4, num_kv_heads=2, head_dim=32, dtype="float32"),
+        kv=KVShape(num_layers=6, num_kv_heads=2, head_dim=64, dtype="float32"),
         links=Links(latency=5e-4, bandwidth=1e9),
         kv_tokens=16_384,
         max_model_len=2048,

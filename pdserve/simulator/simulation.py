@@ -1,7 +1,7 @@
 """Runs a workload on a simulated cluster: real engines' scheduling, router and dispatch, in virtual time."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -15,6 +15,7 @@ from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.router.loading import load_policy
+from pdserve.router.policy import RoutingPolicy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
 from pdserve.simulator.cluster import Fault, SimCluster
@@ -41,7 +42,8 @@ _IDLE_DEADLINE = 60.0
 class SimulationSpec:
     """The simulated deployment. engines: how many of each role. kv_tokens: of each engine; the profile's when None.
 
-    depth: steps in flight. policy: as routing.policy in the configuration. Everything random follows from seed.
+    depth: steps in flight. policy: as routing.policy in the configuration, or what builds one. Everything random
+    follows from seed.
     """
 
     profile: Profile
@@ -50,7 +52,7 @@ class SimulationSpec:
     kv_tokens: int | None = None
     depth: int = 2
     seed: int = 0
-    policy: str = "kv_aware"
+    policy: str | Callable[[RoutingRules], RoutingPolicy] = "kv_aware"
     times: Times = field(default_factory=Times)
     rules: RoutingRules = field(default_factory=RoutingRules)
     replay: ReplayRules = field(default_factory=ReplayRules)
@@ -92,7 +94,8 @@ class _Run:
         self._factory = EngineFactory(spec.profile, spec.layout, spec.times, self._clock, spec.depth)
         self._sessions = SessionPool(spec.times, self._clock, lambda *args: self._cluster.connect(*args))
         self._cluster = SimCluster(self._factory, Random(spec.seed), self._clock, self._sessions.update)
-        router = Router(load_policy(spec.policy, spec.rules), self._sessions.index, spec.rules)
+        policy = load_policy(spec.policy, spec.rules) if isinstance(spec.policy, str) else spec.policy(spec.rules)
+        router = Router(policy, self._sessions.index, spec.rules)
         self._dispatcher = Dispatcher(self._sessions, router, self._clock, spec.replay)
         self._origin = 0.0
 
@@ -143,6 +146,7 @@ class _Run:
         tokens: list[int] = []
         times: list[float] = []
         failure: PdserveError | None = None
+        await self._clock.sleep(self._spec.profile.gateway)
         try:
             async for delta in self._dispatcher.generate(request, record):
                 tokens += delta.token_ids
@@ -212,7 +216,7 @@ class _Run:
             "kv_tokens": spec.kv_tokens or spec.profile.kv_tokens,
             "depth": spec.depth,
             "seed": spec.seed,
-            "policy": spec.policy,
+            "policy": spec.policy if isinstance(spec.policy, str) else "custom",
         }
 
     def _now(self) -> float:

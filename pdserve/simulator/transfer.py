@@ -1,4 +1,4 @@
-"""core.protocols.TransferService without memory: a pull takes latency, its turn on two ports, and bytes / bandwidth."""
+"""core.protocols.TransferService without memory: a pull takes latency, its turn on two ports, and its bytes."""
 
 import asyncio
 from collections.abc import Mapping
@@ -70,7 +70,8 @@ class SimTransfer:
         num_bytes = len(spec.target_blocks) * self.layout.block_bytes
         target = self.fabric[self.address.engine_id, self.address.epoch]
         begun = self.clock.monotonic()
-        ends_at = max(begun, source.out_free_at, target.in_free_at) + num_bytes / self.links.bandwidth
+        carried = self.links.per_pull + num_bytes / self.links.bandwidth
+        ends_at = max(begun, source.out_free_at, target.in_free_at) + carried
         source.out_free_at = target.in_free_at = ends_at
         await self.clock.sleep(ends_at - begun + self.links.latency)
         # A read through a frozen peer neither ends nor fails until the peer does.

@@ -1,6 +1,7 @@
 """The latest requests, so that one can be asked for after the fact. Bounded; the oldest goes first."""
 
 from collections import OrderedDict
+from itertools import islice
 
 from pdserve.telemetry.record import RequestRecord
 
@@ -32,6 +33,10 @@ class RequestRing:
         if name == LAST:
             return next(reversed(self._records.values()), None)
         return self._records.get(self._names.get(name, name))
+
+    def latest(self, count: int) -> list[RequestRecord]:
+        """At most so many, in order of arrival."""
+        return list(reversed(list(islice(reversed(self._records.values()), count))))
 
     def _forget(self, record: RequestRecord) -> None:
         for name in _names(record):

@@ -105,6 +105,21 @@ def test_engines_are_listed_under_the_agreed_names(client: httpx.Client, server:
     assert engines[1]["kv_blocks"]["total"] == 0
 
 
+def test_steps_are_told_by_engine_with_what_it_can_take_on(client: httpx.Client, server: HttpServer) -> None:
+    engines = client.get(f"{server.admin_url}/admin/steps").json()["engines"]
+    assert engines[0] == {"id": "prefill-0", "role": "prefill", "capacity": None, "steps": []}
+
+
+def test_the_latest_requests_are_told_in_order_of_arrival(client: httpx.Client, server: HttpServer) -> None:
+    for name in ("one", "two", "three"):
+        client.post(CHAT, json=HELLO, headers={"x-request-id": name})
+    told = client.get(f"{server.admin_url}/admin/requests?latest=2").json()["requests"]
+    assert [request["client_request_id"] for request in told] == ["two", "three"]
+    assert told[-1] == client.get(f"{server.admin_url}/admin/requests/three").json()
+    refused = client.get(f"{server.admin_url}/admin/requests?latest=0")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_request")
+
+
 def test_metrics_tell_what_happened(client: httpx.Client, server: HttpServer) -> None:
     assert client.post(CHAT, json=HELLO).status_code == 200
     assert client.post(CHAT, json=HELLO | {"n": 5}).status_code == 400

@@ -14,6 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from pdserve.core.endpoint import Role
+from pdserve.simulator.calibration import LEAST_STEPS
+from pdserve.simulator.profile import load_profile
 from tests.checkpoints import make_checkpoint
 from tests.collector import Collector, collecting
 from tests.contract.processes import is_gone
@@ -94,6 +97,23 @@ def test_status_prints_exactly_the_promised_names(running: Deployment) -> None:
         ("prefill-0", "prefill", "ready"),
         ("decode-0", "decode", "ready"),
     ]
+
+
+def test_calibrate_prints_a_profile_the_simulator_takes(running: Deployment, config: Path, tmp_path: Path) -> None:
+    port = running.address.rpartition(":")[2]
+    for number in range(LEAST_STEPS):
+        record(running.complete(f"{number} times: {LONG}", max_tokens=3))
+
+    def calibrated() -> bool:
+        profile.write_text(run_cli("calibrate", str(config), "--port", port).stdout, encoding="utf-8")
+        return bool(profile.stat().st_size)
+
+    profile = tmp_path / "profile.yaml"
+    running.eventually(calibrated)  # the engines' next heartbeats bring their last steps
+    costs = load_profile(str(profile))
+    assert (costs.name, costs.kv_tokens) == ("tiny", running.engines()["decode-0"]["kv_blocks"]["total"] * 16)
+    assert 0 < costs.step_cost(Role.PREFILL).base < 1
+    assert 0 < costs.links.latency < 1
 
 
 def test_explain_accounts_for_a_requests_time_across_processes(running: Deployment) -> None:

@@ -1,8 +1,9 @@
 """For operators, on a port of their own: metrics, the engines behind the gateway, and what became of requests."""
 
 from dataclasses import asdict
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from pdserve.core.cluster import EngineView
@@ -25,6 +26,14 @@ def admin_router(gateway: Gateway) -> APIRouter:
     @router.get("/admin/engines", response_model=None)
     async def engines() -> Response:
         return as_json({"engines": [describe(view) for view in gateway.generator.engines()]})
+
+    @router.get("/admin/steps", response_model=None)
+    async def steps() -> Response:
+        return as_json({"engines": [describe_steps(view) for view in gateway.generator.engines()]})
+
+    @router.get("/admin/requests", response_model=None)
+    async def requests(latest: Annotated[int, Query(ge=1)] = 20) -> Response:
+        return as_json({"requests": [explain(record) for record in gateway.ring.latest(latest)]})
 
     @router.get("/admin/requests/{name}", response_model=None)
     async def request(name: str) -> Response:
@@ -54,4 +63,14 @@ def describe(view: EngineView) -> dict[str, object]:
         "waiting": load.waiting if load else 0,
         "kv_blocks": asdict(load.blocks) if load else _NO_BLOCKS,
         "lost_links": sorted(engine_id for engine_id, _ in view.lost_links),
+    }
+
+
+def describe_steps(view: EngineView) -> dict[str, object]:
+    """What an engine's steps have taken since it started, as in EngineCapacity and LoadSnapshot."""
+    return {
+        "id": view.endpoint.engine_id,
+        "role": view.endpoint.role.value,
+        "capacity": asdict(view.capacity) if view.capacity else None,
+        "steps": [asdict(tally) for tally in view.load.steps] if view.load else [],
     }

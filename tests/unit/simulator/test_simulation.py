@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,6 +11,8 @@ import pytest
 
 from pdserve.core.cluster import Mode
 from pdserve.core.endpoint import Role
+from pdserve.router.policies import LeastLoaded
+from pdserve.simulator.profile import PoolSteps, StepCost
 from pdserve.simulator.report import SimulationReport
 from pdserve.simulator.simulation import Simulation
 from pdserve_loadgen.report import Outcome, Slo
@@ -120,3 +123,24 @@ def test_sixty_four_engines_serve_a_thousand_requests_each_ending_once() -> None
     assert all(request.result.outcome is Outcome.OK for request in report.requests)
     assert report.imbalance > 0
     assert sum(use.tokens > 0 for use in report.engines) > 60
+
+
+def test_pools_have_step_costs_of_their_own_and_a_gateway_costs_time() -> None:
+    def median_ttft(**changes: Any) -> float:
+        base = spec()
+        profile = base.profile.model_copy(update=changes)
+        report = Simulation(replace(base, profile=profile)).run(workload(30, rate=2.0))
+        assert report.load.ttft
+        return report.load.ttft.p50
+
+    plain = median_ttft()
+    slow = StepCost(base=0.5, per_token=0.0, per_context=0.0)
+    assert median_ttft(gateway=0.25) == pytest.approx(plain + 0.25, abs=0.02)
+    assert median_ttft(pool_steps=PoolSteps(prefill=slow)) > 0.5
+    assert median_ttft(pool_steps=PoolSteps(decode=slow)) < 0.5
+
+
+def test_a_policy_may_be_given_as_what_builds_it() -> None:
+    named, built = (Simulation(spec(policy=policy)).run(workload(20)) for policy in ("least_loaded", LeastLoaded))
+    assert answers(named) == answers(built)
+    assert [r.record.route for r in named.requests] == [r.record.route for r in built.requests]

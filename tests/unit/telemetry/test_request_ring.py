@@ -30,6 +30,14 @@ def test_last_is_the_latest_to_arrive() -> None:
     assert last.request_id == "cmpl-4"
 
 
+def test_the_latest_come_in_order_of_arrival() -> None:
+    ring = RequestRing(3)
+    for number in range(5):
+        ring.add(record(f"cmpl-{number}"))
+    assert [kept.request_id for kept in ring.latest(2)] == ["cmpl-3", "cmpl-4"]
+    assert len(ring.latest(99)) == 3
+
+
 def test_of_two_requests_with_one_client_id_the_later_answers_until_it_is_forgotten() -> None:
     ring = RequestRing(2)
     first, second = record("cmpl-1", "same"), record("cmpl-2", "same")
