@@ -93,8 +93,15 @@ def _transfer(request: dict[str, Any]) -> list[str]:
     gap = request["handoff_gap"]
     return [
         f"transfer: {transfer['bytes'] / 1024:.1f} KiB over {transfer['backend']} in {transfer['pulls']} pulls"
-        + (f"; handoff gap {_ms(gap)}" if gap is not None else "")
+        + (f", {transfer['mode']}" if transfer["mode"] else "")
+        + (f"; handoff gap {_ms(gap)}" if gap is not None else ""),
+        *([f"  predicted after the last chunk: {_forecast(transfer)}"] if transfer["forecast_seconds"] else []),
+        *(f"  {lost['backend']} failed ({lost['code']}), another took over" for lost in transfer["failovers"]),
     ]
+
+
+def _forecast(transfer: dict[str, Any]) -> str:
+    return ", ".join(f"{mode} {_ms(seconds)}" for mode, seconds in transfer["forecast_seconds"].items())
 
 
 def _timeline(request: dict[str, Any]) -> str:

@@ -88,12 +88,25 @@ class PullSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullReceipt:
-    """A pull that completed and verified. Times are in seconds."""
+    """A pull that completed and verified.
+
+    backend brought the bytes; failovers are the (backend, error code) that were given up before it. Seconds by stage,
+    re-reads included: queue until the backend's thread was free, post in the call that started the read (which does
+    it all where the kernel copies), wire until the bytes were there, verify for the digest.
+    """
 
     backend: str
     num_bytes: int
     wire_seconds: float
     verify_seconds: float
+    queue_seconds: float = 0.0
+    post_seconds: float = 0.0
+    failovers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """What this pull took by itself, without its turn."""
+        return self.post_seconds + self.wire_seconds + self.verify_seconds
 
 
 class Pull(Protocol):

@@ -119,6 +119,9 @@ class EngineTrace:
     """What one engine did for one request; sent with its last delta.
 
     stamps: (event name, Unix time in seconds), in order of occurrence. Names: docs/request-lifecycle.md.
+    transfer_mode is progressive or bulk, transfer_forecast the seconds predicted for each (empty when too little was
+    known), transfer_stages the seconds its pulls spent in queue, post, wire and verify, transfer_failovers the
+    (backend, error code) of reads that another backend took over.
     """
 
     engine_id: str
@@ -128,3 +131,7 @@ class EngineTrace:
     transfer_backend: str = ""
     transfer_bytes: int = 0
     transfer_pulls: int = 0
+    transfer_mode: str = ""
+    transfer_forecast: tuple[tuple[str, float], ...] = ()
+    transfer_stages: tuple[tuple[str, float], ...] = ()
+    transfer_failovers: tuple[tuple[str, str], ...] = ()

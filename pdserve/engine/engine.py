@@ -35,6 +35,7 @@ from pdserve.engine.core_events import (
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.kv_feed import KVFeed
+from pdserve.engine.pull_tally import PullTally
 from pdserve.engine.pump import StepPump
 from pdserve.engine.source_link import OpenLink
 from pdserve.engine.step_timing import StepTimer
@@ -294,9 +295,7 @@ class Engine:
             epoch=self.endpoint.epoch,
             cached_tokens=event.cached_tokens,
             stamps=tuple(sorted(stamps, key=lambda stamp: stamp[1])),
-            transfer_backend=outcome.backend if outcome else "",
-            transfer_bytes=outcome.num_bytes if outcome else 0,
-            transfer_pulls=outcome.num_pulls if outcome else 0,
+            **(outcome.pulled if outcome else PullTally()).trace(),
         )
 
     def _on_outcome(self, sequence_id: int, outcome: FetchOutcome) -> None:

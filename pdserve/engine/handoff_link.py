@@ -87,10 +87,12 @@ class HandoffLink:
         """Renew the ticket's lease with every heartbeat until released."""
         self._tickets.hold(ticket)
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
+    def attach(
+        self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,), *, bulk: bool = False
+    ) -> None:
         self._tickets.subscribe(ticket_id, deliver)
         messages = [convert.part_to_proto(part) for part in parts if part]
-        self._send(attach=pb.Attach(ticket_id=ticket_id, first_block=first_block, parts=messages))
+        self._send(attach=pb.Attach(ticket_id=ticket_id, first_block=first_block, parts=messages, bulk=bulk))
 
     def lease_holds(self, ticket_id: str) -> bool:
         """Whether a pull may still start."""

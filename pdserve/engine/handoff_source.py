@@ -47,6 +47,11 @@ large enough that its message costs little."""
 _REMEMBERED_TICKETS = 4096
 
 
+def largest_region(block_bytes: int) -> int:
+    """Blocks of the largest region."""
+    return max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // block_bytes))
+
+
 @dataclass(slots=True)
 class _Offer:
     ticket: TransferTicket
@@ -58,6 +63,8 @@ class _Offer:
     done: PrefillDone | None = None
     deliver: Deliver | None = None
     parts: Parts = (None,)
+    bulk: bool = False
+    """The target wants all of it at once, when the prompt is complete."""
     attached: bool = False
     """A target may be reading, even if the link it came over has broken since."""
 
@@ -83,7 +90,7 @@ class HandoffSource:
         self._by_sequence: dict[int, _Offer] = {}
         self._ended: dict[str, TicketGone | None] = {}
         self._publishing: set[asyncio.Task[None]] = set()
-        self._region_blocks = max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // transfer.layout.block_bytes))
+        self._region_blocks = largest_region(transfer.layout.block_bytes)
 
     @property
     def num_open(self) -> int:
@@ -141,8 +148,11 @@ class HandoffSource:
         if not offer.attached:
             self._end(offer, gone)
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
-        """A target has blocks for everything from first_block on: deliver the parts of regions as they become final."""
+    def attach(
+        self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,), *, bulk: bool = False
+    ) -> None:
+        """A target has blocks for everything from first_block on: deliver the parts of regions as they become final, or
+        with bulk when all of them are."""
         offer = self._offers.get(ticket_id)
         if offer is None:
             deliver(self._ended.get(ticket_id) or _unknown(ticket_id))
@@ -152,7 +162,7 @@ class HandoffSource:
             return
         offer.parts = parts
         offer.deliver = deliver
-        offer.attached = True
+        offer.attached, offer.bulk = True, bulk
         offer.published_blocks = first_block
         if offer.done:
             deliver(offer.done)
@@ -196,6 +206,8 @@ class HandoffSource:
         await asyncio.gather(*self._publishing, return_exceptions=True)
 
     def _publish(self, offer: _Offer) -> None:
+        if offer.bulk and offer.final_blocks < offer.ticket.num_blocks:
+            return
         while offer.deliver and offer.published_blocks < offer.final_blocks:
             first = offer.published_blocks
             end = min(first + self._region_blocks, offer.final_blocks)

@@ -32,6 +32,8 @@ from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Pull, PullReceipt, PullSpec, TransferService
 from pdserve.core.shards import KVPart, plan_parts
 from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket, region_seed
+from pdserve.engine.pull_mode import PullHistory, PullMode
+from pdserve.engine.pull_tally import PullTally
 from pdserve.engine.source_link import OpenLink, SourceLink
 from pdserve.engine.source_links import SourceLinks
 
@@ -51,9 +53,7 @@ class FetchOutcome:
     error: PdserveError | None
     unsettled: tuple[int, ...]
     stamps: tuple[tuple[str, float], ...]
-    backend: str
-    num_bytes: int
-    num_pulls: int
+    pulled: PullTally
 
 
 @dataclass(slots=True)
@@ -69,8 +69,9 @@ class _Fetch:
     """What the source said, an error that ends the fetch, or None when a pull completed."""
     pulls: list[tuple[Pull, tuple[int, ...]]] = field(default_factory=list)
     stamps: list[tuple[str, float]] = field(default_factory=list)
-    num_bytes: int = 0
-    num_pulls: int = 0
+    pulled: PullTally = field(default_factory=PullTally)
+    latest: tuple[int, float] | None = None
+    """First block of the region that became ready last, and when (monotonic)."""
     unoffered: set[tuple[int, KVPart | None]] = field(default_factory=set)
     """Blocks, by logical index, and their parts that no region has brought yet."""
     missing: int = 0
@@ -108,6 +109,8 @@ class HandoffTarget:
             on_failure=self._on_link_failure,
         )
         self._fetches: dict[int, _Fetch] = {}
+        self._histories: dict[str, PullHistory] = {}
+        """By engine id: an engine that restarts is as fast as it was."""
         self._settling: set[asyncio.Task[None]] = set()
 
     def hold(self, sequence_id: int, ticket: TransferTicket) -> None:
@@ -178,14 +181,19 @@ class HandoffTarget:
     async def _complete(self, fetch: _Fetch) -> None:
         ticket = fetch.ticket
         await fetch.link.ready()
+        history = self._histories.setdefault(ticket.engine_id, PullHistory())
+        fetch.pulled.backend = fetch.link.backend
+        fetch.pulled.forecast = history.decide(len(fetch.targets), self._transfer.layout.block_bytes)
         first_block = min(fetch.targets, default=ticket.num_blocks)
-        fetch.link.attach(ticket.id, first_block, fetch.news.put_nowait, fetch.parts)
+        bulk = fetch.pulled.forecast.mode is PullMode.BULK
+        fetch.link.attach(ticket.id, first_block, fetch.news.put_nowait, fetch.parts, bulk=bulk)
         self._stamp(fetch, "attached")
         watchers: list[asyncio.Task[None]] = []
         try:
             while not self._satisfied(fetch):
                 news = await self._next_news(fetch)
                 if isinstance(news, RegionReady):
+                    self._time_production(fetch, news, history)
                     watchers.append(self._start_pull(fetch, news))
         finally:
             for watcher in watchers:
@@ -194,6 +202,14 @@ class HandoffTarget:
             self._stamp(fetch, "last_pull")
             await fetch.link.release(ticket.id)
             self._stamp(fetch, "released")
+
+    def _time_production(self, fetch: _Fetch, region: RegionReady, history: PullHistory) -> None:
+        if fetch.latest and fetch.latest[0] == region.first_block:
+            return  # another part of it
+        now = self._clock.monotonic()
+        if fetch.latest and fetch.pulled.forecast.mode is PullMode.PROGRESSIVE:
+            history.produced(len(region.source_blocks), now - fetch.latest[1])
+        fetch.latest = (region.first_block, now)
 
     def _satisfied(self, fetch: _Fetch) -> bool:
         return fetch.done is not None and (fetch.done.finished or fetch.missing == 0)
@@ -250,10 +266,10 @@ class HandoffTarget:
             _log.exception("pull failed internally", ticket=fetch.ticket.id)
             fetch.news.put_nowait(TransferFailed("a pull failed internally; the log has the details"))
             return
-        if fetch.num_pulls == 0:
+        if fetch.pulled.num_pulls == 0:
             self._stamp(fetch, "first_pull")
-        fetch.num_bytes += receipt.num_bytes
-        fetch.num_pulls += 1
+        fetch.pulled.add(receipt)
+        self._histories[fetch.ticket.engine_id].pulled(receipt.num_bytes, receipt.seconds)
         fetch.missing -= num_blocks
         fetch.pulls = [entry for entry in fetch.pulls if entry[0] is not pull]
         fetch.news.put_nowait(None)
@@ -279,9 +295,7 @@ class HandoffTarget:
             error=error,
             unsettled=tuple(dict.fromkeys(block for _, targets in fetch.pulls for block in targets)),
             stamps=tuple(fetch.stamps),
-            backend=fetch.link.backend,
-            num_bytes=fetch.num_bytes,
-            num_pulls=fetch.num_pulls,
+            pulled=fetch.pulled,
         )
 
     def _stamp(self, fetch: _Fetch, name: str) -> None:

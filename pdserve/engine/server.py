@@ -152,7 +152,7 @@ class _HandoffService(pb_grpc.HandoffServiceServicer):
         except MalformedMessage as error:
             deliver(TicketGone(ticket_id=attach.ticket_id, code=error.code, message=str(error)))
             return
-        self._engine.source.attach(attach.ticket_id, attach.first_block, deliver, parts or (None,))
+        self._engine.source.attach(attach.ticket_id, attach.first_block, deliver, parts or (None,), bulk=attach.bulk)
 
 
 def _to_event(epoch: int, news: HandoffNews) -> pb.HandoffEvent:

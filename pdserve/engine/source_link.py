@@ -44,8 +44,10 @@ class SourceLink(Protocol):
         """Renew the ticket's lease until released."""
         ...
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
-        """Ask for the parts of the regions from first_block on."""
+    def attach(
+        self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,), *, bulk: bool = False
+    ) -> None:
+        """Ask for the parts of the regions from first_block on, with bulk only when the prompt is complete."""
         ...
 
     def lease_holds(self, ticket_id: str) -> bool:

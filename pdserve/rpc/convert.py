@@ -127,6 +127,10 @@ def trace_to_proto(trace: EngineTrace) -> pb.EngineTrace:
         transfer_backend=trace.transfer_backend,
         transfer_bytes=trace.transfer_bytes,
         transfer_pulls=trace.transfer_pulls,
+        transfer_mode=trace.transfer_mode,
+        transfer_forecast=[pb.NamedSeconds(name=name, seconds=s) for name, s in trace.transfer_forecast],
+        transfer_stages=[pb.NamedSeconds(name=name, seconds=s) for name, s in trace.transfer_stages],
+        transfer_failovers=[pb.Failover(backend=name, code=code) for name, code in trace.transfer_failovers],
     )
 
 
@@ -139,6 +143,10 @@ def trace_from_proto(message: pb.EngineTrace) -> EngineTrace:
         transfer_backend=message.transfer_backend,
         transfer_bytes=message.transfer_bytes,
         transfer_pulls=message.transfer_pulls,
+        transfer_mode=message.transfer_mode,
+        transfer_forecast=tuple((entry.name, entry.seconds) for entry in message.transfer_forecast),
+        transfer_stages=tuple((entry.name, entry.seconds) for entry in message.transfer_stages),
+        transfer_failovers=tuple((entry.backend, entry.code) for entry in message.transfer_failovers),
     )
 
 

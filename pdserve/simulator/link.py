@@ -60,9 +60,11 @@ class SimLink:
     def hold(self, ticket: TransferTicket) -> None:
         self._tickets.hold(ticket)
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
+    def attach(
+        self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,), *, bulk: bool = False
+    ) -> None:
         self._tickets.subscribe(ticket_id, deliver)
-        self._send(lambda: self._source.attach(ticket_id, first_block, self._at_source_deliver, parts))
+        self._send(lambda: self._source.attach(ticket_id, first_block, self._at_source_deliver, parts, bulk=bulk))
 
     def lease_holds(self, ticket_id: str) -> bool:
         return self._tickets.lease_holds(ticket_id)

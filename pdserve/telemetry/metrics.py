@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import TransferError
+from pdserve.core.request import EngineTrace
 from pdserve.telemetry.record import RequestRecord
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 
@@ -18,6 +19,13 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 30, 60, 120, 300, 600)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
+
+_TRANSFER_STAGES = (
+    ("queue", "Of one handoff: pulls waiting for the backend's thread, summed over its pulls."),
+    ("post", "Of one handoff: in the calls that started its reads, which do all of them where the kernel copies."),
+    ("wire", "Of one handoff: from a read's start to its last byte, summed over its pulls."),
+    ("verify", "Of one handoff: digests of what arrived, summed over its pulls."),
+)
 
 _TRANSFER_ERRORS = frozenset({TransferError.code, *(kind.code for kind in TransferError.__subclasses__())})
 
@@ -81,6 +89,20 @@ class Metrics:
         self.transferred_bytes = self._counter(
             "pdserve_transferred_bytes_total", "Bytes of KV pulled and verified.", ("backend",)
         )
+        self.transfer_stages = {
+            stage: self._histogram(f"pdserve_transfer_{stage}_seconds", documentation, _TOKEN_BUCKETS)
+            for stage, documentation in _TRANSFER_STAGES
+        }
+        self.transfer_modes = self._counter(
+            "pdserve_transfer_modes_total",
+            "KV handoffs pulled while the prompt was computed (progressive) or when it was complete (bulk).",
+            ("mode",),
+        )
+        self.transfer_failovers = self._counter(
+            "pdserve_transfer_failovers_total",
+            "Reads that failed and that another backend took over, by the one that failed and the error code.",
+            ("backend", "cause"),
+        )
         self.replays = self._counter(
             "pdserve_replays_total", "Attempts given up and made again elsewhere, by error code.", ("reason",)
         )
@@ -125,6 +147,16 @@ class Metrics:
             self._count_transfer(trace.transfer_backend, record.status)
             if trace.transfer_backend:
                 self.transferred_bytes.labels(trace.transfer_backend).inc(trace.transfer_bytes)
+            self._count_pulls(trace)
+
+    def _count_pulls(self, trace: EngineTrace) -> None:
+        if trace.transfer_mode and trace.transfer_pulls:
+            self.transfer_modes.labels(trace.transfer_mode).inc()
+        for stage, seconds in trace.transfer_stages:
+            if stage in self.transfer_stages:
+                self.transfer_stages[stage].observe(seconds)
+        for backend, cause in trace.transfer_failovers:
+            self.transfer_failovers.labels(backend, cause).inc()
 
     def _count_transfer(self, backend: str, result: str) -> None:
         """A request that failed after its handoff does not speak against the transfer."""

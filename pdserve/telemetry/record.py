@@ -114,6 +114,10 @@ class RequestRecord:
                 "backend": decode.transfer_backend,
                 "bytes": decode.transfer_bytes,
                 "pulls": decode.transfer_pulls,
+                "mode": decode.transfer_mode,
+                "forecast_seconds": dict(decode.transfer_forecast),
+                "stage_seconds": dict(decode.transfer_stages),
+                "failovers": [{"backend": name, "code": code} for name, code in decode.transfer_failovers],
             }
             if decode and decode.transfer_backend
             else None,

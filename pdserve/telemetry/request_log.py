@@ -27,6 +27,8 @@ def log_request(record: RequestRecord, latency: float, time_to_first_token: floa
         replays=len(record.failed),
         transfer_backend=moved.transfer_backend if moved else None,
         transfer_bytes=moved.transfer_bytes if moved else 0,
+        transfer_mode=moved.transfer_mode if moved else None,
+        transfer_failovers=len(moved.transfer_failovers) if moved else 0,
         time_to_first_token=_rounded(time_to_first_token),
         handoff_gap=_rounded(record.handoff_gap),
         latency=_rounded(latency),

@@ -105,6 +105,8 @@ def _engine_attributes(trace: EngineTrace, stage: str) -> Attributes:
         attributes["pdserve.transfer.backend"] = trace.transfer_backend
         attributes["pdserve.transfer.bytes"] = trace.transfer_bytes
         attributes["pdserve.transfer.pulls"] = trace.transfer_pulls
+        attributes["pdserve.transfer.mode"] = trace.transfer_mode
+        attributes["pdserve.transfer.failovers"] = len(trace.transfer_failovers)
     return attributes
 
 

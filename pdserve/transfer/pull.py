@@ -1,7 +1,7 @@
 """One pull under way: the state machine drawn in base.py, on an event loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +9,8 @@ from pdserve.core.clock import Clock
 from pdserve.core.errors import DigestMismatch, PdserveError, TransferError, TransferFailed, TransferTimeout
 from pdserve.core.protocols import PullReceipt, PullSpec
 from pdserve.transfer.base import ReadPlan
-from pdserve.transfer.pump import Flight, TransferPump
+from pdserve.transfer.lanes import Lane
+from pdserve.transfer.pump import Flight
 from pdserve.transfer.stats import StatsCounter
 
 READS = 2
@@ -18,15 +19,22 @@ READS = 2
 
 @dataclass(frozen=True, slots=True)
 class PullContext:
-    """What a pull needs of its service: the backend and peer it reads from, how to digest the target, and
-    whom to tell that a read ended with an error."""
+    """What a pull needs of its service: the lanes to the peer, best first, and how to digest the target."""
 
-    pump: TransferPump
-    peer_id: str
+    lanes: Callable[[], Sequence[Lane]]
     target_digest: Callable[[], Awaitable[bytes]]
-    connection_broke: Callable[[], None]
     clock: Clock
     stats: StatsCounter
+
+
+@dataclass(slots=True)
+class _Stages:
+    """Seconds spent so far, as in PullReceipt."""
+
+    queue: float = 0.0
+    post: float = 0.0
+    wire: float = 0.0
+    verify: float = 0.0
 
 
 class LocalPull:
@@ -85,33 +93,68 @@ class LocalPull:
         deadline.cancel()
 
     async def _read_verified(self) -> PullReceipt:
-        clock, wire, verify = self._context.clock, 0.0, 0.0
+        """Over the first lane that delivers. A lane is given up only when it has ended: nothing else may read into
+        blocks that may still be written."""
+        lanes, failovers = self._context.lanes(), list[tuple[str, str]]()
+        until = self._context.clock.monotonic() + self._spec.deadline
+        for turn, lane in enumerate(lanes, start=1):
+            left = until - self._context.clock.monotonic()
+            try:
+                await lane.mend()
+                return await self._read_over(lane, left / 2 if turn < len(lanes) else None, failovers)
+            except TransferFailed as error:
+                failure = error
+            if turn < len(lanes):
+                failovers.append((lane.name, failure.code))
+                self._context.stats.given_up(lane.name, failure.code)
+        raise failure
+
+    async def _read_over(self, lane: Lane, patience: float | None, failovers: list[tuple[str, str]]) -> PullReceipt:
+        """Read and verify over one lane, trying to end a read that is not over after patience seconds."""
+        clock, stages = self._context.clock, _Stages()
         for attempt in range(READS):
             self._context.stats.rereads += attempt
             begun = clock.monotonic()
-            await self._read()
+            await self._read(lane, patience, stages)
             arrived = clock.monotonic()
             digest = await self._context.target_digest()
-            wire += arrived - begun
-            verify += clock.monotonic() - arrived
+            stages.wire += arrived - begun
+            stages.verify += clock.monotonic() - arrived
             if digest == self._spec.digest:
-                name, num_bytes = self._context.pump.name, self._plan.num_bytes
-                return PullReceipt(backend=name, num_bytes=num_bytes, wire_seconds=wire, verify_seconds=verify)
+                return PullReceipt(
+                    backend=lane.name,
+                    num_bytes=self._plan.num_bytes,
+                    queue_seconds=stages.queue,
+                    post_seconds=stages.post,
+                    wire_seconds=max(0.0, stages.wire - stages.queue - stages.post),
+                    verify_seconds=stages.verify,
+                    failovers=tuple(failovers),
+                )
         raise DigestMismatch(f"KV from {self._spec.peer} arrived damaged {READS} times; route the request elsewhere")
 
-    async def _read(self) -> None:
+    async def _read(self, lane: Lane, patience: float | None, stages: _Stages) -> None:
         loop = asyncio.get_running_loop()
         self._landed = landed = loop.create_future()
         flight = self._flight = Flight(
-            self._context.peer_id, self._plan, lambda error: _tell(loop, partial(self._land, flight, landed, error))
+            lane.key, self._plan, lambda error: _tell(loop, partial(self._land, lane, flight, landed, error))
         )
-        self._context.pump.post(flight)
-        if error := await asyncio.shield(landed):
-            raise TransferFailed(f"reading KV from {self._spec.peer} failed: {error}")
+        lane.pump.post(flight)
+        if patience is not None:
+            late = asyncio.create_task(self._context.clock.sleep(patience))
+            await asyncio.wait((late, landed), return_when=asyncio.FIRST_COMPLETED)
+            late.cancel()
+            if not landed.done():
+                flight.abandon()
+                lane.broken_at = self._context.clock.monotonic()
+        error = await asyncio.shield(landed)
+        stages.queue += flight.queue_seconds
+        stages.post += flight.post_seconds
+        if error:
+            raise TransferFailed(f"reading KV from {self._spec.peer} over {lane.name} failed: {error}")
 
-    def _land(self, flight: Flight, landed: "asyncio.Future[str]", error: str) -> None:
-        if error and flight.started:
-            self._context.connection_broke()
+    def _land(self, lane: Lane, flight: Flight, landed: "asyncio.Future[str]", error: str) -> None:
+        if error and flight.started and not flight.abandoned:
+            lane.broken_at = self._context.clock.monotonic()
         if not landed.done():
             landed.set_result(error)
 

@@ -6,6 +6,7 @@ flight the thread polls with a growing pause, otherwise it sleeps until there is
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -30,6 +31,9 @@ class Flight:
         self.peer_id = peer_id
         self.plan = plan
         self.on_end = on_end
+        self.submitted_at = time.perf_counter()
+        self.queue_seconds = self.post_seconds = 0.0
+        """How long it waited for the thread, and how long the call took that started it (or did it)."""
         self.started = False
         self.abandoned = False
         self.cancelled = False
@@ -74,7 +78,7 @@ class TransferPump:
         this peer_id have not ended."""
 
         def job(backend: TransferBackend) -> None:
-            if peer_id in self._leaving and peer_id in self._busy():
+            if peer_id in self._busy():
                 raise TransferFailed(f"earlier reads from {peer_id} have not ended; connect again when they have")
             self._leaving.discard(peer_id)
             backend.connect(peer_id, metadata)
@@ -134,8 +138,11 @@ class TransferPump:
             flight.on_end("cancelled before it started")
             return
         flight.started = True
+        begun = time.perf_counter()
+        flight.queue_seconds = begun - flight.submitted_at
         try:
             transfer = self._backend.post(flight.peer_id, flight.plan)
+            flight.post_seconds = time.perf_counter() - begun
         except Exception as error:
             if not isinstance(error, PdserveError):
                 _log.exception("the %s backend failed to post a read", self.name)

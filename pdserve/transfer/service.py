@@ -1,63 +1,48 @@
 """The KV-transfer service of one rank: owns its KV memory, lets peers read it, pulls and verifies theirs."""
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated
 
 import msgspec
 
 from pdserve.core.clock import Clock, SystemClock
-from pdserve.core.errors import LayoutMismatch, StaleEpoch, TransferError, TransferFailed
-from pdserve.core.layout import KVLayout, KVOrder, KVRegion
-from pdserve.core.msgpack import unpack
+from pdserve.core.errors import LayoutMismatch, StaleEpoch, TransferError, TransferFailed, Unsupported
+from pdserve.core.layout import KVLayout, KVRegion
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
 from pdserve.core.shards import KVPart, KVShard, sole_shard
 from pdserve.transfer.base import TransferBackend
 from pdserve.transfer.digest import DigestKind, digest_kind, region_digest, zero_tail
+from pdserve.transfer.lanes import Lane, Offer, in_order, open_lanes
 from pdserve.transfer.memory import KVMemory
 from pdserve.transfer.plan import BlockIds, plan_read
+from pdserve.transfer.probe import Prober
 from pdserve.transfer.pull import FailedPull, LocalPull, PullContext
 from pdserve.transfer.pump import TransferPump
 from pdserve.transfer.stats import StatsCounter, TransferStats
 
-CONNECT_DEADLINE = 5.0
-"""Seconds a backend may take to make a peer readable."""
-
 CLOSE_DEADLINE = 2.0
 """Seconds close() waits for reads that have not ended; their threads then finish by themselves."""
 
-
-class Offer(msgspec.Struct, frozen=True):
-    """One backend's entry in a RankAddress: how the rank's blocks lie, how it digests them, and the backend's own
-    metadata."""
-
-    num_blocks: Annotated[int, msgspec.Meta(gt=0, lt=2**32)]
-    order: KVOrder
-    digest: DigestKind
-    metadata: bytes
-
-
-OFFER = msgspec.msgpack.Decoder(Offer)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Peer:
-    """One rank of a peer."""
+    """One rank of a peer. lanes are in the order of their speed; they agree on how the blocks lie and are digested."""
 
     epoch: int
     shard: KVShard
     layout: KVLayout
-    pump: TransferPump
-    key: str
+    lanes: list[Lane]
     digest: DigestKind
     pulls: set[LocalPull] = field(default_factory=set)
-    broken: bool = False
-    """A read failed: the connection may be gone although the peer's epoch is not."""
 
-    def mark_broken(self) -> None:
-        self.broken = True
+    @property
+    def readable(self) -> bool:
+        return any(lane.broken_at is None for lane in self.lanes)
 
 
 class LocalTransferService:
@@ -65,14 +50,15 @@ class LocalTransferService:
     several. Open with `open`."""
 
     def __init__(
-        self, address: PeerAddress, layout: KVLayout, memory: KVMemory, pumps: tuple[TransferPump, ...], clock: Clock
+        self, address: PeerAddress, layout: KVLayout, prober: Prober, pumps: tuple[TransferPump, ...], clock: Clock
     ) -> None:
         self.address = address
         self.layout = layout
         self._shard = address.ranks[0].shard
         self._held = layout.of_heads(self._shard.heads)
-        self._memory = memory
-        self._digest_kind = digest_kind(memory, layout)
+        self._memory = prober.memory
+        self._prober = prober
+        self._digest_kind = digest_kind(prober.memory, layout)
         self._pumps = pumps
         self._clock = clock
         self._stats = StatsCounter()
@@ -95,16 +81,27 @@ class LocalTransferService:
     ) -> "LocalTransferService":
         """Start the backends on the memory, which belongs to the service from now on.
 
-        layout is the engine's, shard what this rank holds of it; None is everything. Raises ConfigError or Unsupported
-        when a backend cannot run here.
+        layout is the engine's, shard what this rank holds of it; None is everything. A backend that cannot serve this
+        kind of memory is left out while there is another one. Raises ConfigError when a backend cannot run here,
+        Unsupported when the last one cannot serve the memory.
         """
         shard = shard or sole_shard(layout)
         needed = layout.of_heads(shard.heads).total_bytes
         if memory.nbytes < needed:
             raise ValueError(f"a layout of {needed} bytes does not fit a memory of {memory.nbytes}")
-        pumps = tuple(TransferPump(backend) for backend in backends)
+        prober = Prober(memory, needed, epoch)
+        offers = dict[str, bytes]()
+        pumps = [TransferPump(backend) for backend in backends]
         try:
-            offers = tuple([(pump.name, await _offer(pump, memory, layout)) for pump in pumps])
+            for pump in tuple(pumps):
+                try:
+                    offers[pump.name] = await _offer(pump, prober, layout)
+                except Unsupported as error:
+                    if len(pumps) == 1:
+                        raise
+                    _log.info("%s", error)
+                    pumps.remove(pump)
+                    pump.close()
         except BaseException:
             for pump in pumps:
                 pump.close()
@@ -113,9 +110,9 @@ class LocalTransferService:
             engine_id=engine_id,
             epoch=epoch,
             layout_hash=layout.wire_hash,
-            ranks=(RankAddress(shard=shard, backends=offers),),
+            ranks=(RankAddress(shard=shard, backends=tuple(offers.items())),),
         )
-        return cls(address, layout, memory, pumps, clock or SystemClock())
+        return cls(address, layout, prober, tuple(pumps), clock or SystemClock())
 
     async def connect(self, peer: PeerAddress) -> str:
         """Connects to every rank of the peer; of several backends, names those in use, joined by +."""
@@ -159,8 +156,7 @@ class LocalTransferService:
         filled = self._region(spec.target_blocks, spec.part)
         plan = plan_read(peer.layout, taken, self._held, filled)
         digest = partial(self._target_digest, filled, spec.seed, peer.digest)
-        context = PullContext(peer.pump, peer.key, digest, peer.mark_broken, self._clock, self._stats)
-        pull = LocalPull(spec, plan, context)
+        pull = LocalPull(spec, plan, PullContext(partial(self._lanes, peer), digest, self._clock, self._stats))
         for pulls in (self._pulls, peer.pulls):
             pulls.add(pull)
         pull.task.add_done_callback(partial(_forget, pull, (self._pulls, peer.pulls)))
@@ -189,30 +185,17 @@ class LocalTransferService:
         """The name of the backend that reads this rank."""
         key = (peer.engine_id, rank.shard.rank)
         known = self._peers.get(key)
-        if known is None or known.epoch != peer.epoch or known.broken:
+        if known is None or known.epoch != peer.epoch or not known.readable:
             self._drop(key, TransferFailed(f"the connection to {peer.engine_id} was replaced"))
-            self._peers[key] = known = await self._first_readable(peer, rank)
-        return known.pump.name
-
-    async def _first_readable(self, peer: PeerAddress, rank: RankAddress) -> _Peer:
-        """The rank over the first backend both sides have and that reaches it. Raises TransferFailed."""
-        offers, failures = dict(rank.backends), []
-        key = f"{peer.engine_id}/{peer.epoch:016x}/{rank.shard.rank}"
-        for pump in self._pumps:
-            if pump.name not in offers:
-                continue
-            try:
-                offer = unpack(offers[pump.name], OFFER)
-                connecting = asyncio.wrap_future(pump.connect(key, offer.metadata))
-                await asyncio.wait_for(connecting, CONNECT_DEADLINE)
-            except (TransferError, TimeoutError) as error:
-                failures.append(f"{pump.name}: {str(error) or 'no answer'}")
-                continue
+            lanes = await open_lanes(peer, rank, self._pumps, self._prober)
+            offer = lanes[0].offer
             layout = replace(self.layout, num_blocks=offer.num_blocks, order=offer.order)
-            return _Peer(peer.epoch, rank.shard, layout.of_heads(rank.shard.heads), pump, key, offer.digest)
-        ours = ", ".join(pump.name for pump in self._pumps)
-        reasons = "; ".join(failures) or f"it offers {', '.join(offers) or 'none'}, this worker has {ours}"
-        raise TransferFailed(f"no transfer backend reaches {peer.engine_id}: {reasons}")
+            held = layout.of_heads(rank.shard.heads)
+            self._peers[key] = known = _Peer(peer.epoch, rank.shard, held, lanes, offer.digest)
+        return self._lanes(known)[0].name
+
+    def _lanes(self, peer: _Peer) -> list[Lane]:
+        return in_order(peer.lanes, self._clock.monotonic())
 
     def _region(self, blocks: BlockIds, part: KVPart | None) -> KVRegion:
         return _region_of(self._shard, self._held, blocks, part)
@@ -231,7 +214,8 @@ class LocalTransferService:
         if peer is not None:
             for pull in peer.pulls:
                 pull.stop(error)
-            peer.pump.disconnect(peer.key)
+            for lane in peer.lanes:
+                lane.pump.disconnect(lane.key)
 
 
 def _covers(shard: KVShard, part: KVPart) -> bool:
@@ -245,15 +229,16 @@ def _region_of(shard: KVShard, held: KVLayout, blocks: BlockIds, part: KVPart | 
     return held.heads_of(blocks, (part.heads[0] - shard.heads[0], part.heads[1] - shard.heads[0]))
 
 
-async def _offer(pump: TransferPump, memory: KVMemory, layout: KVLayout) -> bytes:
-    """Start a backend; what a PeerAddress carries for it."""
+async def _offer(pump: TransferPump, prober: Prober, layout: KVLayout) -> bytes:
+    """Start a backend; what a RankAddress carries for it. Raises ConfigError or Unsupported."""
 
     def start(backend: TransferBackend) -> bytes:
-        backend.register(memory)
+        backend.register(prober.memory)
         return backend.metadata()
 
     metadata = await asyncio.wrap_future(pump.call(start))
-    return msgspec.msgpack.encode(Offer(layout.num_blocks, layout.order, digest_kind(memory, layout), metadata))
+    digest = digest_kind(prober.memory, layout)
+    return msgspec.msgpack.encode(Offer(layout.num_blocks, layout.order, digest, metadata, prober.offset))
 
 
 def _forget(pull: LocalPull, sets: tuple[set[LocalPull], ...], _: "asyncio.Task[None]") -> None:

@@ -17,6 +17,7 @@ from pdserve.model.parallel import ParallelContext
 from pdserve.tiers.service import LocalTierService
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.memory import HostMemory, KVMemory, TensorMemory
+from pdserve.transfer.probe import PROBE_AREA_BYTES
 from pdserve.transfer.service import LocalTransferService
 from pdserve.transfer.stats import TransferStats
 from pdserve.worker.executor import InprocExecutor
@@ -134,7 +135,7 @@ def _computed_by(spec: WorkerSpec, shard: KVShard) -> str:
 
 def _allocator(allocated: list[HostMemory]) -> Callable[[int], memoryview]:
     def allocate(nbytes: int) -> memoryview:
-        allocated.append(HostMemory(nbytes))
+        allocated.append(HostMemory(nbytes + PROBE_AREA_BYTES))
         return allocated[-1].array.data
 
     return allocate

@@ -15,6 +15,7 @@ import numpy as np
 from pdserve.core.layout import KVLayout
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.memory import HostMemory
+from pdserve.transfer.probe import PROBE_AREA_BYTES
 from pdserve.transfer.service import LocalTransferService
 
 
@@ -54,8 +55,10 @@ class Host:
     async def answer(self, command: Command) -> Any:
         match command:
             case Open(engine_id, epoch, layout, names, fill):
-                memory = HostMemory(layout.total_bytes)
-                memory.array[:] = np.random.default_rng(fill).integers(0, 256, memory.nbytes, dtype=np.uint8)
+                memory = HostMemory(layout.total_bytes + PROBE_AREA_BYTES)
+                memory.array[: layout.total_bytes] = np.random.default_rng(fill).integers(
+                    0, 256, layout.total_bytes, dtype=np.uint8
+                )
                 backends = make_backends(names, engine_id, epoch)
                 service = await LocalTransferService.open(
                     engine_id=engine_id, epoch=epoch, layout=layout, memory=memory, backends=backends

@@ -25,10 +25,10 @@ from pdserve.rpc import convert
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import kv_pb2
 from pdserve.transfer import grpc_stream, two_sided
+from pdserve.transfer.lanes import OFFER
 from pdserve.transfer.memory import HEADER_BYTES, HostMemory
 from pdserve.transfer.nixl import PEER_MEMORY
 from pdserve.transfer.pair_control import Ask, Granted, Hello, Welcome
-from pdserve.transfer.service import OFFER
 from pdserve.transfer.shared_memory import SharedMemoryBackend
 from pdserve.transfer.spans import spans_fit
 from pdserve.worker import frames

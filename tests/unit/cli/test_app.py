@@ -161,7 +161,9 @@ def test_explain_draws_the_timeline_and_says_why(
     assert "predicted first token 50.0 ms (was 34.0 ms), handoff gap 10.0 ms (was 14.0 ms)" in out
     assert "later tokens 2.0 ms (was 4.5 ms)" in out
     assert "rather than disaggregated on prefill-1 → decode-0: cost 2, +0.5 against the choice (busier)" in out
-    assert "transfer: 4.0 KiB over shared_memory in 2 pulls; handoff gap 14.0 ms" in out
+    assert "transfer: 4.0 KiB over shared_memory in 2 pulls, progressive; handoff gap 14.0 ms" in out
+    assert "predicted after the last chunk: progressive 3.0 ms, bulk 5.0 ms" in out
+    assert "nixl failed (transfer_failed), another took over" in out
     [prefill] = [line for line in lines if line.split()[:2] == ["prefill", "prefill-0"]]
     assert prefill.split()[2:4] == ["25.00", "19.00"]
     assert prefill.count("█") == round(19 / 105 * 40)

@@ -87,6 +87,17 @@ async def test_blocks_are_published_as_soon_as_they_are_full_and_the_last_one_wh
     assert bench.regions() == [(0, (100,)), (1, (101, 102))]
 
 
+async def test_a_target_that_wants_everything_at_once_hears_of_it_when_the_prompt_is_complete() -> None:
+    bench = Bench(num_tokens=10)
+    bench.source.attach("t", 1, bench.news.append, bulk=True)
+    bench.source.computed(5, 9)
+    await settle()
+    assert bench.regions() == []
+    bench.source.computed(5, 10)
+    await settle()
+    assert bench.regions() == [(1, (101, 102))]
+
+
 async def test_a_digest_covers_exactly_the_tokens_of_its_region_and_is_bound_to_ticket_epoch_and_place() -> None:
     bench = Bench(num_tokens=10)
     bench.source.attach("t", 1, bench.news.append)

@@ -52,7 +52,9 @@ class Line:
     def hold(self, ticket: TransferTicket) -> None:
         raise AssertionError("not used here")
 
-    def attach(self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,)) -> None:
+    def attach(
+        self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,), *, bulk: bool = False
+    ) -> None:
         raise AssertionError("not used here")
 
     def lease_holds(self, ticket_id: str) -> bool:

@@ -39,6 +39,10 @@ def trace(engine_id: str, *stamps: tuple[str, float], backend: str = "") -> Engi
         transfer_backend=backend,
         transfer_bytes=4096 if backend else 0,
         transfer_pulls=2 if backend else 0,
+        transfer_mode="progressive" if backend else "",
+        transfer_forecast=(("progressive", 0.003), ("bulk", 0.005)) if backend else (),
+        transfer_stages=(("queue", 0.001), ("post", 0.002), ("wire", 0.003), ("verify", 0.004)) if backend else (),
+        transfer_failovers=(("nixl", "transfer_failed"),) if backend else (),
     )
 
 

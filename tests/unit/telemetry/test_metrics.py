@@ -82,6 +82,10 @@ def test_a_request_counts_by_stage_and_transfer() -> None:
     assert value("pdserve_handoff_gap_seconds_sum") == pytest.approx(0.014)
     assert value("pdserve_transfers_total", {"backend": "shared_memory", "result": "ok"}) == 1
     assert value("pdserve_transferred_bytes_total", {"backend": "shared_memory"}) == 4096
+    for stage, seconds in (("queue", 0.001), ("post", 0.002), ("wire", 0.003), ("verify", 0.004)):
+        assert value(f"pdserve_transfer_{stage}_seconds_sum") == pytest.approx(seconds)
+    assert value("pdserve_transfer_modes_total", {"mode": "progressive"}) == 1
+    assert value("pdserve_transfer_failovers_total", {"backend": "nixl", "cause": "transfer_failed"}) == 1
     assert value("pdserve_requests_total", {"endpoint": "completions", "status": "ok"}) == 1
     assert value("pdserve_output_tokens_total") == 12
 

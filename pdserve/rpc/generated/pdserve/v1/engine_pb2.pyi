@@ -188,7 +188,7 @@ class TokenDelta(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[str] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., trace: _Optional[_Union[EngineTrace, _Mapping]] = ...) -> None: ...
 
 class EngineTrace(_message.Message):
-    __slots__ = ("engine_id", "epoch", "cached_tokens", "stamps", "transfer_backend", "transfer_bytes", "transfer_pulls")
+    __slots__ = ("engine_id", "epoch", "cached_tokens", "stamps", "transfer_backend", "transfer_bytes", "transfer_pulls", "transfer_mode", "transfer_forecast", "transfer_stages", "transfer_failovers")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +196,10 @@ class EngineTrace(_message.Message):
     TRANSFER_BACKEND_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_PULLS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_MODE_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FORECAST_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_STAGES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_FAILOVERS_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     epoch: int
     cached_tokens: int
@@ -203,7 +207,27 @@ class EngineTrace(_message.Message):
     transfer_backend: str
     transfer_bytes: int
     transfer_pulls: int
-    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ..., transfer_backend: _Optional[str] = ..., transfer_bytes: _Optional[int] = ..., transfer_pulls: _Optional[int] = ...) -> None: ...
+    transfer_mode: str
+    transfer_forecast: _containers.RepeatedCompositeFieldContainer[NamedSeconds]
+    transfer_stages: _containers.RepeatedCompositeFieldContainer[NamedSeconds]
+    transfer_failovers: _containers.RepeatedCompositeFieldContainer[Failover]
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ..., transfer_backend: _Optional[str] = ..., transfer_bytes: _Optional[int] = ..., transfer_pulls: _Optional[int] = ..., transfer_mode: _Optional[str] = ..., transfer_forecast: _Optional[_Iterable[_Union[NamedSeconds, _Mapping]]] = ..., transfer_stages: _Optional[_Iterable[_Union[NamedSeconds, _Mapping]]] = ..., transfer_failovers: _Optional[_Iterable[_Union[Failover, _Mapping]]] = ...) -> None: ...
+
+class NamedSeconds(_message.Message):
+    __slots__ = ("name", "seconds")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    seconds: float
+    def __init__(self, name: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Failover(_message.Message):
+    __slots__ = ("backend", "code")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    code: str
+    def __init__(self, backend: _Optional[str] = ..., code: _Optional[str] = ...) -> None: ...
 
 class Stamp(_message.Message):
     __slots__ = ("name", "unix_seconds")
@@ -342,14 +366,16 @@ class HandoffCommand(_message.Message):
     def __init__(self, source_epoch: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("ticket_id", "first_block", "parts")
+    __slots__ = ("ticket_id", "first_block", "parts", "bulk")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    BULK_FIELD_NUMBER: _ClassVar[int]
     ticket_id: str
     first_block: int
     parts: _containers.RepeatedCompositeFieldContainer[KVPart]
-    def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[KVPart, _Mapping]]] = ...) -> None: ...
+    bulk: bool
+    def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[KVPart, _Mapping]]] = ..., bulk: bool = ...) -> None: ...
 
 class KVPart(_message.Message):
     __slots__ = ("source_rank", "target_rank", "first_head", "end_head")
