@@ -11,7 +11,7 @@ from pdserve.core.tiers import RestoreReceipt, SavedBlock, TierNews
 from pdserve.tiers.device import DeviceBlocks
 from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.host import HostTier
-from pdserve.tiers.restore import Restorer
+from pdserve.tiers.restore import THREADS, Restorer
 from pdserve.tiers.spec import TierSpec
 from pdserve.tiers.store import TierStore
 from pdserve.transfer.memory import KVMemory
@@ -27,8 +27,8 @@ class LocalTierService:
         self._store = store
         self._saves = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-save")
         self._restores = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-restore")
-        self._verifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-verify")
-        self._restorer = Restorer(store, device, self._verifier)
+        self._copies = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="kv-copy")
+        self._restorer = Restorer(store, device, self._copies)
 
     @classmethod
     async def open(
@@ -58,7 +58,7 @@ class LocalTierService:
 
     async def close(self) -> None:
         """Finish what is under way, within CLOSE_DEADLINE; the disk tier stays for the next incarnation."""
-        pools = (self._saves, self._restores, self._verifier)
+        pools = (self._saves, self._restores, self._copies)
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._store.close, CLOSE_DEADLINE)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pdserve.core.tiers import Tier, TierTally
-from pdserve.tiers.restore import Restorer
+from pdserve.tiers.restore import THREADS, Restorer
 from pdserve.tiers.slot_file import SlotFile
 from pdserve.tiers.store import TierStore
 from tests.unit.tiers.blocks import LAYOUT, Device, make_store, name, open_disk
@@ -36,8 +36,8 @@ class Inline(Executor):
 def opened(path: Path | None, *, host_slots: int, disk_slots: int = 4) -> Iterator[tuple[Device, TierStore, Restorer]]:
     device = Device()
     store = make_store(device, host_slots=host_slots, disk=open_disk(path, disk_slots) if path else None)
-    with ThreadPoolExecutor(1) as verifier:
-        yield device, store, Restorer(store, device.blocks, verifier)
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield device, store, Restorer(store, device.blocks, pool)
     store.close(5)
     device.close()
 
