@@ -26,6 +26,7 @@ from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo
 from pdserve.core.request import FinishReason, Request
 from pdserve.core.ticket import TransferTicket
+from pdserve.core.tiers import TierNews
 from pdserve.engine.admission import AdmissionRules
 from pdserve.engine.core_events import (
     Computed,
@@ -261,6 +262,10 @@ class EngineCore:
         if sequence is not None and (sequence_id, admission) not in self._lost_restores:
             self._quarantine_restore(sequence)
             self._scheduler.lose_restore(sequence, self._next_step - 1)
+
+    def hear(self, news: TierNews) -> None:
+        """What the tiers hold has changed."""
+        self.kv.hear(news)
 
     def saved(self, block_ids: SequenceOf[int]) -> None:
         """A SaveReady's blocks are copied, or never will be."""

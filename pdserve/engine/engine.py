@@ -316,6 +316,7 @@ class Engine:
             self._timer,
             block_size=self.transfer.layout.block_size,
             restore_deadline=times.restore_deadline,
+            on_news=lambda news: self._core.hear(news),
             on_saved=self._on_saved,
             on_restored=self._on_restored,
             on_late=self._on_restore_late,

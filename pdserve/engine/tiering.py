@@ -30,6 +30,7 @@ class Tiering:
         *,
         block_size: int,
         restore_deadline: float,
+        on_news: Callable[[TierNews], None],
         on_saved: Callable[[Sequence[int]], None],
         on_restored: Callable[[RestoreReady, int], None],
         on_late: Callable[[RestoreReady], None],
@@ -41,6 +42,7 @@ class Tiering:
         self._timer = timer
         self._choice = RestoreChoice(block_size)
         self._deadline = restore_deadline
+        self._on_news = on_news
         self._on_saved = on_saved
         self._on_restored = on_restored
         self._on_late = on_late
@@ -104,5 +106,5 @@ class Tiering:
         return receipt.num_blocks
 
     def _hear(self, news: TierNews) -> None:
-        self.index.apply(news)
+        self._on_news(news)
         self.tallies = news.tallies

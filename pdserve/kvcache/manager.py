@@ -13,7 +13,7 @@ from typing import Protocol
 
 from pdserve.core.blocks import BlockHash, KVEvent, next_block_hash
 from pdserve.core.endpoint import BlockCounts
-from pdserve.core.tiers import SavedBlock, Tier
+from pdserve.core.tiers import SavedBlock, Tier, TierNews
 from pdserve.kvcache.block_pool import BlockPool, BlockState
 from pdserve.kvcache.prefix_cache import PrefixCache
 from pdserve.kvcache.tier_index import SaveQueue, TierIndex
@@ -59,10 +59,10 @@ class KVCacheManager:
         self.block_size = block_size
         self._prefix_caching = prefix_caching
         self._pool = BlockPool(num_blocks)
-        self._cache = PrefixCache()
         self._tables: dict[int, _Table] = {}
         self._tickets: dict[str, tuple[int, ...]] = {}
         self._tiers = tiers or TierIndex()
+        self._cache = PrefixCache(self._tiers)
         self._saves = SaveQueue(self._tiers, limit=max(1, num_blocks // _SAVING_SHARE) if tiers is not None else 0)
 
     @property
@@ -145,6 +145,10 @@ class KVCacheManager:
     def take_saves(self) -> tuple[tuple[SavedBlock, ...], tuple[BlockHash, ...]]:
         """(blocks to copy to the tiers, held until saved; hashes sequences have found in the pool)."""
         return self._saves.take()
+
+    def hear(self, news: TierNews) -> None:
+        """What the tiers hold has changed."""
+        self._cache.hear(news)
 
     def saved(self, block_ids: Sequence[int]) -> None:
         """Nobody copies these blocks any more."""

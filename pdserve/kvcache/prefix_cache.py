@@ -3,16 +3,20 @@
 from collections.abc import Iterable, Sequence
 
 from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind
+from pdserve.core.tiers import TierNews
+from pdserve.kvcache.tier_index import TierIndex
 
 
 class PrefixCache:
     """An exact map of computed or verified blocks.
 
     A hash is held by one block: a second block with the same tokens stays anonymous. Events are numbered
-    from 1 without gaps and wait until drained.
+    from 1 without gaps and wait until drained. They tell what this engine need not compute: what the tiers hold
+    counts as held, so a block that only moves between here and there makes no event.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tiers: TierIndex | None = None) -> None:
+        self._tiers = tiers or TierIndex()
         self._blocks: dict[BlockHash, int] = {}
         self._hashes: dict[int, BlockHash] = {}
         self._events: list[KVEvent] = []
@@ -27,8 +31,14 @@ class PrefixCache:
         return self._last_number
 
     def hashes(self) -> tuple[BlockHash, ...]:
-        """Everything held, oldest first."""
-        return tuple(self._blocks)
+        """Everything held here, oldest first, or in a tier."""
+        return *self._blocks, *(found for found in self._tiers.hashes() if found not in self._blocks)
+
+    def hear(self, news: TierNews) -> None:
+        """What the tiers hold has changed."""
+        gained, lost = self._tiers.apply(news)
+        self._record(KVEventKind.STORED, [found for found in gained if found not in self._blocks])
+        self._record(KVEventKind.REMOVED, [gone for gone in lost if gone not in self._blocks])
 
     def hash_of(self, block_id: int) -> BlockHash | None:
         return self._hashes.get(block_id)
@@ -52,7 +62,7 @@ class PrefixCache:
             self._blocks[block_hash] = block_id
             self._hashes[block_id] = block_hash
             stored.append(block_id)
-        self._record(KVEventKind.STORED, [self._hashes[block_id] for block_id in stored])
+        self._record(KVEventKind.STORED, self._only_here(self._hashes[block_id] for block_id in stored))
         return stored
 
     def forget(self, block_ids: Iterable[int]) -> None:
@@ -63,7 +73,7 @@ class PrefixCache:
             if block_hash is not None:
                 del self._blocks[block_hash]
                 removed.append(block_hash)
-        self._record(KVEventKind.REMOVED, removed)
+        self._record(KVEventKind.REMOVED, self._only_here(removed))
 
     def drain_events(self) -> list[KVEvent]:
         events, self._events = self._events, []
@@ -72,6 +82,9 @@ class PrefixCache:
     def check(self) -> None:
         """Both maps must mirror each other; raises AssertionError. For tests."""
         assert {b: h for h, b in self._blocks.items()} == self._hashes, "hash and block maps disagree"
+
+    def _only_here(self, hashes: Iterable[BlockHash]) -> list[BlockHash]:
+        return [block_hash for block_hash in hashes if self._tiers.where(block_hash) is None]
 
     def _record(self, kind: KVEventKind, hashes: list[BlockHash]) -> None:
         if hashes:

@@ -28,12 +28,22 @@ class TierIndex:
             tiers.append(tier)
         return tuple(tiers)
 
-    def apply(self, news: TierNews) -> None:
+    def hashes(self) -> tuple[BlockHash, ...]:
+        return tuple(self._tiers)
+
+    def apply(self, news: TierNews) -> tuple[list[BlockHash], list[BlockHash]]:
+        """(hashes held since now, hashes held no more)."""
+        gained, lost = [], []
         for block_hash, tier in news.changes:
-            if tier is None:
-                self._tiers.pop(block_hash, None)
-            else:
+            held = block_hash in self._tiers
+            if tier is not None:
                 self._tiers[block_hash] = tier
+                if not held:
+                    gained.append(block_hash)
+            elif held:
+                del self._tiers[block_hash]
+                lost.append(block_hash)
+        return gained, lost
 
 
 class SaveQueue:

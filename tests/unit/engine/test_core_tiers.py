@@ -41,7 +41,7 @@ class Tiers:
         self.engine.core.saved([block for _, block in event.blocks])
 
     def tell(self, block_hash: BlockHash, tier: Tier | None) -> None:
-        self.index.apply(TierNews(changes=((block_hash, tier),), tallies=()))
+        self.engine.core.hear(TierNews(changes=((block_hash, tier),), tallies=()))
 
     def bring(self, event: RestoreReady, most: int = 10**6) -> None:
         """Fill the targets as far as the tier can, and say so."""

@@ -141,7 +141,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.take_saves()
         if self.saves:
             block_hash, block_id = self.saves.pop(choice % len(self.saves))
-            self.tiers.apply(TierNews(changes=((block_hash, tier),), tallies=()))
+            self.manager.hear(TierNews(changes=((block_hash, tier),), tallies=()))
             self.manager.saved([block_id])
 
     def take_saves(self) -> None:
@@ -189,6 +189,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
             else:
                 assert self.index >= set(event.hashes)
                 self.index -= set(event.hashes)
+        assert self.index == set(self.manager.snapshot()[1])
 
     def teardown(self) -> None:
         for owner in list(self.owners.values()):
