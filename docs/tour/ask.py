@@ -13,4 +13,5 @@ answer = client.chat.completions.create(
 )
 print(answer.choices[0].message.content)
 record = (answer.model_extra or {})["pdserve"]
-print(record["mode"], record["prefill"]["engine"], "->", record["decode"]["engine"], record["transfer"])
+moved = record["transfer"] and f"{record['transfer']['bytes']} bytes over {record['transfer']['backend']}"
+print(record["mode"], record["prefill"]["engine"], "->", record["decode"]["engine"], moved)

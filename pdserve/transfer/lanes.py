@@ -94,27 +94,38 @@ async def open_lanes(
     none."""
     offers, key = dict(rank.backends), f"{peer.engine_id}/{peer.epoch:016x}/{rank.shard.rank}"
     common = [pump for pump in pumps if pump.name in offers]
-    opening = (_open(pump, key, offers[pump.name]) for pump in common)
-    opened = await asyncio.gather(*opening, return_exceptions=True)
     lanes, failures = list[Lane](), list[str]()
-    for pump, lane in zip(common, opened, strict=True):
-        try:
-            if isinstance(lane, BaseException):
-                raise lane
-            if lanes and lane.form != lanes[0].form:
-                raise TransferFailed(f"it describes the blocks otherwise than {lanes[0].name}")
-            if len(common) > 1 and lane.offer.probe_offset is not None:
-                fastest = min((known.speed.seconds(LARGE_BYTES) for known in lanes if known.speed), default=None)
-                lane.speed = await prober.measure(pump, key, lane.offer.probe_offset, peer.epoch, fastest)
-            lanes.append(lane)
-        except TransferError as error:
-            failures.append(f"{pump.name}: {error}")
+    try:
+        opening = (_open(pump, key, offers[pump.name]) for pump in common)
+        opened = await asyncio.gather(*opening, return_exceptions=True)
+        for pump, lane in zip(common, opened, strict=True):
+            try:
+                if isinstance(lane, BaseException):
+                    raise lane
+                if len(common) > 1:
+                    await _try_out(lane, lanes, prober, peer.epoch)
+                lanes.append(lane)
+            except TransferError as error:
+                failures.append(f"{pump.name}: {error}")
+                pump.disconnect(key)
+    except BaseException:
+        for pump in common:
             pump.disconnect(key)
+        raise
     if not lanes:
         ours = ", ".join(pump.name for pump in pumps)
         reasons = "; ".join(failures) or f"it offers {', '.join(offers) or 'none'}, this worker has {ours}"
         raise TransferFailed(f"no transfer backend reaches {peer.engine_id}: {reasons}")
     return [lanes[index] for index in by_preference(tuple(lane.speed for lane in lanes))]
+
+
+async def _try_out(lane: Lane, others: Sequence[Lane], prober: Prober, epoch: int) -> None:
+    """Measure a lane's speed. Raises TransferFailed when it is of no use beside the others."""
+    if others and lane.form != others[0].form:
+        raise TransferFailed(f"it describes the blocks otherwise than {others[0].name}")
+    if lane.offer.probe_offset is not None:
+        fastest = min((other.speed.seconds(LARGE_BYTES) for other in others if other.speed), default=None)
+        lane.speed = await prober.measure(lane.pump, lane.key, lane.offer.probe_offset, epoch, fastest)
 
 
 async def _open(pump: TransferPump, key: str, offer: bytes) -> Lane:

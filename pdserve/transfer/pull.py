@@ -141,8 +141,10 @@ class LocalPull:
         lane.pump.post(flight)
         if patience is not None:
             late = asyncio.create_task(self._context.clock.sleep(patience))
-            await asyncio.wait((late, landed), return_when=asyncio.FIRST_COMPLETED)
-            late.cancel()
+            try:
+                await asyncio.wait((late, landed), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                late.cancel()
             if not landed.done():
                 flight.abandon()
                 lane.broken_at = self._context.clock.monotonic()
