@@ -8,7 +8,7 @@ import base64
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -56,14 +56,14 @@ class Host:
             return self._issue(**{key: value for key, value in command.items() if key != "op"})
         return {"last_chunk": await self._producing.pop(command["ticket"])}
 
-    def _issue(self, ticket: str, blocks: list[int], chunks: int, chunk_seconds: float) -> dict[str, Any]:
+    def _issue(self, ticket: str, blocks: list[int], chunks: int, chunk_seconds: float) -> str:
         """Lease blocks to a ticket; they become final in equal chunks, chunk_seconds apart."""
         self._sequences += 1
         tokens = len(blocks) * self._engine.transfer.layout.block_size
         issued = self._engine.source.issue(ticket, self._sequences, ticket, tokens, tuple(blocks))
         work = self._produce(self._sequences, tokens, chunks, chunk_seconds)
         self._producing[ticket] = asyncio.create_task(work)
-        return asdict(issued) | {"layout_hash": base64.b64encode(issued.layout_hash).decode()}
+        return base64.b64encode(msgspec.msgpack.encode(issued)).decode()
 
     async def _produce(self, sequence: int, tokens: int, chunks: int, chunk_seconds: float) -> float:
         """The monotonic time at which the last chunk was final."""

@@ -20,7 +20,6 @@ from benchmarks.transfer_source import EPOCH, bench_layout
 from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
 from pdserve.core.protocols import PeerAddress
-from pdserve.core.shards import KVShard
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, REGION_BYTES
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
@@ -111,8 +110,11 @@ class Target:
         """One read per region, as a source publishes them."""
         size = max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // self.layout.block_bytes))
         parts = [(source[i : i + size], target[i : i + size]) for i in range(0, len(source), size)]
-        regions = [(self.layout.whole_blocks(tuple(s)), self.layout.whole_blocks(tuple(t)), t) for s, t in parts]
-        return [(plan_read(self.layout, taken, self.layout, filled), t) for taken, filled, t in regions]
+        layout = self.layout
+        return [
+            (plan_read(layout, layout.whole_blocks(tuple(s)), layout, layout.whole_blocks(tuple(t))), t)
+            for s, t in parts
+        ]
 
     def read(self, source: Blocks, target: Blocks, *, digest: bool) -> float:
         """Seconds of plain reads, region after region, each digested in the same thread or not at all."""
@@ -134,11 +136,10 @@ class Target:
         the source has computed everything."""
         number = next(self._numbers)
         ticket_id = f"t{number}"
-        fields = await self.ask(op="issue", ticket=ticket_id, blocks=source, chunks=chunks, chunk_seconds=chunk_seconds)
-        fields["layout_hash"] = base64.b64decode(fields["layout_hash"])
-        fields["ranks"] = msgspec.convert(fields["ranks"], tuple[KVShard, ...])
+        answer = await self.ask(op="issue", ticket=ticket_id, blocks=source, chunks=chunks, chunk_seconds=chunk_seconds)
+        ticket = msgspec.msgpack.decode(base64.b64decode(answer), type=TransferTicket)
         self._outcomes[number] = arriving = asyncio.get_running_loop().create_future()
-        self._handoff.hold(number, TransferTicket(**fields))
+        self._handoff.hold(number, ticket)
         if bulk:
             last = (await self.ask(op="last", ticket=ticket_id))["last_chunk"]
         begun = time.monotonic()

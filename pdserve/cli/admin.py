@@ -11,8 +11,10 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Without proxies: the gateway is on this machine or near it."""
 
 
-def ask_admin(host: str, port: int, path: str, api_key: str | None) -> bytes:
-    """The answer to GET path on the admin port of the gateway that listens on port, JSON.
+def ask_admin(
+    host: str, port: int, path: str, api_key: str | None, *, method: str = "GET", timeout: float = _TIMEOUT
+) -> bytes:
+    """The answer to a request for path on the admin port of the gateway that listens on port, JSON.
 
     Any of the gateway's HTTP ports will do: GET /live there names the admin port. Raises a PdserveError
     that says what to do."""
@@ -23,13 +25,13 @@ def ask_admin(host: str, port: int, path: str, api_key: str | None) -> bytes:
         raise _stranger(f"{base}:{port}/live") from None
     if not isinstance(admin_port, int):
         raise Unavailable(f"the gateway at {base}:{port} has no admin port")
-    return _get(f"{base}:{admin_port}{path}", api_key)
+    return _get(f"{base}:{admin_port}{path}", api_key, method, timeout)
 
 
-def _get(url: str, api_key: str | None) -> bytes:
+def _get(url: str, api_key: str | None, method: str = "GET", timeout: float = _TIMEOUT) -> bytes:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        with _OPENER.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
+        with _OPENER.open(urllib.request.Request(url, headers=headers, method=method), timeout=timeout) as response:
             answer: bytes = response.read()
             return answer
     except urllib.error.HTTPError as error:

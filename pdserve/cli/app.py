@@ -93,6 +93,23 @@ def status(
 
 
 @app.command()
+def doctor(
+    host: Annotated[str, typer.Option(help="Where the gateway listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="PORT", help="Its HTTP port.")] = 8000,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs instead of people.")] = False,
+    api_key: Annotated[str | None, typer.Option(envvar="PDSERVE_API_KEY", help="If the gateway wants one.")] = None,
+) -> None:
+    """Check the way of KV between every pair of engines, with test patterns in spare blocks of their pools.
+
+    Running requests go on. Exit code 1 when something must be mended."""
+    from pdserve.cli.doctor import examine, render, to_json
+
+    examination = examine(host, port, api_key)
+    typer.echo(to_json(examination) if as_json else render(examination))
+    raise typer.Exit(0 if examination.passed else 1)
+
+
+@app.command()
 def simulate(
     trace: Annotated[Path, typer.Argument(help="Mooncake, Bailian or Azure trace, or CSV of lengths; may be gzipped.")],
     engines: Annotated[

@@ -29,6 +29,8 @@ class Times:
     link_backoff_max: float = 10.0
     link_forgotten: float = 30.0
     """A decode engine stops opening a lost link again when no request has asked for it so long."""
+    pair_check: float = 30.0
+    """How long `pdserve doctor` waits for one pair; a source holds its test pattern no longer."""
     restart_backoff: float = 0.5
     """First delay before a dead engine is started again; doubles with every death in a row."""
     restart_backoff_max: float = 30.0

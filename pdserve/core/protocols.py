@@ -7,6 +7,7 @@ from typing import Protocol
 from pdserve.core.batch import Batch, StepOutput
 from pdserve.core.endpoint import LoadSnapshot
 from pdserve.core.layout import KVLayout
+from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.request import Request, TokenDelta
 from pdserve.core.shards import KVPart, KVShard
 from pdserve.core.ticket import TransferTicket
@@ -153,6 +154,18 @@ class TransferService(Protocol):
         ...
 
     def pull(self, spec: PullSpec) -> Pull: ...
+
+
+class CheckedTransfer(TransferService, Protocol):
+    """A transfer service whose ways to others can be checked."""
+
+    def fill(self, blocks: tuple[int, ...], seed: int) -> Awaitable[None]:
+        """Overwrite blocks, which are the caller's alone, with bytes drawn by seed."""
+        ...
+
+    def facts(self) -> Awaitable[MachineFacts]: ...
+
+    def wire_bytes(self) -> Awaitable[WireBytes]: ...
 
 
 class DeltaStream(Protocol):

@@ -167,6 +167,25 @@ class Engine:
         if sequence_id is not None:
             self._abort(sequence_id, None)
 
+    def borrow_blocks(self, most: int) -> tuple[int, ...]:
+        """Spare blocks for a check of the transfers, at most so many. Raises Unavailable when there are none."""
+        if self._died:
+            raise self._died
+        blocks = self._core.kv.borrow(most)
+        if not blocks:
+            raise Unavailable(f"{self.endpoint.engine_id} has no spare KV blocks now")
+        return blocks
+
+    def quarantine_borrowed(self, blocks: tuple[int, ...]) -> None:
+        """A transfer may still write into these borrowed blocks; they are given back when it no longer does."""
+        self._core.kv.quarantine(blocks)
+
+    def give_back_blocks(self, blocks: tuple[int, ...], *, quarantined: bool = False) -> None:
+        if quarantined:
+            self._core.kv.unquarantine(blocks)
+        self._core.kv.give_back(blocks)
+        self._pump.wake()
+
     def snapshot(self) -> LoadSnapshot:
         self._snapshots += 1
         load = self._core.load()

@@ -14,12 +14,15 @@ from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGon
 from pdserve.engine.engine import Engine
 from pdserve.engine.handoff_link import HandoffLink
 from pdserve.engine.handoff_source import Deliver
+from pdserve.engine.pair_check_service import PairCheckService
+from pdserve.engine.pair_checker import PairChecker
 from pdserve.engine.session import EngineSession
 from pdserve.engine.source_link import OpenLink
 from pdserve.rpc import convert
 from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
+from pdserve.rpc.generated.pdserve.v1.pair_check_pb2_grpc import add_PairCheckServiceServicer_to_server
 
 _SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommand], AsyncIterator[pb.SessionEvent]]
 _DrainContext = grpc.aio.ServicerContext[pb.DrainRequest, Awaitable[pb.DrainResponse]]
@@ -35,9 +38,12 @@ class EngineServer:
         self.port = self._server.add_insecure_port(f"{host}:{port}")
         self.address = f"{host}:{self.port}"
 
-    async def start(self, engine: Engine, times: Times) -> None:
+    async def start(self, engine: Engine, times: Times, checker: PairChecker | None = None) -> None:
+        """With a checker, the ways to other engines can be checked."""
         pb_grpc.add_EngineServiceServicer_to_server(_EngineService(engine, times), self._server)
         pb_grpc.add_HandoffServiceServicer_to_server(_HandoffService(engine), self._server)
+        if checker:
+            add_PairCheckServiceServicer_to_server(PairCheckService(checker, times), self._server)
         await self._server.start()
 
     async def stop(self, grace: float) -> None:

@@ -22,6 +22,8 @@ class GatewaySettings:
     """A client that reads nothing for so long is cut off."""
     admin_port: int | None = None
     """Where the admin application listens, told to whoever asks /live; None when it does not."""
+    pair_check_timeout: float = 30.0
+    """How long the check of a pair of engines may take."""
     requests_kept: int = 1024
     """Records of the latest requests that can be asked for."""
     receive_timeout: float = 60.0

@@ -18,6 +18,7 @@ from pdserve.kvcache.block_pool import BlockPool, BlockState
 from pdserve.kvcache.prefix_cache import PrefixCache
 from pdserve.kvcache.tier_index import SaveQueue, TierIndex
 
+_BORROWED_SHARE = 8
 _SAVING_SHARE = 2
 """At most this part of the blocks is being copied to the tiers at a time."""
 
@@ -61,6 +62,7 @@ class KVCacheManager:
         self._pool = BlockPool(num_blocks)
         self._tables: dict[int, _Table] = {}
         self._tickets: dict[str, tuple[int, ...]] = {}
+        self._borrowed: set[int] = set()
         self._tiers = tiers or TierIndex()
         self._cache = PrefixCache(self._tiers)
         self._saves = SaveQueue(self._tiers, limit=max(1, num_blocks // _SAVING_SHARE) if tiers is not None else 0)
@@ -184,6 +186,19 @@ class KVCacheManager:
         self._pool.unlease(blocks)
         return True
 
+    def borrow(self, most: int) -> tuple[int, ...]:
+        """At most so many free blocks, and at most one in _BORROWED_SHARE of those free, for a use that is no
+        sequence's; perhaps none. Freed by give_back."""
+        taken = self._pool.take(min(most, self._pool.num_free // _BORROWED_SHARE))
+        self._cache.forget(taken)
+        self._borrowed.update(taken)
+        return tuple(taken)
+
+    def give_back(self, block_ids: Sequence[int]) -> None:
+        """No step has touched them, so they are free at once."""
+        self._borrowed.difference_update(block_ids)
+        self._pool.free(block_ids, after_step=-1)
+
     def quarantine(self, block_ids: Iterable[int]) -> None:
         """A transfer may still write into these blocks of a live sequence; call before freeing it."""
         self._pool.quarantine(block_ids)
@@ -205,7 +220,7 @@ class KVCacheManager:
         counts = self.counts()
         parts = counts.free + counts.used + counts.leased + counts.quarantined
         assert parts == counts.total == self.num_blocks, f"block states do not add up: {counts}"
-        held = Counter(b for table in self._tables.values() for b in table.block_ids)
+        held = Counter(b for table in self._tables.values() for b in table.block_ids) + Counter(self._borrowed)
         leased = Counter(b for blocks in (*self._tickets.values(), self._saves.blocks) for b in blocks)
         for block_id in range(self.num_blocks):
             assert self._pool.references(block_id) == held[block_id], f"references of block {block_id} are off"

@@ -13,6 +13,7 @@ from pdserve.core import failpoints
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.engine.engine import Engine
+from pdserve.engine.pair_checker import PairChecker
 from pdserve.engine.server import EngineServer, grpc_links
 from pdserve.launch.addresses import address_in
 from pdserve.launch.child import Parent, run_child
@@ -70,13 +71,15 @@ async def _serve(
         clock=clock,
         tiers=worker.tiers,
     )
+    checker = PairChecker(engine, worker.transfer, config.times)
     async with engine:
-        await server.start(engine, config.times)
+        await server.start(engine, config.times, checker)
         try:
             parent.ready(address=server.address)
             await _until_drained(engine, worker, drain, config.times.drain_timeout)
         finally:
             await server.stop(_STOP_GRACE)
+            await checker.close()
 
 
 async def _until_drained(engine: Engine, worker: WorkerHandle, drain: asyncio.Event, timeout: float) -> None:

@@ -114,6 +114,7 @@ def _settings(config: Config) -> GatewaySettings:
         request_timeout=config.limits.request_timeout,
         sampling_defaults=load_sampling_defaults(config.model_path),
         admin_port=config.admin_port,
+        pair_check_timeout=config.times.pair_check,
         requests_kept=config.telemetry.requests_kept,
     )
 

@@ -7,17 +7,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
+import numpy as np
 
 from pdserve.core.clock import Clock, SystemClock
 from pdserve.core.errors import LayoutMismatch, StaleEpoch, TransferError, TransferFailed, Unsupported
 from pdserve.core.layout import KVLayout, KVRegion
+from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
 from pdserve.core.shards import KVPart, KVShard, sole_shard
 from pdserve.transfer.base import TransferBackend
 from pdserve.transfer.digest import DigestKind, digest_kind, region_digest, zero_tail
 from pdserve.transfer.lanes import Lane, Offer, in_order, open_lanes
+from pdserve.transfer.machine import machine_facts, wire_bytes
 from pdserve.transfer.memory import KVMemory
-from pdserve.transfer.plan import BlockIds, plan_read
+from pdserve.transfer.plan import BlockIds, canonical_spans, plan_read
 from pdserve.transfer.probe import Prober
 from pdserve.transfer.pull import FailedPull, LocalPull, PullContext
 from pdserve.transfer.pump import TransferPump
@@ -138,6 +141,22 @@ class LocalTransferService:
             return region_digest(self._memory, self._held, region, seed, self._digest_kind)
 
         return await asyncio.get_running_loop().run_in_executor(self._digests, seal)
+
+    async def fill(self, blocks: BlockIds, seed: int) -> None:
+        region = self._held.whole_blocks(blocks)
+
+        def write() -> None:
+            random = np.random.default_rng(seed)
+            for offset, length in zip(*(spans.tolist() for spans in canonical_spans(self._held, region)), strict=True):
+                self._memory.write(offset, random.integers(0, 256, length, dtype=np.uint8))
+
+        await asyncio.get_running_loop().run_in_executor(self._digests, write)
+
+    async def facts(self) -> MachineFacts:
+        return machine_facts()
+
+    async def wire_bytes(self) -> WireBytes:
+        return await asyncio.to_thread(wire_bytes)
 
     def pull(self, spec: PullSpec) -> Pull:
         """Raises ValueError when the block lists do not pair up or a target is not ours; everything a peer

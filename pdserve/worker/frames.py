@@ -69,6 +69,24 @@ class Digest(msgspec.Struct, tag=True, frozen=True):
     part: KVPart | None
 
 
+class Fill(msgspec.Struct, tag=True, frozen=True):
+    reply: int
+    blocks: tuple[int, ...]
+    seed: int
+
+
+class GetFacts(msgspec.Struct, tag=True, frozen=True):
+    """Answered with MachineFacts."""
+
+    reply: int
+
+
+class GetWireBytes(msgspec.Struct, tag=True, frozen=True):
+    """Answered with WireBytes."""
+
+    reply: int
+
+
 class BeginPull(msgspec.Struct, tag=True, frozen=True):
     """Answered with the PullReceipt; `settled` is answered when the target blocks are nobody's any more."""
 
@@ -115,9 +133,21 @@ class Close(msgspec.Struct, tag=True, frozen=True):
     """The process frees everything and ends."""
 
 
+CheckCommand = Fill | GetFacts | GetWireBytes
 TierCommand = GetTierContents | SaveBlocks | RestoreBlocks
 Command = (
-    Start | Forward | Sample | Connect | Disconnect | Digest | BeginPull | CancelPull | GetStats | TierCommand | Close
+    Start
+    | Forward
+    | Sample
+    | Connect
+    | Disconnect
+    | Digest
+    | BeginPull
+    | CancelPull
+    | GetStats
+    | CheckCommand
+    | TierCommand
+    | Close
 )
 
 

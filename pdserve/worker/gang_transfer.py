@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec
 from pdserve.core.shards import KVPart, plan_parts
 from pdserve.worker.remote_transfer import RemoteTransfer
 
 
 class GangTransfer:
-    """Implements core.protocols.TransferService. What it digests and pulls names a part, and so a rank."""
+    """Implements core.protocols.CheckedTransfer. What it digests and pulls names a part, and so a rank."""
 
     def __init__(self, ranks: Sequence[RemoteTransfer]) -> None:
         self._ranks = tuple(ranks)
@@ -35,6 +36,19 @@ class GangTransfer:
         """Raises EngineDied when the rank's process is gone."""
         source = self._ranks[_required(part).source_rank]
         return await source.digest(blocks, num_tokens, seed, part)
+
+    async def fill(self, blocks: tuple[int, ...], seed: int) -> None:
+        """Each rank has bytes of its own."""
+        await asyncio.gather(*(rank.fill(blocks, seed + number) for number, rank in enumerate(self._ranks)))
+
+    async def facts(self) -> MachineFacts:
+        """The ranks of an engine share a machine."""
+        return await self._ranks[0].facts()
+
+    async def wire_bytes(self) -> WireBytes:
+        """Sockets are a rank's own, network cards are the machine's."""
+        received = await asyncio.gather(*(rank.wire_bytes() for rank in self._ranks))
+        return WireBytes(tcp=sum(one.tcp for one in received), rdma=received[0].rdma)
 
     def pull(self, spec: PullSpec) -> Pull:
         """Raises ValueError when the block lists do not pair up or a target is not ours."""

@@ -8,21 +8,26 @@ from collections.abc import Awaitable
 from typing import Any
 
 from pdserve.core.errors import EngineDied
+from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.parent_death import die_with_parent
-from pdserve.core.protocols import Pull, StepHandle
+from pdserve.core.protocols import CheckedTransfer, Pull, StepHandle
 from pdserve.core.tiers import RestoreReceipt, TierNews, TierService
 from pdserve.worker.frames import (
     Answer,
     BeginPull,
     CancelPull,
+    CheckCommand,
     Close,
     Command,
     Connect,
     Digest,
     Disconnect,
+    Fill,
     Forward,
+    GetFacts,
     GetStats,
     GetTierContents,
+    GetWireBytes,
     RestoreBlocks,
     Sample,
     SaveBlocks,
@@ -51,7 +56,6 @@ class Host:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, command: Command) -> None:
-        transfer = self._worker.transfer
         match command:
             case Forward(batch):
                 try:
@@ -60,12 +64,8 @@ class Host:
                     self._death = error
             case Sample(reply, step, masks):
                 self._sample(reply, step, masks)
-            case Connect(reply, peer):
-                self._answer_later(reply, transfer.connect(peer))
-            case Disconnect(reply, engine_id):
-                self._answer_later(reply, transfer.disconnect(engine_id))
-            case Digest(reply, blocks, num_tokens, seed, part):
-                self._answer_later(reply, transfer.digest(blocks, num_tokens, seed, part))
+            case Connect() | Disconnect() | Digest() | Fill() | GetFacts() | GetWireBytes():
+                self._answer_later(command.reply, _on_transfer(self._worker.transfer, command))
             case BeginPull():
                 self._begin_pull(command)
             case CancelPull(number):
@@ -121,6 +121,24 @@ class Host:
 
     def _send(self, frame: Answer) -> None:
         write_frame(self._writer, frame)
+
+
+def _on_transfer(
+    transfer: CheckedTransfer, command: Connect | Disconnect | Digest | CheckCommand
+) -> Awaitable[str | bytes | MachineFacts | WireBytes | None]:
+    match command:
+        case Connect(_, peer):
+            return transfer.connect(peer)
+        case Disconnect(_, engine_id):
+            return transfer.disconnect(engine_id)
+        case Digest(_, blocks, num_tokens, seed, part):
+            return transfer.digest(blocks, num_tokens, seed, part)
+        case Fill(_, blocks, seed):
+            return transfer.fill(blocks, seed)
+        case GetFacts():
+            return transfer.facts()
+        case GetWireBytes():
+            return transfer.wire_bytes()
 
 
 def _on_tiers(tiers: TierService, command: TierCommand) -> Awaitable[TierNews | RestoreReceipt]:

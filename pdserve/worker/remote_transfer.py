@@ -5,10 +5,11 @@ from contextlib import suppress
 
 from pdserve.core.errors import EngineDied, TransferFailed, TransferTimeout
 from pdserve.core.layout import KVLayout
+from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.protocols import PeerAddress, Pull, PullReceipt, PullSpec
 from pdserve.core.shards import KVPart
 from pdserve.transfer.plan import check_pairing
-from pdserve.worker.frames import BeginPull, CancelPull, Connect, Digest, Disconnect
+from pdserve.worker.frames import BeginPull, CancelPull, Connect, Digest, Disconnect, Fill, GetFacts, GetWireBytes
 from pdserve.worker.link import WorkerLink
 
 CALL_DEADLINE = 30.0
@@ -19,7 +20,7 @@ PULL_GRACE = 1.0
 
 
 class RemoteTransfer:
-    """Implements core.protocols.TransferService. The process's death fails pulls with TransferFailed."""
+    """Implements core.protocols.CheckedTransfer. The process's death fails pulls with TransferFailed."""
 
     def __init__(self, link: WorkerLink, layout: KVLayout, address: PeerAddress) -> None:
         self._link = link
@@ -40,6 +41,16 @@ class RemoteTransfer:
     async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None) -> bytes:
         """Raises EngineDied when the process is gone."""
         return await self._link.call(lambda reply: Digest(reply, blocks, num_tokens, seed, part), bytes, CALL_DEADLINE)
+
+    async def fill(self, blocks: tuple[int, ...], seed: int) -> None:
+        """Raises EngineDied when the process is gone, as do the next two."""
+        await self._link.call(lambda reply: Fill(reply, blocks, seed), type(None), CALL_DEADLINE)
+
+    async def facts(self) -> MachineFacts:
+        return await self._link.call(GetFacts, MachineFacts, CALL_DEADLINE)
+
+    async def wire_bytes(self) -> WireBytes:
+        return await self._link.call(GetWireBytes, WireBytes, CALL_DEADLINE)
 
     def pull(self, spec: PullSpec) -> Pull:
         """Raises ValueError when the block lists do not pair up or a target is not the worker's."""

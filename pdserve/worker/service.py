@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from pdserve.config.times import Times
 from pdserve.core.errors import ConfigError, EngineDied
 from pdserve.core.layout import KVLayout
-from pdserve.core.protocols import Executor, ModelInfo, TransferService
+from pdserve.core.protocols import CheckedTransfer, Executor, ModelInfo
 from pdserve.core.tiers import TierService
 from pdserve.transfer.stats import TransferStats
 from pdserve.worker.spec import WorkerSpec
@@ -23,7 +23,7 @@ class WorkerHandle(Protocol):
     def executor(self) -> Executor: ...
 
     @property
-    def transfer(self) -> TransferService: ...
+    def transfer(self) -> CheckedTransfer: ...
 
     @property
     def tiers(self) -> TierService | None:

@@ -171,6 +171,19 @@ async def test_a_pulled_prompt_continues_with_the_same_tokens(workers: Workers, 
     assert sum(moved[name] for name in chosen.split("+")) >= num_bytes
 
 
+async def test_spare_blocks_are_filled_by_a_seed_and_the_machine_is_told(workers: Workers) -> None:
+    source, target = workers.prefill.transfer, workers.decode.transfer
+    spare, digests = (20, 21), []
+    for seed in (1, 2, 1):
+        await source.fill(spare, seed)
+        digests.append([await source.digest(spare, 2 * BLOCK_SIZE, SEED, part) for part in workers.parts])
+    assert digests[0] == digests[2]
+    assert all(one != other for one, other in zip(digests[0], digests[1], strict=True))
+    assert len(set(digests[0])) == len(workers.parts)
+    assert (await source.facts()).boot_id == (await target.facts()).boot_id
+    assert (await target.wire_bytes()).tcp >= 0
+
+
 async def test_errors_of_a_transfer_keep_their_types(workers: Workers, oracle: Oracle) -> None:
     transfer = workers.decode.transfer
     await transfer.connect(workers.prefill.transfer.address)

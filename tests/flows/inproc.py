@@ -19,6 +19,7 @@ from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.engine.engine import Engine
+from pdserve.engine.pair_checker import PairChecker
 from pdserve.engine.server import EngineServer, grpc_links
 from pdserve.router.loading import load_policy
 from pdserve.router.options import ready_engines
@@ -165,7 +166,9 @@ async def _open_engine(
         tiers=tiers,
     )
     await stack.enter_async_context(engine)
-    await server.start(engine, times)
+    checker = PairChecker(engine, transfer, times)
+    stack.push_async_callback(checker.close)
+    await server.start(engine, times, checker)
     stack.push_async_callback(server.stop, 0.0)
     return engine
 

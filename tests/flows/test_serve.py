@@ -160,6 +160,21 @@ def test_metrics_of_a_handoff_are_exported(running: Deployment) -> None:
         assert float(values[f"pdserve_{stage}_seconds_count"]) >= 1
 
 
+def test_the_doctor_finds_the_only_pair_well(running: Deployment) -> None:
+    port = running.address.rpartition(":")[2]
+    done = run_cli("doctor", "--port", port)
+    assert done.returncode == 0, done.stdout + done.stderr
+    head, row = done.stdout.splitlines()[:2]
+    assert head.startswith("SOURCE")
+    assert row.split()[:4] in [["prefill-0", "decode-0", backend, "memory"] for backend in ("nixl", "shared_memory")]
+    told = json.loads(run_cli("doctor", "--port", port, "--json").stdout)
+    assert told["passed"] is True
+    assert [pair["error"] for pair in told["pairs"]] == [None]
+    unknown = httpx.post(f"{running.admin_url}/admin/pairs/prefill-0/decode-7/check", timeout=10)
+    assert unknown.status_code == 404
+    assert "decode-7" in unknown.json()["error"]["message"]
+
+
 def test_status_shows_a_table_to_people(running: Deployment) -> None:
     done = run_cli("status", "--port", running.address.rpartition(":")[2])
     assert done.returncode == 0, done.stderr

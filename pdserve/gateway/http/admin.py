@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
@@ -10,6 +11,7 @@ from pdserve.core.cluster import EngineView
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.errors import envelope, error_response
 from pdserve.gateway.http.operations import as_json
+from pdserve.rpc.pair_check import check_pair
 from pdserve.telemetry.explain import explain
 from pdserve.telemetry.metrics import CONTENT_TYPE
 
@@ -34,6 +36,15 @@ def admin_router(gateway: Gateway) -> APIRouter:
     @router.get("/admin/requests", response_model=None)
     async def requests(latest: Annotated[int, Query(ge=1)] = 20) -> Response:
         return as_json({"requests": [explain(record) for record in gateway.ring.latest(latest)]})
+
+    @router.post("/admin/pairs/{source}/{target}/check", response_model=None)
+    async def check(source: str, target: str) -> Response:
+        known = {view.endpoint.engine_id: view.endpoint for view in gateway.generator.engines()}
+        unknown = next((name for name in (source, target) if name not in known), None)
+        if unknown is not None:
+            return error_response(404, envelope(404, f"there is no engine {unknown[:200]!r}", "not_found"))
+        found = await check_pair(known[source], known[target], gateway.settings.pair_check_timeout)
+        return as_json(msgspec.to_builtins(found))
 
     @router.get("/admin/requests/{name}", response_model=None)
     async def request(name: str) -> Response:

@@ -29,6 +29,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.freed_at: dict[int, int] = {}
         self.tickets: dict[str, tuple[int, ...]] = {}
         self.quarantined: set[int] = set()
+        self.borrowed: list[int] = []
         self.index: set[BlockHash] = set()
         self.last_event = 0
         self.next_id = 0
@@ -43,6 +44,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         for block_id in self.manager.block_ids(owner, upto)[len(before) :]:
             assert all(block_id not in blocks for blocks in self.tickets.values())
             assert block_id not in self.quarantined
+            assert block_id not in self.borrowed
             assert all(block_id != saved for _, saved in self.saves)
             assert self.freed_at.get(block_id, -1) <= self.completed
             self.contents.pop(block_id, None)
@@ -151,6 +153,24 @@ class BlockManagerMachine(RuleBasedStateMachine):
             assert block_id in self.contents
         self.saves += blocks
 
+    @rule(most=st.integers(0, 40))
+    def borrow(self, most: int) -> None:
+        free = self.manager.counts().free
+        blocks = self.manager.borrow(most)
+        assert len(blocks) <= min(most, free // 8)
+        for block_id in blocks:
+            assert self.freed_at.get(block_id, -1) <= self.completed
+            self.contents.pop(block_id, None)
+        self.borrowed += blocks
+
+    @precondition(lambda self: self.borrowed)
+    @rule(count=st.integers(1, 4))
+    def give_back(self, count: int) -> None:
+        given, self.borrowed = self.borrowed[:count], self.borrowed[count:]
+        free = self.manager.counts().free
+        self.manager.give_back(given)
+        assert self.manager.counts().free == free + len(given)
+
     @rule()
     def submit(self) -> None:
         self.submitted += 1
@@ -196,6 +216,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
             self.manager.free(owner, self.submitted)
         for ticket_id in list(self.tickets):
             self.manager.release(ticket_id)
+        self.manager.give_back(self.borrowed)
         self.take_saves()
         self.manager.saved([block_id for _, block_id in self.saves])
         self.manager.unquarantine(sorted(self.quarantined))
