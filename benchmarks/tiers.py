@@ -7,7 +7,7 @@ pages in the page cache (warm) and dropped from it (cold). Two threads restore, 
 `conversations` talks to an engine of the demo model whose pool holds a tenth of what is said, with tiers and
 without: hits by tier, and the time to the first token of every turn but the first.
 
-    python -m benchmarks.tiers speed conversations --out benchmarks/results/tiers.json
+    python -m benchmarks.tiers --out benchmarks/results/tiers.json
 """
 
 import argparse
@@ -218,7 +218,7 @@ async def _talk(tiers: TierSpec | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["speed", "conversations"], choices=["speed", "conversations"])
+    parser.add_argument("--only", choices=["speed", "conversations"])
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; by default a temporary one")
     parser.add_argument("--out", type=Path)
@@ -227,9 +227,9 @@ def main() -> None:
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load_before": os.getloadavg()[0]},
     }
     with TemporaryDirectory(dir=arguments.folder) as name:
-        if "speed" in arguments.parts:
+        if arguments.only != "conversations":
             result["speed"] = speed(Path(name), arguments.repetitions)
-        if "conversations" in arguments.parts:
+        if arguments.only != "speed":
             result["conversations"] = asyncio.run(conversations(Path(name)))
     text = json.dumps(result, indent=1)
     print(text)

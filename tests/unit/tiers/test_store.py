@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import ParamSpec, TypeVar
 
@@ -13,11 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pdserve.core.layout import KVOrder
 from pdserve.core.tiers import Tier, TierTally
 from pdserve.tiers.restore import THREADS, Restorer
 from pdserve.tiers.slot_file import SlotFile
 from pdserve.tiers.store import TierStore
-from tests.unit.tiers.blocks import LAYOUT, Device, make_store, name, open_disk
+from tests.unit.tiers.blocks import LAYOUT, Device, layout_of, make_store, name, open_disk
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -33,8 +35,10 @@ class Inline(Executor):
 
 
 @contextmanager
-def opened(path: Path | None, *, host_slots: int, disk_slots: int = 4) -> Iterator[tuple[Device, TierStore, Restorer]]:
-    device = Device()
+def opened(
+    path: Path | None, *, host_slots: int, disk_slots: int = 4, device: Device | None = None
+) -> Iterator[tuple[Device, TierStore, Restorer]]:
+    device = device or Device()
     store = make_store(device, host_slots=host_slots, disk=open_disk(path, disk_slots) if path else None)
     with ThreadPoolExecutor(THREADS) as pool:
         yield device, store, Restorer(store, device.blocks, pool)
@@ -79,6 +83,39 @@ def test_a_chain_comes_back_up_to_the_first_block_that_is_not_there() -> None:
         assert restore(device, restorer, 1, 9, 3) == 1
         assert restore(device, restorer, 9, 1) == 0
         assert dict(store.news().changes)[name(9)] is None
+
+
+@pytest.mark.parametrize(("order", "tensor"), [(order, False) for order in KVOrder] + [(KVOrder.BLOCK_MAJOR, True)])
+def test_every_memory_is_served_from_both_tiers(tmp_path: Path, order: KVOrder, tensor: bool) -> None:
+    """Also memory that is reached by copies only, as a GPU's: damaged bytes never get there."""
+    device = Device(layout_of(order), tensor=tensor)
+    with opened(tmp_path, host_slots=2, disk_slots=8, device=device) as (_, store, restorer):
+        for number in range(4):
+            save(device, store, number)
+            settle(store)
+        assert set(dict(store.contents().changes).values()) == set(Tier)
+        assert restore(device, restorer, 0, 1, 2, 3) == 4
+        target = LAYOUT.num_blocks - 1
+        device.fill(target, name(99))
+        (source,) = store.pin([name(3)])
+        assert source.tier is Tier.HOST
+        store.host_view(source.slot)[0] ^= 1
+        store.release([source])
+        assert restore(device, restorer, 3) == 0
+        assert device.holds(target, name(99)) or not tensor
+
+
+def test_no_flipped_bit_passes() -> None:
+    rng = Random(1)
+    with opened(None, host_slots=4) as (device, store, restorer):
+        for _ in range(500):
+            save(device, store, 1, 2)
+            victim = rng.choice([1, 2])
+            (source,) = store.pin([name(victim)])
+            store.host_view(source.slot)[rng.randrange(LAYOUT.block_bytes)] ^= 1 << rng.randrange(8)
+            store.release([source])
+            assert restore(device, restorer, 1, 2) == victim - 1
+        assert tally(store, Tier.HOST).corrupt == 500
 
 
 def test_what_leaves_the_host_tier_is_found_on_disk_and_after_a_restart(tmp_path: Path) -> None:
