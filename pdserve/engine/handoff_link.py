@@ -110,10 +110,15 @@ class HandoffLink:
         self._send(release=pb.Release(ticket_id=ticket_id))
 
     async def close(self) -> None:
-        if self._task:
+        """Whoever still waits on it hears of its end, as of a failure's."""
+        if self._task is None:
+            return
+        if self.error is None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        with suppress(asyncio.CancelledError):
+            await self._task
+        if self.error is None:
+            self._fail(LinkLost(f"the link to {self.engine_id} was closed"))
 
     def _send(
         self,

@@ -152,7 +152,7 @@ class HandoffSource:
         self, ticket_id: str, first_block: int, deliver: Deliver, parts: Parts = (None,), *, bulk: bool = False
     ) -> None:
         """A target has blocks for everything from first_block on: deliver the parts of regions as they become final, or
-        with bulk when all of them are."""
+        with bulk when all of them are. Renews the lease, for the target cannot know how old it is."""
         offer = self._offers.get(ticket_id)
         if offer is None:
             deliver(self._ended.get(ticket_id) or _unknown(ticket_id))
@@ -163,6 +163,7 @@ class HandoffSource:
         offer.parts = parts
         offer.deliver = deliver
         offer.attached, offer.bulk = True, bulk
+        offer.expires_at = self._clock.monotonic() + self._times.lease
         offer.published_blocks = first_block
         if offer.done:
             deliver(offer.done)

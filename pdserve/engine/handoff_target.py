@@ -180,7 +180,7 @@ class HandoffTarget:
 
     async def _complete(self, fetch: _Fetch) -> None:
         ticket = fetch.ticket
-        await fetch.link.ready()
+        await self._open(fetch)
         history = self._histories.setdefault(ticket.engine_id, PullHistory())
         fetch.pulled.backend = fetch.link.backend
         fetch.pulled.forecast = history.decide(len(fetch.targets), self._transfer.layout.block_bytes)
@@ -202,6 +202,17 @@ class HandoffTarget:
             self._stamp(fetch, "last_pull")
             await fetch.link.release(ticket.id)
             self._stamp(fetch, "released")
+
+    async def _open(self, fetch: _Fetch) -> None:
+        """Wait for the link. Raises what made it fail, or what ends the fetch meanwhile."""
+        opening = asyncio.ensure_future(fetch.link.ready())
+        opening.add_done_callback(lambda _: fetch.news.put_nowait(None))
+        try:
+            while not opening.done():
+                await self._next_news(fetch)
+            opening.result()
+        finally:
+            opening.cancel()
 
     def _time_production(self, fetch: _Fetch, region: RegionReady, history: PullHistory) -> None:
         if fetch.latest and fetch.latest[0] == region.first_block:

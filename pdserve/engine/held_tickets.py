@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.errors import LeaseExpired, PdserveError
-from pdserve.core.ticket import HandoffNews, TransferTicket
+from pdserve.core.ticket import HandoffNews, TicketGone, TransferTicket
 from pdserve.engine.handoff_source import Deliver
 
 
@@ -20,6 +20,8 @@ class HeldTickets:
         self._leases: dict[str, float] = {}
         """Ticket → monotonic time until which its lease surely holds."""
         self._subscribers: dict[str, Deliver] = {}
+        self._attached: dict[str, float] = {}
+        """Ticket → monotonic time at which Attach was sent, until news prove that it arrived."""
         self._releases: dict[str, asyncio.Future[bool]] = {}
 
     @property
@@ -28,28 +30,35 @@ class HeldTickets:
         return tuple(self._leases)
 
     def hold(self, ticket: TransferTicket) -> None:
-        self._leases[ticket.id] = self._clock.monotonic() + ticket.lease
+        """How long ago it was issued is not known here, so its lease counts from the first sign of a renewal."""
+        self._leases[ticket.id] = 0.0
 
     def renewed(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
         """A heartbeat sent at sent_at (monotonic) was acknowledged."""
         for ticket_id in ticket_ids:
             if ticket_id in self._leases:
-                self._leases[ticket_id] = sent_at + self._times.lease
+                self._leases[ticket_id] = max(self._leases[ticket_id], sent_at + self._times.lease)
 
     def lease_holds(self, ticket_id: str) -> bool:
         """Whether a pull may still start."""
         return self._clock.monotonic() < self._leases.get(ticket_id, 0.0) - self._times.lease_guard
 
     def subscribe(self, ticket_id: str, deliver: Deliver) -> None:
+        """Attach is being sent, which renews the lease where it arrives."""
         self._subscribers[ticket_id] = deliver
+        self._attached[ticket_id] = self._clock.monotonic()
 
     def deliver(self, news: HandoffNews) -> None:
+        attached_at = self._attached.pop(news.ticket_id, None)
+        if attached_at is not None and not isinstance(news, TicketGone):
+            self.renewed(attached_at, (news.ticket_id,))
         if deliver := self._subscribers.get(news.ticket_id):
             deliver(news)
 
     def forget(self, ticket_id: str) -> None:
         self._subscribers.pop(ticket_id, None)
         self._leases.pop(ticket_id, None)
+        self._attached.pop(ticket_id, None)
 
     async def release(self, ticket_id: str, ask: Callable[[], None]) -> None:
         """Ask the source to end the lease and wait for its word. Raises LeaseExpired if what was read must be

@@ -41,7 +41,7 @@ class EngineServer:
     async def start(self, engine: Engine, times: Times, checker: PairChecker | None = None) -> None:
         """With a checker, the ways to other engines can be checked."""
         pb_grpc.add_EngineServiceServicer_to_server(_EngineService(engine, times), self._server)
-        pb_grpc.add_HandoffServiceServicer_to_server(_HandoffService(engine), self._server)
+        pb_grpc.add_HandoffServiceServicer_to_server(HandoffService(engine), self._server)
         if checker:
             add_PairCheckServiceServicer_to_server(PairCheckService(checker, times), self._server)
         await self._server.start()
@@ -97,7 +97,9 @@ async def _obey_all(commands: AsyncIterator[pb.SessionCommand], session: EngineS
         session.obey(command)
 
 
-class _HandoffService(pb_grpc.HandoffServiceServicer):
+class HandoffService(pb_grpc.HandoffServiceServicer):
+    """What decode engines call: their links, seen from the source."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 

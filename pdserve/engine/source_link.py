@@ -62,7 +62,9 @@ class SourceLink(Protocol):
         """Release without waiting for the answer; for KV nobody wants any more."""
         ...
 
-    def close(self) -> Coroutine[None, None, None]: ...
+    def close(self) -> Coroutine[None, None, None]:
+        """Fail whatever still waits on it, and give up what it holds."""
+        ...
 
 
 OpenLink = Callable[[TransferTicket, Callable[[PdserveError], None]], SourceLink]

@@ -66,15 +66,17 @@ class SourceLinks:
             return link
         if mending:
             self._stop_mending(ticket.engine_id)
+        successor = self._links[ticket.engine_id] = self._open(ticket)
         if link:
             self._keep(link.close())
-        link = self._links[ticket.engine_id] = self._open(ticket)
-        return link
+        return successor
 
     async def close(self) -> None:
         for engine_id in list(self._mending):
             self._stop_mending(engine_id)
-        for link in self._links.values():
+        # No link is mended that is not among these.
+        links, self._links = self._links, {}
+        for link in links.values():
             self._keep(link.close())
         await asyncio.gather(*self._tasks, return_exceptions=True)
 

@@ -43,9 +43,10 @@ class Node:
         self.alive = False
         self._held.clear()
         self._running.set()
-        for mourner in self._mourners:
+        # Mourners may forget each other.
+        mourners, self._mourners = self._mourners, []
+        for mourner in mourners:
             mourner()
-        self._mourners.clear()
 
     def on_death(self, mourner: Callable[[], None]) -> None:
         """Call back when it dies; at once if it is dead."""

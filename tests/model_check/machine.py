@@ -1,0 +1,163 @@
+"""What can happen to a handoff, in any order: requests, cancels, lost engines, bad lines, bad reads, and time."""
+
+from typing import TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.model_check.cluster import SOURCES, TARGETS, Client, Cluster
+from tests.model_check.network import Fault, Stream
+from tests.model_check.reads import Read
+
+_T = TypeVar("_T")
+
+SOURCE = st.sampled_from(SOURCES)
+TARGET = st.sampled_from(TARGETS)
+ENGINE = st.sampled_from(SOURCES + TARGETS)
+INDEX = st.integers(0, 20)
+BREATH = 0.011
+"""Seconds that pass after everything that happens: one message gets through."""
+
+
+def pick(items: list[_T], index: int) -> _T:
+    return items[index % len(items)]
+
+
+class HandoffMachine(RuleBasedStateMachine):
+    """Two prefill engines, two decode engines. At its end all faults cease, and everything must become free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster = Cluster()
+
+    def teardown(self) -> None:
+        try:
+            self.cluster.come_to_rest()
+            self.cluster.check_rest()
+        finally:
+            self.cluster.close()
+
+    @invariant()
+    def promises_are_kept(self) -> None:
+        self.cluster.check()
+
+    def passed(self) -> list[Client]:
+        return [client for client in self.cluster.clients if client.ticket is not None and client.late]
+
+    def reads(self) -> list[Read]:
+        return self.cluster.fabric.reads
+
+    def streams(self) -> list[Stream]:
+        return self.cluster.network.streams
+
+    def alive(self, engine_id: str) -> bool:
+        return self.cluster.incarnations[engine_id].node.alive
+
+    @initialize(prefill=SOURCE, decode=TARGET, held=st.booleans())
+    def begin(self, prefill: str, decode: str, held: bool) -> None:
+        if held:
+            self.cluster.held.add((prefill, decode))
+        self.cluster.submit((1, 2, 3, 4, 5, 6, 7), 3, prefill, decode, late=False)
+
+    @rule(
+        first=st.integers(1, 3),
+        length=st.integers(1, 9),
+        max_tokens=st.integers(1, 4),
+        prefill=SOURCE,
+        decode=TARGET,
+        late=st.booleans(),
+    )
+    def submit(self, first: int, length: int, max_tokens: int, prefill: str, decode: str, late: bool) -> None:
+        """Prompts share prefixes, so that caches hit."""
+        prompt = (first, *range(2, 2 + length))
+        if len(self.cluster.clients) < 12:
+            self.cluster.submit(prompt, max_tokens, prefill, decode, late=late)
+            self.cluster.advance(BREATH)
+
+    @rule(seconds=st.sampled_from((0.03, 0.03, 0.1, 0.1, 0.6, 0.6, 1.9, 3.5)))
+    def time_passes(self, seconds: float) -> None:
+        self.cluster.advance(seconds)
+
+    @precondition(lambda self: self.passed())
+    @rule(index=INDEX)
+    def deliver_ticket(self, index: int) -> None:
+        self.cluster.deliver_ticket(pick(self.passed(), index))
+        self.cluster.advance(BREATH)
+
+    @precondition(lambda self: self.cluster.clients)
+    @rule(index=INDEX, at_source=st.booleans())
+    def cancel(self, index: int, at_source: bool) -> None:
+        client = pick(self.cluster.clients, index)
+        self.cluster.cancel(client, client.prefill if at_source else client.decode)
+        self.cluster.advance(BREATH)
+
+    @rule(engine_id=ENGINE)
+    def freeze(self, engine_id: str) -> None:
+        self.cluster.incarnations[engine_id].node.freeze()
+
+    @precondition(lambda self: any(i.node.frozen for i in self.cluster.incarnations.values()))
+    @rule(engine_id=ENGINE)
+    def thaw(self, engine_id: str) -> None:
+        self.cluster.thaw(engine_id)
+        self.cluster.advance(BREATH)
+
+    @rule(engine_id=ENGINE, restarted=st.booleans())
+    def kill(self, engine_id: str, restarted: bool) -> None:
+        if self.alive(engine_id):
+            self.cluster.kill(engine_id)
+        if restarted:
+            self.cluster.restart(engine_id)
+        self.cluster.advance(BREATH)
+
+    @rule(prefill=SOURCE, decode=TARGET)
+    def hold_reads(self, prefill: str, decode: str) -> None:
+        self.cluster.held.add((prefill, decode))
+
+    @precondition(lambda self: self.cluster.held)
+    @rule(index=INDEX)
+    def let_reads_go(self, index: int) -> None:
+        self.cluster.let_go(*pick(sorted(self.cluster.held), index))
+        self.cluster.advance(BREATH)
+
+    @precondition(lambda self: self.reads())
+    @rule(index=INDEX, share=st.sampled_from((0.0, 0.5, 1.0)))
+    def bytes_land_early(self, index: int, share: float) -> None:
+        read = pick(self.reads(), index)
+        self.cluster.soon(lambda: read.land(share))
+
+    @precondition(lambda self: self.reads())
+    @rule(index=INDEX, damaged=st.booleans())
+    def read_ends(self, index: int, damaged: bool) -> None:
+        """Even while its source is frozen or dead: its memory may still be mapped."""
+        read = pick(self.reads(), index)
+        self.cluster.soon(lambda: read.finish(damaged=damaged))
+        self.cluster.advance(BREATH)
+
+    @precondition(lambda self: self.reads())
+    @rule(index=INDEX)
+    def read_fails(self, index: int) -> None:
+        read = pick(self.reads(), index)
+        self.cluster.soon(lambda: read.fail("injected"))
+        self.cluster.advance(BREATH)
+
+    @precondition(lambda self: self.streams())
+    @rule(index=INDEX, to_source=st.booleans(), fault=st.sampled_from(Fault), after=st.integers(0, 2))
+    def line_misbehaves(self, index: int, to_source: bool, fault: Fault, after: int) -> None:
+        """The next message but `after`."""
+        stream = pick(self.streams(), index)
+        line = stream.there if to_source else stream.back
+        line.faults.extend([None] * after + [fault])
+
+    @precondition(lambda self: self.streams())
+    @rule(index=INDEX)
+    def renewals_get_lost(self, index: int) -> None:
+        """While what the source says is on its way for longer than its leases last."""
+        stream = pick(self.streams(), index)
+        stream.there.faults.extend([None] + [Fault.LOSE] * 5)
+        stream.back.faults.append(Fault.HOLD_UP)
+
+    @precondition(lambda self: self.streams())
+    @rule(index=INDEX)
+    def line_breaks(self, index: int) -> None:
+        self.cluster.soon(pick(self.streams(), index).cut)
+        self.cluster.advance(BREATH)

@@ -1,0 +1,173 @@
+"""Defects the model check must find: each takes one rule out of the product."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from pdserve.core.ticket import PrefillDone, RegionReady
+from pdserve.engine.handoff_source import HandoffSource
+from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
+from pdserve.engine.held_tickets import HeldTickets
+from pdserve.kvcache.manager import KVCacheManager
+from pdserve.transfer.pull import LocalPull
+from pdserve.transfer.service import LocalTransferService
+
+
+@contextmanager
+def no_quarantine_after_failure() -> Iterator[None]:
+    """Target blocks of a failed fetch are free at once."""
+    outcome = HandoffTarget._outcome
+
+    def forgetful(self: HandoffTarget, *args: Any) -> FetchOutcome:
+        return replace(outcome(self, *args), unsettled=())
+
+    with patch.object(HandoffTarget, "_outcome", forgetful):
+        yield
+
+
+@contextmanager
+def no_quarantine_after_cancel() -> Iterator[None]:
+    """A cancelled fetch's blocks are free although reads are in flight."""
+    with (
+        patch.object(KVCacheManager, "quarantine", lambda *_: None),
+        patch.object(KVCacheManager, "unquarantine", lambda *_: None),
+    ):
+        yield
+
+
+@contextmanager
+def settled_too_early() -> Iterator[None]:
+    """Quarantine ends with the deadline instead of with the read."""
+
+    async def at_once(self: LocalPull) -> None:
+        return
+
+    with patch.object(LocalPull, "settled", at_once):
+        yield
+
+
+@contextmanager
+def settled_twice() -> Iterator[None]:
+    """Quarantine is lifted a second time."""
+    settle = HandoffTarget._settle
+
+    async def twice(self: HandoffTarget, fetch: Any, unsettled: tuple[int, ...]) -> None:
+        await settle(self, fetch, unsettled)
+        await settle(self, fetch, unsettled)
+
+    with patch.object(HandoffTarget, "_settle", twice):
+        yield
+
+
+@contextmanager
+def lease_released_twice() -> Iterator[None]:
+    """The source's blocks are given back once more than they were leased."""
+    release = KVCacheManager.release
+
+    def twice(self: KVCacheManager, ticket_id: str) -> bool:
+        blocks = self._tickets.get(ticket_id)
+        released = release(self, ticket_id)
+        if blocks is not None:
+            self._pool.unlease(blocks)
+        return released
+
+    with patch.object(KVCacheManager, "release", twice):
+        yield
+
+
+@contextmanager
+def no_lease_guard() -> Iterator[None]:
+    """Reads start whether the lease holds or not."""
+    with patch.object(HeldTickets, "lease_holds", lambda *_: True):
+        yield
+
+
+@contextmanager
+def lease_counted_from_arrival() -> Iterator[None]:
+    """A ticket's lease is taken to begin when the target first sees it."""
+
+    def hold(self: HeldTickets, ticket: Any) -> None:
+        self._leases[ticket.id] = self._clock.monotonic() + ticket.lease
+
+    def deaf(self: HeldTickets, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
+        for ticket_id in ticket_ids:
+            if ticket_id in self._leases:
+                self._leases[ticket_id] = self._clock.monotonic() + self._times.lease
+
+    with patch.object(HeldTickets, "hold", hold), patch.object(HeldTickets, "renewed", deaf):
+        yield
+
+
+@contextmanager
+def cancel_frees_under_a_reader() -> Iterator[None]:
+    """The source gives a cancelled prompt's blocks away while a target reads them."""
+    cancel = HandoffSource.cancel
+
+    def hasty(self: HandoffSource, sequence_id: int) -> None:
+        offer = self._by_sequence.get(sequence_id)
+        if offer is not None:
+            offer.attached = False
+        cancel(self, sequence_id)
+
+    with patch.object(HandoffSource, "cancel", hasty):
+        yield
+
+
+class _EveryDigest(bytes):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = bytes.__hash__
+
+
+@contextmanager
+def digests_not_compared() -> Iterator[None]:
+    """Whatever arrives is taken for what was sent."""
+
+    async def flattering(*_: Any) -> bytes:
+        return _EveryDigest()
+
+    with patch.object(LocalTransferService, "_target_digest", flattering):
+        yield
+
+
+@contextmanager
+def repeated_regions_count() -> Iterator[None]:
+    """A region said twice is read twice, and counts for blocks that never came."""
+
+    def wanted(fetch: Any, region: RegionReady) -> range:
+        blocks = range(region.first_block, region.first_block + len(region.source_blocks))
+        if not fetch.unasked.intersection(blocks):
+            fetch.missing = set(sorted(fetch.missing)[len(blocks) :])
+        return blocks
+
+    with patch("pdserve.engine.handoff_target._wanted", wanted):
+        yield
+
+
+@contextmanager
+def runs_before_everything_arrived() -> Iterator[None]:
+    """The first token is enough to go on."""
+
+    def satisfied(self: HandoffTarget, fetch: Any) -> bool:
+        return isinstance(fetch.done, PrefillDone)
+
+    with patch.object(HandoffTarget, "_satisfied", satisfied):
+        yield
+
+
+MUTANTS: tuple[Callable[[], AbstractContextManager[None]], ...] = (
+    no_quarantine_after_failure,
+    no_quarantine_after_cancel,
+    settled_too_early,
+    settled_twice,
+    lease_released_twice,
+    no_lease_guard,
+    lease_counted_from_arrival,
+    cancel_frees_under_a_reader,
+    digests_not_compared,
+    repeated_regions_count,
+    runs_before_everything_arrived,
+)
