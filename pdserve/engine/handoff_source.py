@@ -1,13 +1,9 @@
 """The prefill side of a handoff: tickets, their leases, and the regions that became readable.
 
-A ticket's life on the source:
+A ticket is ISSUED, then ATTACHED, and ends RELEASED, EXPIRED or WITHDRAWN: the left half of the state machine
+drawn in handoff_target.
 
-    issued ──attach──▶ attached ──release──▶ released      the target has read (or given up) everything
-      │                   │
-      ├──────expire───────┴──▶ expired                     the lease ran out; a later Release is told so
-      └──cancel before attach──▶ withdrawn                 a later Attach is told so
-
-Blocks stay leased until the ticket leaves issued/attached. Leaving is final and happens once. While a
+Blocks stay leased until the ticket leaves ISSUED and ATTACHED. Leaving is final and happens once. While a
 target is attached only its Release or the lease's end frees blocks: it may be reading them right now.
 """
 

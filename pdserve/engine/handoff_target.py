@@ -1,11 +1,33 @@
 """The decode side of a handoff: fetches a prompt's KV block by block, verified, while prefill still runs.
 
-One fetch:
+The whole protocol is one state machine; handoff_source has the left half, transfer.base says what a pull is:
 
-    HELD ──blocks allocated──▶ ATTACHED ──regions ready──▶ PULLING ──all verified, first token known──▶
-    RELEASING ──lease held──▶ COMPLETE
+    SOURCE, a ticket                 messages               TARGET, a fetch               target's blocks
 
-    from every state: ──error or cancel──▶ ABANDONED ──all pulls settled──▶ SETTLED
+    ISSUED    blocks leased     ── the ticket, by a gateway ──▶ HELD      renews the lease    none yet
+      │                                                           │ link open, blocks there
+      │                         ◀── Attach, renews the lease ───  ▼
+    ATTACHED  may be read       ─── RegionReady … ─────────────▶ FETCHING  a pull per region  used, unverified
+      │                         ─── PrefillDone ───────────────▶  │ all verified, token known
+      │                         ◀── Release ───────────────────  ▼
+      ▼                                                          RELEASING
+    RELEASED  blocks free       ─── Released(no) ──────────────▶ COMPLETE                     used: it runs
+
+    ISSUED, ATTACHED ─ lease ran out ─▶ EXPIRED     blocks free; TicketGone, and Released(expired) to a late Release
+    ISSUED           ─ cancel ────────▶ WITHDRAWN   blocks free; TicketGone to a late Attach
+    ATTACHED         ─ cancel ────────▶ ATTACHED    TicketGone; still leased, for the target may be reading
+
+    HELD, FETCHING, RELEASING ─ TicketGone, Released(expired), error, cancel, link lost ─▶ ABANDONED
+    ABANDONED ─ every pull settled ─▶ SETTLED       until then blocks of reads in flight are quarantined, others free;
+                                                    then Release, and all are free
+
+    A PULL, started only while the lease surely holds, for blocks that no pull was started for
+
+    POSTED ── DONE ──▶ ARRIVED ── digest equal ──▶ VERIFIED ─────────────┐
+      │  ▲               │                                               │
+      │  └─ read again ──┴─ digest differs ──▶ (second time) MISMATCHED ─┤
+      ├── ERROR ─────────────────────────────▶ FAILED ───────────────────┼──▶ SETTLED
+      └── deadline, cancel, peer gone ──▶ QUARANTINED ── DONE or ERROR ──┘
 
 The caller learns of COMPLETE or ABANDONED at once. Blocks of an abandoned fetch that a pull may still
 write to are named in the outcome and stay quarantined until `settled`. The source's lease is given back

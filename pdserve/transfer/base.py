@@ -3,13 +3,8 @@
 The owner of the destination posts reads; nobody writes into another worker's memory. Two-sided backends keep
 that rule too: their source sends only what it was asked for, into a buffer of the target's choice.
 
-A pull, as the service drives it::
-
-    POSTED ──DONE──► ARRIVED ──digest equal──► VERIFIED ─────────────┐
-      │  ▲              │                                            │
-      │  └─ one re-read ┴─ digest differs ──► (again) MISMATCHED ────┤
-      ├──ERROR──────────────────────────────► FAILED ────────────────┼──► SETTLED
-      └──deadline, cancel, peer gone──► QUARANTINED ──DONE or ERROR──┘
+A pull is POSTED, ARRIVED and VERIFIED, or else MISMATCHED, FAILED or QUARANTINED, and at last SETTLED: the lower
+part of the state machine drawn in engine/handoff_target.py, as the service drives it.
 
 wait() answers on entering VERIFIED, MISMATCHED, FAILED or QUARANTINED; settled() on SETTLED. While a pull is
 POSTED or QUARANTINED its target blocks may be overwritten at any moment. A one-sided backend cannot cancel a

@@ -1,4 +1,4 @@
-"""One pull under way: the state machine drawn in base.py, on an event loop."""
+"""One pull under way: its state machine is drawn in engine/handoff_target.py, on an event loop."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
