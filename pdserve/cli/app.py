@@ -89,7 +89,10 @@ def status(
     from pdserve.cli.status import render
 
     answer = ask_admin(host, port, "/admin/engines", api_key)
-    typer.echo(answer.decode() if as_json else render(answer), nl=True)
+    if as_json:
+        typer.echo(answer.decode())
+    else:
+        typer.echo(render(answer, ask_admin(host, port, "/admin/links", api_key)))
 
 
 @app.command()

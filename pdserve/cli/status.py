@@ -10,11 +10,12 @@ from rich.table import Table
 from pdserve.core.errors import PdserveError
 
 
-def render(answer: bytes) -> str:
-    """The engines as a table for a terminal. Raises PdserveError when the answer is not ours."""
+def render(engines: bytes, links: bytes) -> str:
+    """What GET /admin/engines and /admin/links answered as a table for a terminal. Raises PdserveError when that is
+    not ours."""
     try:
-        engines: list[dict[str, Any]] = json.loads(answer)["engines"]
-        rows = [_row(engine) for engine in engines]
+        lost = {engine["id"]: engine["lost"] for engine in json.loads(links)["engines"]}
+        rows = [_row(engine, lost.get(engine["id"], [])) for engine in json.loads(engines)["engines"]]
     except (ValueError, KeyError, TypeError):
         raise PdserveError("the answer is not a list of engines; is this a pdserve gateway?") from None
     table = Table(box=None, pad_edge=False)
@@ -44,8 +45,8 @@ _COLUMNS = (
 )
 
 
-def _row(engine: dict[str, Any]) -> list[str]:
+def _row(engine: dict[str, Any], lost: list[str]) -> list[str]:
     values = [engine[name] for name in ("id", "role", "state", "pid", "address", "running", "waiting")]
     blocks = engine["kv_blocks"]
     values += [blocks[name] for name in ("free", "used", "leased", "quarantined", "total")]
-    return [*map(str, values), ", ".join(engine["lost_links"])]
+    return [*map(str, values), ", ".join(lost)]

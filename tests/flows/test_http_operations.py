@@ -100,9 +100,13 @@ def test_engines_are_listed_under_the_agreed_names(client: httpx.Client, server:
         "running": 2,
         "waiting": 1,
         "kv_blocks": {"total": 10, "free": 4, "used": 3, "leased": 2, "quarantined": 1},
-        "lost_links": [],
     }
     assert engines[1]["kv_blocks"]["total"] == 0
+
+
+def test_lost_links_are_told_by_engine(client: httpx.Client, server: HttpServer) -> None:
+    engines = client.get(f"{server.admin_url}/admin/links").json()["engines"]
+    assert engines[0] == {"id": "prefill-0", "lost": []}
 
 
 def test_steps_are_told_by_engine_with_what_it_can_take_on(client: httpx.Client, server: HttpServer) -> None:

@@ -29,6 +29,10 @@ def admin_router(gateway: Gateway) -> APIRouter:
     async def engines() -> Response:
         return as_json({"engines": [describe(view) for view in gateway.generator.engines()]})
 
+    @router.get("/admin/links", response_model=None)
+    async def links() -> Response:
+        return as_json({"engines": [describe_links(view) for view in gateway.generator.engines()]})
+
     @router.get("/admin/steps", response_model=None)
     async def steps() -> Response:
         return as_json({"engines": [describe_steps(view) for view in gateway.generator.engines()]})
@@ -73,8 +77,12 @@ def describe(view: EngineView) -> dict[str, object]:
         "running": load.running if load else 0,
         "waiting": load.waiting if load else 0,
         "kv_blocks": asdict(load.blocks) if load else _NO_BLOCKS,
-        "lost_links": sorted(engine_id for engine_id, _ in view.lost_links),
     }
+
+
+def describe_links(view: EngineView) -> dict[str, object]:
+    """The prefill engines an engine is not sent to now, because its link to them was lost."""
+    return {"id": view.endpoint.engine_id, "lost": sorted(engine_id for engine_id, _ in view.lost_links)}
 
 
 def describe_steps(view: EngineView) -> dict[str, object]:

@@ -29,8 +29,8 @@ ENGINE = {
     "running": 3,
     "waiting": 1,
     "kv_blocks": {"total": 100, "free": 60, "used": 25, "leased": 10, "quarantined": 5},
-    "lost_links": ["prefill-0", "prefill-2"],
 }
+LINKS = {"id": "decode-0", "lost": ["prefill-0", "prefill-2"]}
 
 
 class Gateway(http.server.BaseHTTPRequestHandler):
@@ -43,8 +43,9 @@ class Gateway(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         allowed = not self.key or self.headers["Authorization"] == f"Bearer {self.key}"
         live = json.dumps({"status": "live", "admin_port": self.server.server_port})
-        body = live if self.path == "/live" else self.body
-        known = self.path in ("/live", "/admin/engines", "/admin/requests/cmpl-abc", "/admin/requests/last")
+        others = {"/live": live, "/admin/links": json.dumps({"engines": [LINKS]})}
+        body = others.get(self.path, self.body)
+        known = self.path in (*others, "/admin/engines", "/admin/requests/cmpl-abc", "/admin/requests/last")
         if not known:
             body = json.dumps({"error": {"message": "it is not kept"}})
         self.send_response(401 if not (allowed or self.path == "/live") else 200 if known else 404)
