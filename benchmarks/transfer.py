@@ -11,6 +11,9 @@ Between two processes on this machine, in one run, the ways taking turns:
 Blocks are permuted on both sides, so none are adjacent. Figures are medians with quartiles; ratios are medians of the
 ratios within a round, which a machine's changing load moves least. The control overhead is a handoff's time beyond a
 raw read of the same blocks.
+
+A round in which other processes took more than a tenth of the cores does not count, unless there were too few others:
+then all do, and the row says that it is not quiet.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.quiet import QUIET, until_quiet, usage
 from benchmarks.transfer_target import Blocks, Target, check_bytes
 from pdserve.transfer.memory import HostMemory
 
@@ -45,29 +49,37 @@ def memcpy(target: Target, origin: HostMemory, source: Blocks, blocks: Blocks) -
     return time.perf_counter() - begun
 
 
-async def measure(backend: str, block_kib: int, rounds: int, rng: random.Random) -> dict[str, Any]:
+async def measure(backend: str, block_kib: int, rounds: int, seconds_left: float, rng: random.Random) -> dict[str, Any]:
+    """Until so many rounds were quiet, or the time is over; then all rounds count."""
     target = await Target.open(backend, block_kib)
     origin = HostMemory(target.layout.total_bytes)
     origin.array[:] = np.random.default_rng(1).integers(0, 256, origin.nbytes, dtype=np.uint8)
     count = (PAYLOAD_MIB << 10) // block_kib
-    seconds: dict[str, list[float]] = {name: [] for name in ("memcpy", "raw", "in series", "pipelined")}
-    control = []
+    taken: list[tuple[float, dict[str, float]]] = []
+    deadline = time.monotonic() + seconds_left
     try:
-        for turn in range(rounds + WARM_UP):
+        while not _enough(taken, rounds, time.monotonic() > deadline):
+            await until_quiet((target.source_pid,), deadline)
             source, blocks = (rng.sample(range(target.layout.num_blocks), count) for _ in range(2))
-            taken = await _round(target, origin, source, blocks, rng)
-            overhead = await _control(target, source[:CONTROL_BLOCKS], blocks[:CONTROL_BLOCKS])
-            if turn >= WARM_UP:
-                control.append(overhead)
-                for name, value in taken.items():
-                    seconds[name].append(value)
+            before = usage((target.source_pid,))
+            samples = await _round(target, origin, source, blocks, rng)
+            samples["control"] = await _control(target, source[:CONTROL_BLOCKS], blocks[:CONTROL_BLOCKS])
+            taken.append((usage((target.source_pid,)).others_since(before), samples))
         target.memory.array[:] = 0
         await target.handoff(source, blocks)
         check_bytes(target, source, blocks)
     finally:
         origin.close()
         await target.close()
-    return _summary(seconds, control, PAYLOAD_MIB << 20)
+    quiet = [samples for others, samples in taken[WARM_UP:] if others < QUIET]
+    enough = len(quiet) >= rounds // 2
+    counted = quiet if enough else [samples for _, samples in taken[WARM_UP:]]
+    return {"quiet": enough, "rounds": len(counted)} | _summary(counted, PAYLOAD_MIB << 20)
+
+
+def _enough(taken: list[tuple[float, dict[str, float]]], rounds: int, late: bool) -> bool:
+    """So many quiet rounds; when it is late, so many of any kind."""
+    return sum(late or others < QUIET for others, _ in taken) >= rounds + WARM_UP
 
 
 async def _round(
@@ -90,7 +102,9 @@ async def _control(target: Target, source: Blocks, blocks: Blocks) -> float:
     return handoff - target.read(source, blocks, digest=False)
 
 
-def _summary(seconds: dict[str, list[float]], control: list[float], num_bytes: int) -> dict[str, Any]:
+def _summary(rounds: list[dict[str, float]], num_bytes: int) -> dict[str, Any]:
+    seconds = {name: [samples[name] for samples in rounds] for name in rounds[0]}
+    control = seconds.pop("control")
     ratios = {
         f"pipelined of {name}": _quartiles(_ratios(seconds[name], seconds["pipelined"])) for name in ("raw", "memcpy")
     }
@@ -116,8 +130,8 @@ def _quartiles(values: list[float]) -> dict[str, float]:
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown, as in docs/kv-transfer.md."""
     lines = [
-        "| backend | block | memcpy | raw | in series | pipelined | of raw | of memcpy | control, 16 blocks |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| backend | block | memcpy | raw | in series | pipelined | of raw | of memcpy | control, 16 blocks | quiet |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results:
         speeds = [
@@ -125,13 +139,16 @@ def table(results: list[dict[str, Any]]) -> str:
         ]
         ratios = [f"{row['ratios'][f'pipelined of {name}']['median']:.2f}" for name in ("raw", "memcpy")]
         control = f"{row['control_milliseconds_16_blocks']['median']:.2f} ms"
-        lines.append(f"| {' | '.join([row['backend'], str(row['block_kib']) + ' KiB', *speeds, *ratios, control])} |")
+        quiet = "yes" if row["quiet"] else "no"
+        cells = [row["backend"], f"{row['block_kib']} KiB", *speeds, *ratios, control, quiet]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--patience", type=float, default=60, help="seconds to wait for quiet rounds, per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "transfer.json")
     args = parser.parse_args()
@@ -139,14 +156,14 @@ def main() -> None:
     results = []
     for backend in BACKENDS:
         for block_kib in BLOCK_KIB:
-            row = asyncio.run(measure(backend, block_kib, args.rounds, random.Random(args.seed)))
+            rng = random.Random(args.seed)
+            row = asyncio.run(measure(backend, block_kib, args.rounds, args.patience, rng))
             results.append({"backend": backend, "block_kib": block_kib} | row)
     report = {
         "benchmark": "transfer",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_average_before": round(load[0], 2),
         "load_average_after": round(os.getloadavg()[0], 2),
-        "rounds": args.rounds,
         "seed": args.seed,
         "payload_mib": PAYLOAD_MIB,
         "results": results,

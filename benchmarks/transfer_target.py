@@ -27,9 +27,10 @@ from pdserve.engine.server import grpc_links
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.base import ReadPlan, TransferState
 from pdserve.transfer.digest import region_digest
+from pdserve.transfer.lanes import OFFER
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.plan import plan_read
-from pdserve.transfer.service import OFFER, LocalTransferService
+from pdserve.transfer.service import LocalTransferService
 
 TIMES = Times(lease=60, transfer_deadline=30)
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,10 @@ class Target:
         self.raw.register(self.memory)
         offer = OFFER.decode(dict(self._peer.ranks[0].backends)[name])
         self.raw.connect("p", offer.metadata)
+
+    @property
+    def source_pid(self) -> int:
+        return self._process.pid
 
     async def ask(self, **command: Any) -> Any:
         assert self._process.stdin
