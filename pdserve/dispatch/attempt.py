@@ -72,6 +72,8 @@ class Attempt:
                     decoded.cancel()
                 while True:
                     self._record.decode_trace = delta.trace
+                    if delta.trace:
+                        self._sessions.link_carried(self._route.link, delta.trace)
                     yield delta
                     if delta.finish_reason:
                         return

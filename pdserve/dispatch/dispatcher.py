@@ -69,6 +69,8 @@ class Dispatcher:
                 except Lost as loss:
                     if loss.link:
                         self._sessions.link_lost(loss.link)
+                    if loss.damaging:
+                        self._sessions.link_damaged(loss.damaging)
                     history.note(loss)
                     record.give_up(loss.error, len(emitted), self._clock.unix())
                     await _before(deadline, self._budget.admit())

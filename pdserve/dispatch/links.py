@@ -29,12 +29,13 @@ class LostLinks:
         self._clock = clock
         self._losses: dict[Link, _Loss] = {}
 
-    def lost(self, link: Link) -> bool:
-        """A request lost the link; whether that is news."""
+    def lost(self, link: Link, backoff: float | None = None) -> bool:
+        """A request lost the link; whether that is news. backoff is the first one, the setting's unless given."""
         now = self._clock.monotonic()
         loss = self._losses.get(link)
         if loss is None:
-            self._losses[link] = _Loss(self._times.link_backoff, now + self._times.link_backoff)
+            first = self._times.link_backoff if backoff is None else backoff
+            self._losses[link] = _Loss(first, now + first)
         elif loss.until <= now:
             loss.until = now + loss.backoff
         return loss is None

@@ -11,6 +11,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.cluster import EngineKey, EngineView, Link, Route
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import (
+    DigestMismatch,
     EngineDied,
     LinkLost,
     Overloaded,
@@ -44,21 +45,36 @@ class ReplayRules:
 
 class Lost(Exception):
     """An attempt lost an incarnation, or the link between two. died: the engine itself is gone or silent.
-    link: nothing came over it, and both its ends may be well."""
+    link: nothing came over it, and both its ends may be well. damaging: what came over it was damaged."""
 
-    def __init__(self, error: PdserveError, engine: Endpoint, *, died: bool, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        error: PdserveError,
+        engine: Endpoint,
+        *,
+        died: bool,
+        link: Link | None = None,
+        damaging: Link | None = None,
+    ) -> None:
         super().__init__(str(error))
         self.error = error
         self.engine = engine
         self.died = died
         self.link = link
+        self.damaging = damaging
 
 
 def lost(error: PdserveError, reporter: Endpoint, route: Route) -> Lost | None:
     """What was lost, or None if another attempt could not help. reporter is the engine whose stream ended
     with the error; a decode engine that reports a failed transfer is itself well."""
     if isinstance(error, TransferError) and reporter == route.decode:
-        return Lost(error, route.prefill, died=False, link=route.link if isinstance(error, _LINK_ERRORS) else None)
+        return Lost(
+            error,
+            route.prefill,
+            died=False,
+            link=route.link if isinstance(error, _LINK_ERRORS) else None,
+            damaging=route.link if isinstance(error, DigestMismatch) else None,
+        )
     if isinstance(error, (EngineDied, TransferError, Unavailable)):
         return Lost(error, reporter, died=isinstance(error, EngineDied))
     return None

@@ -24,10 +24,11 @@ from pdserve.core.cluster import (
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import EngineClient
-from pdserve.core.request import Request
+from pdserve.core.request import EngineTrace, Request
 from pdserve.dispatch.connection import EngineConnection
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.links import LostLinks
+from pdserve.dispatch.pair_watch import PairWatch
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.pool_model import PoolModel
 
@@ -75,6 +76,8 @@ class SessionPool:
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._links = LostLinks(times, clock)
+        self._watch = PairWatch()
+        self._bad_link_backoff = times.link_backoff_max
 
     def changed(self) -> asyncio.Event:
         """Set as soon as an engine joins, becomes usable or is lost, or a lost link works, after this call."""
@@ -94,6 +97,7 @@ class SessionPool:
                 )
                 self._open(key, endpoint)
         self._links.keep(live)
+        self._watch.keep(live)
         self._note_change()
 
     def state(self) -> ClusterState:
@@ -128,6 +132,18 @@ class SessionPool:
         if self._links.works(link):
             _log.info("link works again", **_named(link))
             self._note_change()
+
+    def link_carried(self, link: Link, trace: EngineTrace) -> None:
+        """A handoff's transfer as its decode engine tells it. A link that is slow again and again is avoided."""
+        stages = dict(trace.transfer_stages)
+        seconds = stages.get("post", 0.0) + stages.get("wire", 0.0)
+        if self._watch.carried(link, trace.transfer_bytes, seconds) and self._links.lost(link, self._bad_link_backoff):
+            _log.warning("link slow, handoffs avoid it", bytes=trace.transfer_bytes, seconds=seconds, **_named(link))
+
+    def link_damaged(self, link: Link) -> None:
+        """A handoff's bytes arrived damaged."""
+        if self._watch.damaged(link) and self._links.lost(link, self._bad_link_backoff):
+            _log.warning("link damages KV, handoffs avoid it", **_named(link))
 
     def next_link_try(self) -> float | None:
         """When (monotonic) a link that is avoided now may be tried; None when none is."""

@@ -49,6 +49,13 @@ async def test_a_fetch_over_it_clears_it_and_the_next_loss_begins_anew() -> None
     assert links.next_try() == clock.monotonic() + 1.0
 
 
+async def test_the_first_back_off_may_be_a_longer_one() -> None:
+    links = LostLinks(TIMES, ManualClock())
+    assert links.lost(LINK, 3.0)
+    assert not links.lost(LINK, 9.0)
+    assert links.next_try() == 1003.0
+
+
 async def test_links_of_an_incarnation_that_left_are_forgotten() -> None:
     links = LostLinks(TIMES, ManualClock())
     links.lost(LINK)

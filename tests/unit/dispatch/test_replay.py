@@ -115,6 +115,7 @@ def test_after_a_lost_link_its_target_may_serve_alone_and_after_a_second_one_han
 def test_only_what_a_decode_engine_says_of_its_link_is_a_lost_link(error: PdserveError) -> None:
     said = [lost(error, D, ROUTE), lost(error, P, ROUTE), lost(DigestMismatch("damaged"), D, ROUTE)]
     assert [loss and loss.link for loss in said] == [ROUTE.link, None, None]
+    assert [loss and loss.damaging for loss in said] == [None, None, ROUTE.link]
 
 
 def test_a_request_present_at_two_deaths_is_not_given_a_third_engine() -> None:

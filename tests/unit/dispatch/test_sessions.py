@@ -11,9 +11,10 @@ from pdserve.core.cluster import Booked, EngineView, Mode, Route
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role, StepTally
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import DeltaStream
-from pdserve.core.request import Request, SamplingParams
+from pdserve.core.request import EngineTrace, Request, SamplingParams
 from pdserve.core.ticket import TransferTicket
 from pdserve.dispatch.ledger import EngineLedger
+from pdserve.dispatch.pair_watch import SLOW_STREAK
 from pdserve.dispatch.sessions import SessionPool
 from tests.clocks import ManualClock, settle
 
@@ -172,3 +173,36 @@ async def test_a_broken_line_to_an_engine_that_has_left_stays_closed(bench: Benc
     await settle()
     await bench.clock.advance(5.0)
     assert bench.lines["d0", 1] is broken
+
+
+def transfer(seconds: float) -> EngineTrace:
+    return EngineTrace(
+        engine_id="d0",
+        epoch=1,
+        cached_tokens=0,
+        stamps=(),
+        transfer_bytes=64 << 20,
+        transfer_stages=(("queue", 9.0), ("post", seconds / 2), ("wire", seconds / 2), ("verify", 9.0)),
+    )
+
+
+async def test_handoffs_avoid_a_link_that_is_slow_again_and_again_and_return_to_it(bench: Bench) -> None:
+    bench.pool.update((endpoint("p0"), endpoint("p1"), endpoint("d0")))
+    slow, fast = ((("p0", 1), ("d0", 1)), (("p1", 1), ("d0", 1)))
+    bench.pool.link_carried(fast, transfer(0.1))
+    for _ in range(SLOW_STREAK - 1):
+        bench.pool.link_carried(slow, transfer(1.0))
+    assert bench.view("d0").lost_links == frozenset()
+    bench.pool.link_carried(slow, transfer(1.0))
+    assert bench.view("d0").lost_links == {("p0", 1)}
+    await bench.clock.advance(Times().link_backoff_max)
+    assert bench.view("d0").lost_links == frozenset()
+
+
+async def test_handoffs_avoid_a_link_that_damages_bytes_again(bench: Bench) -> None:
+    bench.pool.update((endpoint("p0"), endpoint("d0")))
+    link = (("p0", 1), ("d0", 1))
+    bench.pool.link_damaged(link)
+    assert bench.view("d0").lost_links == frozenset()
+    bench.pool.link_damaged(link)
+    assert bench.view("d0").lost_links == {("p0", 1)}
