@@ -1,12 +1,12 @@
-"""Handoffs over links of 1 to 10 Gb/s, progressive and in bulk, while prefill still computes.
+"""Handoffs over links of 1 to 10 Gb/s while prefill still computes, and in bulk afterwards.
 
 Needs root, `ip` and `tc`: the source runs in one network namespace and the target in another, joined by a veth pair
 whose source end a token bucket shapes. Nothing outside these namespaces is touched. A prompt of four equal chunks
 becomes final chunk by chunk, either slower than the link carries a chunk (the link outruns production) or faster.
 
-    progressive  where the link outruns production, the time from the last chunk's end to the last verified block, over
-                 the time of a raw read of one chunk; elsewhere, the time from the first ready region on, over that of
-                 a raw read of the whole prompt
+    attached     the target attaches at once, and its own forecast decides between progressive and bulk. Where the link
+                 outruns production, the time from the last chunk's end to the lease's release, over the time of a raw
+                 read of one chunk; elsewhere, from the first ready region on, over a raw read of the whole prompt
     bulk         the same for a target that attaches only when all is computed
 
 Raw reads go over the same link, right before the handoff they are compared with.
@@ -93,7 +93,7 @@ async def measure(source_name: str, backend: str, rounds: int, rng: random.Rando
 
 async def _at_rate(target: Target, gbit: float, outrun: bool, rounds: int, rng: random.Random) -> dict[str, Any]:
     count = (CHUNK_MIB[gbit] << 10) // BLOCK_KIB
-    samples: dict[str, list[float]] = {"progressive": [], "bulk": [], "gbit_measured": []}
+    samples: dict[str, list[float]] = {"attached": [], "bulk": [], "gbit_measured": []}
     for _ in range(rounds):
         source, blocks = (rng.sample(range(target.layout.num_blocks), CHUNKS * count) for _ in range(2))
         chunk = target.read(source[:count], blocks[:count], digest=False)
@@ -103,7 +103,7 @@ async def _at_rate(target: Target, gbit: float, outrun: bool, rounds: int, rng: 
         bulk = await target.handoff(source, blocks, chunks=CHUNKS, chunk_seconds=pace, bulk=True)
         unit, taken = (chunk, handoff.after_last) if outrun else (whole, handoff.since_first)
         waited = 0.0 if outrun else (CHUNKS - 1) * pace
-        samples["progressive"].append(taken / unit)
+        samples["attached"].append(taken / unit)
         samples["bulk"].append((waited + bulk.after_last) / unit)
         samples["gbit_measured"].append(CHUNKS * CHUNK_MIB[gbit] * 2**20 * 8 / whole / 1e9)
     return {
@@ -116,10 +116,10 @@ async def _at_rate(target: Target, gbit: float, outrun: bool, rounds: int, rng: 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, as in docs/kv-transfer.md."""
-    lines = ["| link | raw read | production | progressive | bulk |", "|---|---|---|---|---|"]
+    lines = ["| link | raw read | production | attached | bulk |", "|---|---|---|---|---|"]
     for row in rows:
         production = "slower than the link" if row["link_outruns_production"] else "faster than the link"
-        figures = [f"{row[name]:.2f}" for name in ("progressive", "bulk")]
+        figures = [f"{row[name]:.2f}" for name in ("attached", "bulk")]
         lines.append(
             f"| {row['gbit']:g} Gb/s | {row['gbit_measured']:.2f} Gb/s | {production} | {' | '.join(figures)} |"
         )

@@ -20,7 +20,7 @@ from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.engine.handoff_source import HandoffSource
-from pdserve.engine.server import _HandoffService
+from pdserve.engine.server import HandoffService
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.memory import HostMemory
@@ -92,7 +92,7 @@ async def main(host: str, backend: str, block_kib: int) -> None:
         endpoint=endpoint, transfer=transfer, times=Times(lease=60), clock=SystemClock(), on_end=lambda *_: None
     )
     engine = SourceEngine(endpoint, transfer, source)
-    pb_grpc.add_HandoffServiceServicer_to_server(_HandoffService(engine), server)
+    pb_grpc.add_HandoffServiceServicer_to_server(HandoffService(engine), server)
     await server.start()
     print(base64.b64encode(msgspec.msgpack.encode(transfer.address)).decode(), flush=True)
     reader = asyncio.StreamReader(limit=1 << 20)
