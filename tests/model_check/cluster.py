@@ -26,7 +26,7 @@ from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.pump import TransferPump
 from pdserve.transfer.service import LocalTransferService
 from tests.model_check.device import LAYOUT, NUM_BLOCKS, CheckedExecutor, Meanings, Prefix, answer_to
-from tests.model_check.network import LATENCY, Listener, Network, Stub
+from tests.model_check.network import LATENCY, Listener, Network, Stream, Stub
 from tests.model_check.reads import Backend, Fabric, Read, Side
 
 SOURCES = ("p0", "p1")
@@ -164,6 +164,11 @@ class Cluster:
         for read in list(self.fabric.reads):
             if (read.source.engine_id, read.target.engine_id) == (source, target):
                 self._loop.call_soon(self._end_of_read, read)
+
+    def ends(self, stream: Stream) -> tuple[str, str]:
+        """Ids of the source and the target engine of a line."""
+        names = {incarnation.node: engine_id for engine_id, incarnation in self.incarnations.items()}
+        return names[stream.listener.node], names[stream.caller]
 
     def soon(self, action: Callable[[], object]) -> None:
         """Do something on the loop."""

@@ -151,10 +151,21 @@ class HandoffMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.streams())
     @rule(index=INDEX)
     def renewals_get_lost(self, index: int) -> None:
-        """While what the source says is on its way for longer than its leases last."""
+        """While what the source says of a new ticket is on its way for longer than its lease lasts."""
         stream = pick(self.streams(), index)
         stream.there.faults.extend([None] + [Fault.LOSE] * 5)
         stream.back.faults.append(Fault.HOLD_UP)
+        self.cluster.submit((4, 5, 6, index), 2, *self.cluster.ends(stream), late=False)
+        self.cluster.advance(BREATH)
+
+    @precondition(lambda self: self.streams())
+    @rule(index=INDEX)
+    def source_repeats_itself(self, index: int) -> None:
+        """About a new ticket, of which it has several things to say."""
+        stream = pick(self.streams(), index)
+        stream.back.faults.extend([Fault.DOUBLE] * 6)
+        self.cluster.submit((7, 6, 5, 4, 3, 2, 1, index), 2, *self.cluster.ends(stream), late=False)
+        self.cluster.advance(BREATH)
 
     @precondition(lambda self: self.streams())
     @rule(index=INDEX)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from pdserve.core.ticket import PrefillDone, RegionReady
+from pdserve.core.ticket import PrefillDone
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.held_tickets import HeldTickets
@@ -134,20 +134,6 @@ def digests_not_compared() -> Iterator[None]:
 
 
 @contextmanager
-def repeated_regions_count() -> Iterator[None]:
-    """A region said twice is read twice, and counts for blocks that never came."""
-
-    def wanted(fetch: Any, region: RegionReady) -> range:
-        blocks = range(region.first_block, region.first_block + len(region.source_blocks))
-        if not fetch.unasked.intersection(blocks):
-            fetch.missing = set(sorted(fetch.missing)[len(blocks) :])
-        return blocks
-
-    with patch("pdserve.engine.handoff_target._wanted", wanted):
-        yield
-
-
-@contextmanager
 def runs_before_everything_arrived() -> Iterator[None]:
     """The first token is enough to go on."""
 
@@ -168,6 +154,5 @@ MUTANTS: tuple[Callable[[], AbstractContextManager[None]], ...] = (
     lease_counted_from_arrival,
     cancel_frees_under_a_reader,
     digests_not_compared,
-    repeated_regions_count,
     runs_before_everything_arrived,
 )
