@@ -1,8 +1,8 @@
 """The simulator against reality: the same requests on 2 prefill + 2 decode engines, real ones and simulated ones.
 
-Three parts, one after the other, on both sides: a few requests to warm up; strangers, from which the profile is
-calibrated; after a pause in which that load fades from the router's memory, the measured conversations. Compared are
-each measured request's route, and the distributions of TTFT and TPOT. docs/simulator.md says what the figures mean.
+Two parts, on both sides: strangers, from which the profile is calibrated; after a pause in which that load fades from
+the router's memory, the measured conversations. Compared are each measured request's route, and the distributions of
+TTFT and TPOT. docs/simulator.md says what the figures mean.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import httpx
 
 from benchmarks.accuracy_report import Pick, compared, pick_of, render
 from benchmarks.conversation_trace import conversations, shifted, strangers
+from benchmarks.other_load import Moment, others_cores
 from pdserve.cli.calibrate import base_profile
 from pdserve.config.load import load_config
 from pdserve.core.cluster import ClusterState, Route, RouteAsk
@@ -42,46 +43,41 @@ from tests.deployment import Deployment, deployed, write_config
 
 ENGINES = {Role.PREFILL: 2, Role.DECODE: 2}
 POOLS = {"prefill": {"engines": 2}, "decode": {"engines": 2}}
-WARM_UP = 12
-STRANGERS = 60
+STRANGERS = 72
 BREATH = 5.0
-"""Seconds between the parts' last arrival and the next part, in which answers end and heartbeats tell of them."""
+"""Seconds after the strangers' last arrival in which answers end and heartbeats tell of them."""
+HEARTBEAT = 1.5
+"""Seconds after which engines have told of their last steps."""
 FORGETTING = 90.0
 """The pause before the conversations: three time constants of the router's memory of recent work."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """entries[begin:] are measured. calibrate_from, calibrate_at: seconds between which the profile is learned."""
+    """entries[begin:] are measured. calibrate_at: when all before have been answered, in seconds."""
 
     entries: list[TraceEntry]
     begin: int
-    calibrate_from: float
     calibrate_at: float
 
     @classmethod
     def of(cls, requests: int, rate: float, seed: int) -> "Workload":
-        entries = strangers(WARM_UP, rate, seed)
-        calibrate_from = entries[-1].at + BREATH
-        entries += shifted(strangers(STRANGERS, rate, seed + 1), calibrate_from)
-        calibrate_at = entries[-1].at + BREATH
-        begin = len(entries)
-        return cls(
-            entries + shifted(conversations(requests, rate, seed), calibrate_at + FORGETTING),
-            begin,
-            calibrate_from,
-            calibrate_at,
-        )
+        before = strangers(STRANGERS, rate, seed)
+        calibrate_at = before[-1].at + BREATH
+        measured = shifted(conversations(requests, rate, seed), calibrate_at + FORGETTING)
+        return cls(before + measured, len(before), calibrate_at)
 
 
 @dataclass(frozen=True)
 class Reality:
-    """What the deployment did: results by place in the workload, records by place, the profile it suggests."""
+    """What the deployment did: results and records by place in the workload, the profile it suggested before the
+    measured part; then, in that part, each engine's share of time in steps, and how many cores others used."""
 
     results: dict[int, RequestResult]
     records: dict[int, dict[str, Any]]
     profile: Profile
     busy: dict[str, float]
+    others_cores: float
 
 
 async def serve(deployment: Deployment, workload: Workload, base: Profile, tokenizer: Path, seed: int) -> Reality:
@@ -98,22 +94,23 @@ async def serve(deployment: Deployment, workload: Workload, base: Profile, token
         client, PromptWriter(words_of(tokenizer), Sizing(tokens_per_word=1.0), seed), time.perf_counter, "r"
     )
     running = asyncio.create_task(runner.run(replay(workload.entries), None))
+    pids = [os.getpid(), deployment.process.pid, *deployment.children()]
     try:
-        await asyncio.sleep(workload.calibrate_from - 1)
-        before = await asyncio.to_thread(_engines, deployment)
-        await asyncio.sleep(workload.calibrate_at - runner.elapsed)
-        after = await asyncio.to_thread(_engines, deployment)
-        profile = calibrated(base, _between(before, after), _records(deployment, STRANGERS))
+        await asyncio.sleep(workload.calibrate_at)
+        learned = await asyncio.to_thread(_engines, deployment)
+        profile = calibrated(base, list(learned.values()), await asyncio.to_thread(_records, deployment))
+        await asyncio.sleep(workload.entries[workload.begin].at - runner.elapsed - 1)
+        begun = Moment.now(pids)
         await running
+        ended = Moment.now(pids)
     finally:
         running.cancel()
         await client.close()
-    await asyncio.sleep(1.5)  # the last heartbeat's tallies
-    end = await asyncio.to_thread(_engines, deployment)
-    seconds = workload.entries[-1].at - workload.entries[workload.begin].at
-    busy = {e["id"]: sum(s["seconds"] for s in e["steps"]) / seconds for e in _between(after, end)}
-    records = {_place(r["client_request_id"]): r for r in _records(deployment, len(workload.entries))}
-    return Reality({_place(r.id): r for r in runner.results}, records, profile, busy)
+    await asyncio.sleep(HEARTBEAT)
+    busy = _busy(learned, await asyncio.to_thread(_engines, deployment), ended.at - begun.at)
+    records = {_place(record["client_request_id"]): record for record in _records(deployment)}
+    results = {_place(result.id): result for result in runner.results}
+    return Reality(results, records, profile, busy, others_cores(begun, ended))
 
 
 def _engines(deployment: Deployment) -> dict[str, dict[str, Any]]:
@@ -121,8 +118,8 @@ def _engines(deployment: Deployment) -> dict[str, dict[str, Any]]:
     return {engine["id"]: engine for engine in answer.json()["engines"]}
 
 
-def _records(deployment: Deployment, latest: int) -> list[dict[str, Any]]:
-    answer = httpx.get(f"{deployment.admin_url}/admin/requests", params={"latest": latest}, timeout=30)
+def _records(deployment: Deployment) -> list[dict[str, Any]]:
+    answer = httpx.get(f"{deployment.admin_url}/admin/requests", params={"latest": 1000}, timeout=30)
     requests: list[dict[str, Any]] = answer.json()["requests"]
     return requests
 
@@ -131,15 +128,13 @@ def _place(request_id: str) -> int:
     return int(request_id.rpartition("-")[2])
 
 
-def _between(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Engines with only the steps they took between two looks."""
-    empty = {"steps": 0, "tokens": 0, "context": 0, "seconds": 0.0}
-    engines = []
-    for engine_id, engine in after.items():
-        old = before[engine_id]["steps"] + [empty] * len(engine["steps"])
-        steps = [{key: now[key] - then[key] for key in now} for now, then in zip(engine["steps"], old, strict=False)]
-        engines.append({**engine, "steps": steps})
-    return engines
+def _busy(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], seconds: float) -> dict[str, float]:
+    """Share of the time between two looks that each engine spent in steps."""
+
+    def in_steps(engine: dict[str, Any]) -> float:
+        return sum(float(tally["seconds"]) for tally in engine["steps"])
+
+    return {name: (in_steps(after[name]) - in_steps(before[name])) / seconds for name in after}
 
 
 class Followed:
@@ -202,6 +197,7 @@ def run(requests: int, rate: float, seed: int) -> dict[str, Any]:
     return {
         **compared(places, reality.results, reality.records, simulated, would),
         "engine_busy": reality.busy,
+        "others_cores": round(reality.others_cores, 2),
         "profile": reality.profile.model_dump(mode="json"),
     }
 

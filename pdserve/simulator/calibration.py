@@ -1,17 +1,17 @@
 """A profile from what a running deployment tells of itself: its engines' steps and its latest requests.
 
-Steps become step costs per pool, hops between processes the latency, handoffs the cost of a pull. What the deployment
-cannot show (bandwidth, the speed of digests, the quadratic part of prompts) stays as the base profile has it.
-Stamps of several machines are only as good as their clocks agree.
+What the router has learned of steps becomes step costs per pool, hops between processes the latency, handoffs the cost
+of a pull. What the deployment cannot show (bandwidth, the speed of digests, the quadratic part of prompts) stays as the
+base profile has it. Stamps of several machines are only as good as their clocks agree.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from pdserve.core.endpoint import Role, StepTally
+from pdserve.core.cluster import StepModel
+from pdserve.core.endpoint import Role
 from pdserve.core.errors import Unavailable
-from pdserve.router.calibration import StepCalibrator
 from pdserve.simulator.profile import PoolSteps, Profile, StepCost
 
 Described = Mapping[str, Any]
@@ -23,7 +23,7 @@ LEAST_STEPS = 30
 def calibrated(base: Profile, engines: Sequence[Described], requests: Sequence[Described]) -> Profile:
     """base with the costs the deployment shows. Raises Unavailable when a pool has taken too few steps yet."""
     pools = {Role(engine["role"]) for engine in engines}
-    steps = {role.value: step_cost(engine for engine in engines if engine["role"] == role) for role in sorted(pools)}
+    steps = {role.value: step_cost([engine for engine in engines if engine["role"] == role]) for role in sorted(pools)}
     done = [_Moments(request) for request in requests if request["status"] == "ok" and not request["failed_attempts"]]
     latency = _mean_of_medians(
         [m.between(("gateway", "routed"), ("prompt", "queued")) for m in done],
@@ -45,21 +45,17 @@ def calibrated(base: Profile, engines: Sequence[Described], requests: Sequence[D
     )
 
 
-def step_cost(engines: Iterable[Described]) -> StepCost:
-    """One cost of all steps of one pool's engines. Raises Unavailable."""
-    tallies: list[StepTally] = []
-    for engine in engines:
-        for size, part in enumerate(engine["steps"]):
-            if size == len(tallies):
-                tallies.append(StepTally())
-            tallies[size] = _sum(tallies[size], StepTally(**part))
-    steps = sum(tally.steps for tally in tallies)
+def step_cost(engines: Sequence[Described]) -> StepCost:
+    """What the router has learned of one pool's steps. Raises Unavailable."""
+    steps = sum(_steps(engine) for engine in engines)
     if steps < LEAST_STEPS:
         raise Unavailable(f"a pool has taken {steps} steps, fewer than {LEAST_STEPS}: put load on it first")
-    calibrator = StepCalibrator()
-    calibrator.update(tallies)
-    model = calibrator.model
-    return StepCost(base=model.base, per_token=model.per_token, per_context=model.per_context)
+    models = [StepModel(**engine["model"]) for engine in engines]
+    return StepCost(
+        base=fmean(model.base for model in models),
+        per_token=fmean(model.per_token for model in models),
+        per_context=fmean(model.per_context for model in models),
+    )
 
 
 class _Moments:
@@ -97,15 +93,6 @@ class _Moments:
 
 def _steps(engine: Described) -> int:
     return sum(part["steps"] for part in engine["steps"])
-
-
-def _sum(one: StepTally, other: StepTally) -> StepTally:
-    return StepTally(
-        steps=one.steps + other.steps,
-        tokens=one.tokens + other.tokens,
-        context=one.context + other.context,
-        seconds=one.seconds + other.seconds,
-    )
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
+from pdserve.core.cluster import StepModel
 from pdserve.core.request import Request
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
@@ -111,7 +113,13 @@ def test_lost_links_are_told_by_engine(client: httpx.Client, server: HttpServer)
 
 def test_steps_are_told_by_engine_with_what_it_can_take_on(client: httpx.Client, server: HttpServer) -> None:
     engines = client.get(f"{server.admin_url}/admin/steps").json()["engines"]
-    assert engines[0] == {"id": "prefill-0", "role": "prefill", "capacity": None, "steps": []}
+    assert engines[0] == {
+        "id": "prefill-0",
+        "role": "prefill",
+        "capacity": None,
+        "steps": [],
+        "model": asdict(StepModel()),
+    }
 
 
 def test_the_latest_requests_are_told_in_order_of_arrival(client: httpx.Client, server: HttpServer) -> None:

@@ -86,10 +86,12 @@ def describe_links(view: EngineView) -> dict[str, object]:
 
 
 def describe_steps(view: EngineView) -> dict[str, object]:
-    """What an engine's steps have taken since it started, as in EngineCapacity and LoadSnapshot."""
+    """What an engine's steps have taken since it started, as in EngineCapacity and LoadSnapshot, and what the router
+    makes of it."""
     return {
         "id": view.endpoint.engine_id,
         "role": view.endpoint.role.value,
         "capacity": asdict(view.capacity) if view.capacity else None,
         "steps": [asdict(tally) for tally in view.load.steps] if view.load else [],
+        "model": asdict(view.step_model),
     }
