@@ -71,13 +71,13 @@ class Workload:
 @dataclass(frozen=True)
 class Reality:
     """What the deployment did: results and records by place in the workload, the profile it suggested before the
-    measured part; then, in that part, each engine's share of time in steps, and how many cores others used."""
+    measured part; each engine's share of that part spent in steps; how many cores others used by part."""
 
     results: dict[int, RequestResult]
     records: dict[int, dict[str, Any]]
     profile: Profile
     busy: dict[str, float]
-    others_cores: float
+    others: dict[str, float]
 
 
 async def serve(deployment: Deployment, workload: Workload, base: Profile, tokenizer: Path, seed: int) -> Reality:
@@ -95,22 +95,25 @@ async def serve(deployment: Deployment, workload: Workload, base: Profile, token
     )
     running = asyncio.create_task(runner.run(replay(workload.entries), None))
     pids = [os.getpid(), deployment.process.pid, *deployment.children()]
+    moments = [Moment.now(pids)]
     try:
         await asyncio.sleep(workload.calibrate_at)
+        moments.append(Moment.now(pids))
         learned = await asyncio.to_thread(_engines, deployment)
         profile = calibrated(base, list(learned.values()), await asyncio.to_thread(_records, deployment))
         await asyncio.sleep(workload.entries[workload.begin].at - runner.elapsed - 1)
-        begun = Moment.now(pids)
+        moments.append(Moment.now(pids))
         await running
-        ended = Moment.now(pids)
+        moments.append(Moment.now(pids))
     finally:
         running.cancel()
         await client.close()
     await asyncio.sleep(HEARTBEAT)
-    busy = _busy(learned, await asyncio.to_thread(_engines, deployment), ended.at - begun.at)
+    busy = _busy(learned, await asyncio.to_thread(_engines, deployment), moments[3].at - moments[2].at)
+    others = {"calibration": others_cores(*moments[:2]), "measured": others_cores(*moments[2:])}
     records = {_place(record["client_request_id"]): record for record in _records(deployment)}
     results = {_place(result.id): result for result in runner.results}
-    return Reality(results, records, profile, busy, others_cores(begun, ended))
+    return Reality(results, records, profile, busy, others)
 
 
 def _engines(deployment: Deployment) -> dict[str, dict[str, Any]]:
@@ -197,7 +200,7 @@ def run(requests: int, rate: float, seed: int) -> dict[str, Any]:
     return {
         **compared(places, reality.results, reality.records, simulated, would),
         "engine_busy": reality.busy,
-        "others_cores": round(reality.others_cores, 2),
+        "others_cores": reality.others,
         "profile": reality.profile.model_dump(mode="json"),
     }
 

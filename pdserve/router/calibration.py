@@ -5,9 +5,10 @@ does not, so that what the load says nothing about stays sane. No term is ever n
 context takes time too: without that, prompts would seem free.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from statistics import fmean
 
 from pdserve.core.cluster import StepModel
 from pdserve.core.endpoint import StepTally
@@ -25,7 +26,10 @@ _TYPICAL_STEP = (64.0, 16384.0)
 
 @dataclass(slots=True)
 class Evidence:
-    """Normal equations of steps taken, by relative error, and how many steps they stand for; older ones count less."""
+    """Normal equations of steps taken, and how many steps they stand for; older ones count less.
+
+    Errors count relative to what was expected, not to what was measured: else steps that happened to be fast would
+    count most, and a busy machine would look idle."""
 
     matrix: list[list[float]] = field(default_factory=lambda: [[0.0] * 3 for _ in range(3)])
     vector: list[float] = field(default_factory=lambda: [0.0] * 3)
@@ -37,22 +41,22 @@ class Evidence:
         self.vector = [_KEEP * value for value in self.vector]
         self.steps *= _KEEP
 
-    def observe(self, tally: StepTally) -> None:
+    def observe(self, tally: StepTally, expected: StepModel) -> None:
         features = (1.0, tally.tokens / tally.steps, tally.context / tally.steps)
         seconds = tally.seconds / tally.steps
-        weight = tally.steps / seconds**2
+        weight = tally.steps / expected.seconds(features[1], features[2]) ** 2
         for i, x in enumerate(features):
             self.vector[i] += weight * x * seconds
             for j, y in enumerate(features):
                 self.matrix[i][j] += weight * x * y
         self.steps += tally.steps
 
-    def add(self, other: "Evidence") -> None:
+    def add(self, other: "Evidence", weight: float) -> None:
         for i in range(3):
-            self.vector[i] += other.vector[i]
+            self.vector[i] += weight * other.vector[i]
             for j in range(3):
-                self.matrix[i][j] += other.matrix[i][j]
-        self.steps += other.steps
+                self.matrix[i][j] += weight * other.matrix[i][j]
+        self.steps += weight * other.steps
 
     def slowness(self, model: StepModel) -> float:
         """How many times what the model says these steps took, at least squares; 1 without steps."""
@@ -70,8 +74,13 @@ class StepCalibrator:
         self.evidence = Evidence()
         self._seen: tuple[StepTally, ...] = ()
         self.model = prior or self._prior
-        self.calibrated = False
+        self.reports = 0
+        """Those with steps in them."""
+
+    @property
+    def calibrated(self) -> bool:
         """Whether model rests on steps of this engine."""
+        return self.reports > 0
 
     def update(self, tallies: Sequence[StepTally]) -> None:
         """Take in an engine's tallies since its start; what was seen before counts once."""
@@ -83,11 +92,12 @@ class StepCalibrator:
             return
         if not self._is_scaled:
             self._scale_prior(fresh)
+        expected = self.model if self.calibrated else self._prior
         self.evidence.fade()
         for tally in fresh:
-            self.evidence.observe(tally)
+            self.evidence.observe(tally, expected)
         self.model = fit(self.evidence, self._prior)
-        self.calibrated = True
+        self.reports += 1
 
     def _scale_prior(self, tallies: list[StepTally]) -> None:
         """The first steps tell how fast the machine is; the prior only how the terms relate."""
@@ -122,17 +132,16 @@ def fit(evidence: Evidence, prior: StepModel) -> StepModel:
     return StepModel(base=best[0], per_token=best[1], per_context=best[2])
 
 
-def fit_together(calibrators: Iterable[StepCalibrator]) -> StepModel:
-    """One model of all their steps. Each must have seen some."""
+def fit_together(weighted: Sequence[tuple[StepCalibrator, float]]) -> StepModel:
+    """One model of all their steps, each calibrator's by its weight. Each must have seen some."""
     everything, priors = Evidence(), list[StepModel]()
-    for calibrator in calibrators:
-        everything.add(calibrator.evidence)
+    for calibrator, weight in weighted:
+        everything.add(calibrator.evidence, weight)
         priors.append(_plausible(calibrator.model))
-    count = len(priors)
     prior = StepModel(
-        base=sum(prior.base for prior in priors) / count,
-        per_token=sum(prior.per_token for prior in priors) / count,
-        per_context=sum(prior.per_context for prior in priors) / count,
+        base=fmean(prior.base for prior in priors),
+        per_token=fmean(prior.per_token for prior in priors),
+        per_context=fmean(prior.per_context for prior in priors),
     )
     return fit(everything, prior)
 

@@ -3,6 +3,7 @@
 Peers run the same model on the same kind of machine. What tells their own estimates apart is mostly the noise of the
 last steps, and a router that believes it sends every request of a quiet moment to whichever engine was lucky. So
 all share one model; an engine that is slower or faster than it by more than what may be noise keeps what exceeds that.
+What an engine has shown fades while it is idle: one that was slow once gets another chance.
 """
 
 from collections.abc import Hashable
@@ -20,11 +21,21 @@ REFRESH_SECONDS = 1.0
 """How long the pool's models stay as they are, so that all views of one decision rest on the same ones."""
 
 
+MEMORY_SECONDS = 30.0
+"""Time constant with which the steps of an engine that takes none lose weight."""
+
+
+LEAST_WEIGHT = 1e-9
+"""After days, too, an engine's own steps are better than nothing."""
+
+
 class PoolModel(Generic[Key]):
     """The step times of one pool's engines. version changes whenever an answer of `model` may."""
 
     def __init__(self) -> None:
         self._calibrators: dict[Key, StepCalibrator] = {}
+        self._heard: dict[Key, tuple[int, float]] = {}
+        """Engine → (reports with steps, when the last one came)."""
         self._models: dict[Key, StepModel] = {}
         self._shared: StepModel | None = None
         self._stale_at = float("-inf")
@@ -36,6 +47,7 @@ class PoolModel(Generic[Key]):
 
     def forget(self, key: Key) -> None:
         self._calibrators.pop(key, None)
+        self._heard.pop(key, None)
 
     def refresh(self, now: float) -> None:
         """Take in what was learned, if it is time. now: monotonic seconds."""
@@ -45,17 +57,26 @@ class PoolModel(Generic[Key]):
         if not knowing:
             return
         self._stale_at = now + REFRESH_SECONDS
-        self._shared = shared = fit_together(knowing.values())
-        self._models = {key: scaled(shared, _certain(calibrator, shared)) for key, calibrator in knowing.items()}
+        weights = {key: self._weight(key, calibrator, now) for key, calibrator in knowing.items()}
+        self._shared = shared = fit_together([(knowing[key], weight) for key, weight in weights.items()])
+        self._models = {key: scaled(shared, _certain(knowing[key], weight, shared)) for key, weight in weights.items()}
         self.version += 1
 
     def model(self, key: Key) -> StepModel | None:
         """An engine's model; the shared one for one that has not taken a step, None before any has."""
         return self._models.get(key, self._shared)
 
+    def _weight(self, key: Key, calibrator: StepCalibrator, now: float) -> float:
+        """Of an engine's steps: 1 while it takes some."""
+        reports, at = self._heard.get(key, (0, now))
+        if calibrator.reports != reports:
+            at = now
+            self._heard[key] = calibrator.reports, now
+        return max(LEAST_WEIGHT, exp((at - now) / MEMORY_SECONDS))
 
-def _certain(calibrator: StepCalibrator, shared: StepModel) -> float:
+
+def _certain(calibrator: StepCalibrator, weight: float, shared: StepModel) -> float:
     """How many times slower than the shared model the engine certainly is. A single step may be off by a factor."""
     slowness = log(calibrator.evidence.slowness(shared))
-    doubt = EQUAL_WITHIN + 1 / sqrt(calibrator.evidence.steps)
+    doubt = EQUAL_WITHIN + 1 / sqrt(weight * calibrator.evidence.steps)
     return exp(copysign(max(0.0, abs(slowness) - doubt), slowness))

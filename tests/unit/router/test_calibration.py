@@ -6,7 +6,7 @@ import pytest
 
 from pdserve.core.cluster import StepModel
 from pdserve.core.endpoint import StepTally
-from pdserve.router.calibration import StepCalibrator
+from pdserve.router.calibration import StepCalibrator, scaled
 
 TRUTHS = {
     "gpu": StepModel(base=4e-3, per_token=3e-5, per_context=2e-8),
@@ -114,3 +114,14 @@ def test_the_same_report_counts_once_and_before_any_a_peers_model_holds() -> Non
     calibrator.update(machine.tallies)
     assert calibrator.calibrated
     assert calibrator.model is learned
+
+
+def test_a_busy_machine_does_not_look_idle_because_some_steps_were_fast() -> None:
+    """Steps take 1 or 9 times what they would alone, second by second: on average 5 times."""
+    machine, calibrator = Machine(TRUTHS["cpu"], seed=4), StepCalibrator()
+    for second in range(60):
+        machine.truth = scaled(TRUTHS["cpu"], 1.0 if second % 2 else 9.0)
+        machine.heartbeat(calibrator)
+    for tokens in (1, 64, 512):
+        alone = TRUTHS["cpu"].seconds(tokens, 50_000)
+        assert calibrator.model.seconds(tokens, 50_000) == pytest.approx(5 * alone, rel=0.25)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pdserve.core.cluster import StepModel
 from pdserve.core.endpoint import StepTally
 from pdserve.router.calibration import StepCalibrator
-from pdserve.router.pool_model import EQUAL_WITHIN, REFRESH_SECONDS, PoolModel
+from pdserve.router.pool_model import EQUAL_WITHIN, MEMORY_SECONDS, REFRESH_SECONDS, PoolModel
 
 TRUTH = StepModel(base=5e-3, per_token=4e-4, per_context=2e-7)
 STEP = (8, 4096)
@@ -99,3 +99,25 @@ def test_an_engine_that_left_no_longer_counts_and_a_pool_left_empty_remembers() 
     pool.forget("e0")
     pool.refresh(2 * REFRESH_SECONDS)
     assert seen(pool, "e2") == pytest.approx(1.0, rel=0.05)
+
+
+def test_an_engine_that_was_slow_gets_another_chance_when_it_has_been_idle() -> None:
+    pool, fast = PoolModel[str](), calibrator(1.0)
+    pool.add("fast", fast)
+    pool.add("slow", calibrator(9.0))
+    pool.refresh(0.0)
+    assert seen(pool, "slow") > 3 * seen(pool, "fast")
+    seconds = 0.0
+    while seen(pool, "slow") > 1.01 * seen(pool, "fast"):
+        seconds += REFRESH_SECONDS
+        assert seconds < 12 * MEMORY_SECONDS
+        fast.reports += 1
+        pool.refresh(seconds)
+    assert seen(pool, "fast") == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_pool_that_has_been_idle_for_days_still_knows_its_steps() -> None:
+    pool = pool_of(calibrator(1.0), calibrator(1.1))
+    pool.refresh(1e6)
+    assert pool.model("e0") == pool.model("e1")
+    assert seen(pool, "e0") == pytest.approx(1.0, rel=0.25)
