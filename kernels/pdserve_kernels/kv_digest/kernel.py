@@ -60,7 +60,8 @@ def keyed_sum(memory: Tensor, offsets: NDArray[np.uint64], lengths: NDArray[np.u
 
     offsets and lengths, shape [n], are in bytes. Raises ValueError when a span is not whole, aligned words.
     """
-    reference.check_whole_words(int(np.bitwise_or.reduce(np.concatenate((offsets, lengths))) if len(offsets) else 0))
+    if ((offsets | lengths) % reference.WORD_BYTES).any():
+        raise ValueError(f"every span must begin and end at a multiple of the {reference.WORD_BYTES} bytes of a word")
     words = memory[: memory.numel() // reference.WORD_BYTES * reference.WORD_BYTES].view(torch.int64)
     keys = torch.from_numpy(reference.keys_of(seed).view(np.int64)).to(memory.device)
     shares = torch.from_numpy(_shares(offsets, lengths)).to(memory.device)
