@@ -108,8 +108,13 @@ class KVIndex:
         for block_hash in hashes:
             mask, old = self._expected.pop(block_hash, (0, 0.0))
             self._expected[block_hash] = (mask | bit if now < old else bit, until)
-        while len(self._expected) > self._max_expected:
+        while self._expected and (len(self._expected) > self._max_expected or self._oldest_until() <= now):
             self._expected.popitem(last=False)
+
+    @property
+    def num_expected(self) -> int:
+        """Blocks expected somewhere; those that have been for too long go with the next `expect`."""
+        return len(self._expected)
 
     def drop(self, key: EngineKey) -> None:
         """Forget an incarnation."""
@@ -174,6 +179,10 @@ class KVIndex:
                 del self._expected[block_hash]
             elif mask & bit:
                 self._expected[block_hash] = (mask & ~bit, until)
+
+    def _oldest_until(self) -> float:
+        """All wait equally long, so the oldest expectation is the first to end."""
+        return next(iter(self._expected.values()))[1]
 
     def _expected_mask(self, block_hash: BlockHash, now: float) -> int:
         mask, until = self._expected.get(block_hash, (0, 0.0))

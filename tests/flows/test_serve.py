@@ -23,7 +23,7 @@ from tests.contract.processes import is_gone
 from tests.deployment import Deployment, deployed, write_config
 
 LONG = "the other nation is here and there on the road to ruin " * 4
-FIELDS = ["id", "role", "epoch", "pid", "address", "state", "running", "waiting", "kv_blocks", "lost_links"]
+FIELDS = ["id", "role", "epoch", "pid", "address", "state", "running", "waiting", "kv_blocks"]
 BLOCKS = ["total", "free", "used", "leased", "quarantined"]
 
 

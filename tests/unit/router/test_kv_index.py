@@ -181,6 +181,13 @@ def test_expectations_and_entries_are_bounded() -> None:
     assert index.match(chain[8:], 0.0) == {("b", 1): BlockHit(0, 2)}
 
 
+def test_expectations_that_came_to_nothing_do_not_pile_up() -> None:
+    index = KVIndex(patience=10.0)
+    for second in range(100):
+        index.expect(("a", 1), [second.to_bytes(16, "big")], now=float(second))
+    assert index.num_expected == 10
+
+
 def test_an_expectation_dies_with_its_engine() -> None:
     index = KVIndex()
     index.expect(("a", 1), CHAINS[0], now=0.0)
