@@ -277,10 +277,13 @@ def test_ctrl_c_ends_the_command_with_a_report_and_130() -> None:
     script = Script(first=0.02)
     with serving(script) as url:
         command = [sys.executable, "-m", "pdserve_loadgen", "run", "--url", url, "--rate", "20", "--requests", "9999"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        while len(script.seen) < 12:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=20)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                while len(script.seen) < 12:
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                out, _ = process.communicate(timeout=20)
+            finally:
+                process.kill()
     assert process.returncode == 130
     assert "interrupted" in out
