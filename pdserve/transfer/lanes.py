@@ -70,7 +70,8 @@ class Lane:
         """Make the peer readable over this lane. Raises TransferFailed."""
         try:
             connecting = asyncio.wrap_future(self.pump.connect(self.key, self.offer.metadata))
-            await asyncio.wait_for(connecting, CONNECT_DEADLINE)
+            async with asyncio.timeout(CONNECT_DEADLINE):
+                await connecting
         except TimeoutError:
             raise TransferFailed("no answer") from None
         self.broken_at = None

@@ -81,6 +81,8 @@ class LocalPull:
     async def _race(self) -> None:
         """Read and verify until that is done, the deadline passes or somebody stops it."""
         attempt = asyncio.create_task(self._read_verified())
+        # Looked at here: how an attempt ends that nobody waits for any more is no error of the program.
+        attempt.add_done_callback(lambda task: task.cancelled() or task.exception())
         deadline = asyncio.create_task(self._context.clock.sleep(self._spec.deadline))
         await asyncio.wait((attempt, deadline, self._stopped), return_when=asyncio.FIRST_COMPLETED)
         if attempt.done():
@@ -133,6 +135,9 @@ class LocalPull:
         raise DigestMismatch(f"KV from {self._spec.peer} arrived damaged {READS} times; route the request elsewhere")
 
     async def _read(self, lane: Lane, patience: float | None, stages: _Stages) -> None:
+        if self._outcome.done():
+            # A cancellation may be lost on its way here; but who has seen us settle has given the blocks away.
+            raise TransferFailed("the pull has ended")
         loop = asyncio.get_running_loop()
         self._landed = landed = loop.create_future()
         flight = self._flight = Flight(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from pdserve.core.errors import DigestMismatch, StaleEpoch, TransferFailed, TransferTimeout
 from pdserve.core.protocols import PullSpec
 from pdserve.transfer.digest import DigestKind
+from pdserve.transfer.lanes import Lane
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.service import LocalTransferService
@@ -244,3 +246,26 @@ async def test_a_source_that_digests_otherwise_is_verified_with_its_function(
             await pair.target.pull(replace(spec, digest=await pair.source.digest((1, 2), 8, seed=99))).wait()
     finally:
         await other.close()
+
+
+async def test_a_pull_that_was_stopped_while_its_lane_was_mended_never_reads(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late the mending ends, and even if it swallows the cancellation."""
+    begun, mended = asyncio.Event(), asyncio.Event()
+
+    async def mend(self: Lane) -> None:
+        begun.set()
+        while not mended.is_set():
+            with suppress(asyncio.CancelledError):
+                await mended.wait()
+
+    monkeypatch.setattr(Lane, "mend", mend)
+    posted = pair.backend.posted
+    pull = pair.target.pull(pair.spec)
+    await begun.wait()
+    pull.cancel()
+    await asyncio.wait_for(pull.settled(), SOON)
+    mended.set()
+    await asyncio.sleep(0.05)
+    assert pair.backend.posted == posted
