@@ -1,6 +1,7 @@
 """Routes and latencies of two runs of the same requests, side by side."""
 
 from collections.abc import Mapping, Sequence
+from itertools import permutations, product
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ def compared(
 ) -> dict[str, Any]:
     """Of the requests at these places of the workload. would: the simulator's choices had it followed reality."""
     real = {place: pick_of(records[place]["route"]) for place in places}
-    own = {place: _simulated_pick(simulated[place]) for place in places}
+    own = {place: simulated_pick(simulated[place]) for place in places}
     differing = [place for place in places if would[place] != real[place]]
     regrets = [regret for place in differing if (regret := _regret(records[place]["route"], would[place])) is not None]
     return {
@@ -43,6 +44,7 @@ def compared(
             "equal_decode": _share(places, real, own, "decode"),
             "equal_mode": _share(places, real, own, "mode"),
             "first_difference": next((n for n, place in enumerate(places) if real[place] != own[place]), None),
+            "equal_up_to_names": _share_up_to_names(places, real, own),
             "equal_after_same_history": 1 - len(differing) / len(places),
             "median_extra_cost_of_differing": median(regrets) if regrets else None,
             "distinct_real_routes": len(set(real.values())),
@@ -52,7 +54,7 @@ def compared(
             "simulated": _cached([simulated[place].record.cached_tokens for place in places], places, results),
         },
         "latencies": {name: _latency(name, places, results, simulated) for name in LATENCIES},
-        "picks": [[*real[place], *own[place], *would[place]] for place in places],
+        "picks": [" | ".join(" ".join(side[place]) for side in (real, own, would)) for place in places],
     }
 
 
@@ -60,7 +62,8 @@ def render(report: Mapping[str, Any]) -> str:
     routes = report["routes"]
     lines = [
         f"routes equal {routes['equal']:.1%} (prefill {routes['equal_prefill']:.1%}, "
-        f"decode {routes['equal_decode']:.1%}, mode {routes['equal_mode']:.1%}); "
+        f"decode {routes['equal_decode']:.1%}, mode {routes['equal_mode']:.1%}; "
+        f"up to engines' names {routes['equal_up_to_names']:.1%}); "
         f"after the same history {routes['equal_after_same_history']:.1%}",
         f"{'':<12}{'':<5}{'real ms':>9}{'simulated':>11}{'error':>8}",
     ]
@@ -72,7 +75,7 @@ def render(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _simulated_pick(request: SimulatedRequest) -> Pick:
+def simulated_pick(request: SimulatedRequest) -> Pick:
     route = request.record.route
     assert route
     return Pick(route.prefill.engine_id, route.decode.engine_id, route.mode.value)
@@ -83,6 +86,20 @@ def _share(places: Sequence[int], one: Mapping[int, Pick], other: Mapping[int, P
         return getattr(one[place], part) == getattr(other[place], part) if part else one[place] == other[place]
 
     return sum(map(same, places)) / len(places)
+
+
+def _share_up_to_names(places: Sequence[int], one: Mapping[int, Pick], other: Mapping[int, Pick]) -> float:
+    """The share of equal routes when the other side's engines of each pool are renamed as suits best."""
+    pools = [sorted({getattr(pick, part) for pick in (*one.values(), *other.values())}) for part in Pick._fields[:2]]
+
+    def share(renamed: Mapping[str, str]) -> float:
+        picks = {p: Pick(renamed[pick.prefill], renamed[pick.decode], pick.mode) for p, pick in other.items()}
+        return _share(places, one, picks)
+
+    return max(
+        share({**dict(zip(pools[0], first, strict=True)), **dict(zip(pools[1], second, strict=True))})
+        for first, second in product(*map(permutations, pools))
+    )
 
 
 def _regret(route: Mapping[str, Any], pick: Pick) -> float | None:

@@ -49,15 +49,15 @@ def _turns(rng: Random, until: float, rate: float) -> Iterator[TraceEntry]:
 
 
 def strangers(requests: int, rate: float, seed: int) -> list[TraceEntry]:
-    """Requests of the same sizes that share nothing."""
+    """Requests as long as those of conversations that share nothing."""
     rng = Random(f"{seed} strangers")
     at = 0.0
     entries = []
     for _ in range(requests):
         at += rng.expovariate(rate)
-        tokens = rng.randint(
-            BAILIAN_BLOCK * QUESTION_BLOCKS[0], BAILIAN_BLOCK * (SYSTEM_BLOCKS + 2 * QUESTION_BLOCKS[1])
-        )
+        questions = rng.randint(1, rng.randint(*TURNS))
+        blocks = SYSTEM_BLOCKS + sum(rng.randint(*QUESTION_BLOCKS) for _ in range(questions))
+        tokens = blocks * BAILIAN_BLOCK + rng.randrange(BAILIAN_BLOCK)
         entries.append(TraceEntry(at=at, input_tokens=tokens, output_tokens=rng.randint(*ANSWER_TOKENS)))
     return entries
 

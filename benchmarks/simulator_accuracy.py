@@ -48,8 +48,8 @@ BREATH = 5.0
 """Seconds after the strangers' last arrival in which answers end and heartbeats tell of them."""
 HEARTBEAT = 1.5
 """Seconds after which engines have told of their last steps."""
-FORGETTING = 90.0
-"""The pause before the conversations: three time constants of the router's memory of recent work."""
+FORGETTING = 150.0
+"""The pause before the conversations: five time constants of the router's memory of recent work."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
@@ -74,7 +75,7 @@ class EngineFactory:
             ranks=(RankAddress(shard=sole_shard(self.layout), backends=((BACKEND, b""),)),),
         )
         transfer = SimTransfer(self.layout, address, self.profile.links, self._fabric, node.clock)
-        executor = SimExecutor(self.profile.step_cost(role), VOCAB_SIZE, node.clock)
+        executor = SimExecutor(self.profile.step_cost(role), VOCAB_SIZE, node.clock, Random(epoch))
         limits = self.profile.pools.by_role()[role].model_copy(update={"depth": self._depth})
         engine = Engine(
             endpoint=endpoint,

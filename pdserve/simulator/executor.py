@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 from pdserve.core.batch import Batch, RowOutput, StepOutput
 from pdserve.core.clock import Clock
@@ -38,6 +39,8 @@ class SimExecutor:
     cost: StepCost
     vocab_size: int
     clock: Clock
+    random: Random
+    """What steps that vary are drawn from."""
     work: Work = field(default_factory=Work)
     _idle_at: float = 0.0
     _seeds: dict[int, int] = field(default_factory=dict)
@@ -46,7 +49,7 @@ class SimExecutor:
     def forward(self, batch: Batch) -> SimStep:
         for sequence_id in batch.released:
             self._seeds.pop(sequence_id, None)
-        seconds = self.cost.seconds(batch)
+        seconds = self.cost.seconds(batch) * self._chance()
         self._idle_at = max(self._idle_at, self.clock.monotonic()) + seconds
         self.work.steps += 1
         self.work.tokens += batch.num_tokens
@@ -62,6 +65,10 @@ class SimExecutor:
         step = self._under_way.pop(handle.step)
         await self.clock.sleep(max(0.0, step.collected_at - self.clock.monotonic()))
         return step.output
+
+    def _chance(self) -> float:
+        spread = self.cost.spread
+        return self.random.lognormvariate(-(spread**2) / 2, spread) if spread else 1.0
 
     def _sampled(self, batch: Batch) -> StepOutput:
         rows = []

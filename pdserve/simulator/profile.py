@@ -24,6 +24,8 @@ class StepCost(Section):
     a single query is bound by reading its context).
     host: from a step's end until the scheduler has its tokens and the next step can be submitted; with two steps in
     flight the device does not wait for it.
+    spread: each step takes more or less than this by chance: the standard deviation of the logarithm of its
+    duration, whose mean stays as it is.
     """
 
     base: Seconds
@@ -31,6 +33,7 @@ class StepCost(Section):
     per_context: Seconds
     per_pair: Seconds = 0.0
     host: Seconds = 0.0
+    spread: Annotated[float, Field(ge=0, le=2)] = 0.0
 
     def seconds(self, batch: Batch) -> float:
         tokens = context = pairs = 0

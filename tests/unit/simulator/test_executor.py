@@ -2,6 +2,9 @@
 
 import asyncio
 from dataclasses import replace
+from math import log
+from random import Random
+from statistics import fmean, stdev
 
 import pytest
 
@@ -46,12 +49,12 @@ def batch(step: int, *rows: Row, released: tuple[int, ...] = ()) -> Batch:
     return Batch(step=step, rows=rows, released=released)
 
 
-def collected(*batches: Batch) -> list[tuple[float, dict[int, int]]]:
+def collected(*batches: Batch, cost: StepCost = COST) -> list[tuple[float, dict[int, int]]]:
     """(time, tokens by sequence) of steps that are all submitted at time 0."""
 
     async def run() -> list[tuple[float, dict[int, int]]]:
         clock = VirtualClock(asyncio.get_running_loop())
-        executor = SimExecutor(COST, 1 << 31, clock)
+        executor = SimExecutor(cost, 1 << 31, clock, Random(1))
         handles = [executor.forward(each) for each in batches]
         seen = []
         for handle in handles:
@@ -74,6 +77,14 @@ def test_steps_follow_one_another_and_the_host_hears_of_them_later() -> None:
     one, two = COST.seconds(batch(0, row(0, 4))), COST.seconds(batch(1, row(4, 1)))
     assert first == pytest.approx(one + COST.host)
     assert second == pytest.approx(one + two + COST.host)
+
+
+def test_steps_vary_by_chance_around_the_same_mean() -> None:
+    cost = StepCost(base=1.0, per_token=0.0, per_context=0.0, spread=0.3)
+    ends = [at for at, _ in collected(*(batch(n, row(0, 4)) for n in range(2000)), cost=cost)]
+    durations = [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
+    assert fmean(durations) == pytest.approx(1.0, abs=0.03)
+    assert stdev(map(log, durations)) == pytest.approx(0.3, abs=0.02)
 
 
 def test_a_token_depends_on_seed_sample_and_position_only() -> None:
