@@ -1,7 +1,5 @@
-"""Kernels run in Triton's interpreter here; it must be chosen before the first kernel is imported."""
+"""What of the kernel tests can be collected here."""
 
-import os
 from importlib.util import find_spec
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
 collect_ignore = [] if find_spec("triton") else ["test_kv_digest_kernel.py"]
