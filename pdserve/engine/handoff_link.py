@@ -63,7 +63,7 @@ class HandoffLink:
         self._outbox: asyncio.Queue[pb.HandoffCommand] = asyncio.Queue()
         self._tickets = HeldTickets(engine_id, times, clock)
         self._last_heard = clock.monotonic()
-        self._heartbeats_sent: dict[int, tuple[float, tuple[str, ...]]] = {}
+        self._heartbeats_sent: dict[int, float] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -182,7 +182,8 @@ class HandoffLink:
             case "released":
                 self._tickets.released(event.released.ticket_id, expired=event.released.expired)
             case "ack":
-                self._tickets.renewed(*self._heartbeats_sent.pop(event.ack.number, (0.0, ())))
+                sent_at = self._heartbeats_sent.pop(event.ack.number, 0.0)
+                self._tickets.renewed(sent_at, tuple(event.ack.renewed_ticket_ids))
 
     async def _beat(self) -> None:
         number = 0
@@ -193,9 +194,8 @@ class HandoffLink:
             if silence > self._times.suspect:
                 raise LinkLost(f"{self.engine_id} has been silent for {silence:.1f} s")
             number += 1
-            ticket_ids = self._tickets.ids
-            self._heartbeats_sent[number] = (now, ticket_ids)
-            self._send(heartbeat=pb.Heartbeat(number=number, ticket_ids=ticket_ids))
+            self._heartbeats_sent[number] = now
+            self._send(heartbeat=pb.Heartbeat(number=number, ticket_ids=self._tickets.ids))
 
     def _fail(self, error: PdserveError) -> None:
         self.error = error

@@ -171,10 +171,12 @@ class HandoffSource:
             if offer.deliver is deliver:
                 offer.deliver = None
 
-    def renew(self, ticket_ids: tuple[str, ...]) -> None:
-        for ticket_id in ticket_ids:
-            if offer := self._offers.get(ticket_id):
-                offer.expires_at = self._clock.monotonic() + self._times.lease
+    def renew(self, ticket_ids: tuple[str, ...]) -> tuple[str, ...]:
+        """Lengthen leases; returns the tickets that still had one."""
+        renewed = tuple(ticket_id for ticket_id in ticket_ids if ticket_id in self._offers)
+        for ticket_id in renewed:
+            self._offers[ticket_id].expires_at = self._clock.monotonic() + self._times.lease
+        return renewed
 
     def release(self, ticket_id: str) -> bool:
         """The target is done reading. True if the lease had already ended: it must discard the KV."""

@@ -34,7 +34,7 @@ class HeldTickets:
         self._leases[ticket.id] = 0.0
 
     def renewed(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
-        """A heartbeat sent at sent_at (monotonic) was acknowledged."""
+        """The source has renewed these for a heartbeat sent at sent_at (monotonic)."""
         for ticket_id in ticket_ids:
             if ticket_id in self._leases:
                 self._leases[ticket_id] = max(self._leases[ticket_id], sent_at + self._times.lease)

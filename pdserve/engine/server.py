@@ -150,8 +150,9 @@ class HandoffService(pb_grpc.HandoffServiceServicer):
                 released = pb.Released(ticket_id=ticket_id, expired=source.release(ticket_id))
                 return pb.HandoffEvent(source_epoch=epoch, released=released)
             case "heartbeat":
-                source.renew(tuple(command.heartbeat.ticket_ids))
-                return pb.HandoffEvent(source_epoch=epoch, ack=pb.HeartbeatAck(number=command.heartbeat.number))
+                renewed = source.renew(tuple(command.heartbeat.ticket_ids))
+                ack = pb.HeartbeatAck(number=command.heartbeat.number, renewed_ticket_ids=renewed)
+                return pb.HandoffEvent(source_epoch=epoch, ack=ack)
         return None
 
     def _attach(self, attach: pb.Attach, deliver: Deliver) -> None:

@@ -121,8 +121,8 @@ class SimLink:
 
     def _send_heartbeat(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
         def at_source() -> None:
-            self._source.renew(ticket_ids)
-            self._events.send(lambda: self._on_ack(sent_at, ticket_ids))
+            renewed = self._source.renew(ticket_ids)
+            self._events.send(lambda: self._on_ack(sent_at, renewed))
 
         self._send(at_source)
 

@@ -234,3 +234,11 @@ async def test_after_the_first_token_the_end_of_the_sequence_keeps_the_offer(fin
     bench.source.cancel(5)
     assert bench.ended == []
     assert bench.source.num_open == 1
+
+
+async def test_only_tickets_that_still_have_a_lease_are_renewed() -> None:
+    bench = Bench(8)
+    assert bench.source.renew(("t", "another")) == ("t",)
+    await bench.clock.advance(TIMES.lease)
+    bench.source.expire()
+    assert bench.source.renew(("t", "another")) == ()

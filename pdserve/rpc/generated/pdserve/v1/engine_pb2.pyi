@@ -452,10 +452,12 @@ class Released(_message.Message):
     def __init__(self, ticket_id: _Optional[str] = ..., expired: bool = ...) -> None: ...
 
 class HeartbeatAck(_message.Message):
-    __slots__ = ("number",)
+    __slots__ = ("number", "renewed_ticket_ids")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    RENEWED_TICKET_IDS_FIELD_NUMBER: _ClassVar[int]
     number: int
-    def __init__(self, number: _Optional[int] = ...) -> None: ...
+    renewed_ticket_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, number: _Optional[int] = ..., renewed_ticket_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TicketGone(_message.Message):
     __slots__ = ("ticket_id", "code", "message")
