@@ -75,6 +75,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         "routing": {"decode_local_below": 0},
         "kv": {"num_blocks": 2048},
         "pools": POOLS,
+        # One engine dies again and again here, on purpose.
+        "times": {"restart_backoff_max": 1.0},
     }
     config = write_config(folder / "cluster.yaml", settings)
     env = {ENVIRONMENT: str(failpoints)}
