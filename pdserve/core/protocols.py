@@ -73,8 +73,9 @@ class PeerAddress:
 class PullSpec:
     """One verified read of blocks from a peer; the two block lists pair up in order.
 
-    deadline is in seconds from the call. seed binds the digest to its ticket and place. part says which heads, and
-    between which ranks; None is whole blocks between two engines of one rank each.
+    deadline and start_within are in seconds from the call: when it fails, and how long its reads may start, including
+    those after damage or over another backend. seed binds the digest to its ticket and place. part says which heads,
+    and between which ranks; None is whole blocks between two engines of one rank each.
     """
 
     peer: str
@@ -84,6 +85,7 @@ class PullSpec:
     digest: bytes
     seed: int
     deadline: float
+    start_within: float
     part: KVPart | None = None
 
 

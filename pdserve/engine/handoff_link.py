@@ -94,9 +94,8 @@ class HandoffLink:
         messages = [convert.part_to_proto(part) for part in parts if part]
         self._send(attach=pb.Attach(ticket_id=ticket_id, first_block=first_block, parts=messages, bulk=bulk))
 
-    def lease_holds(self, ticket_id: str) -> bool:
-        """Whether a pull may still start."""
-        return self._tickets.lease_holds(ticket_id)
+    def lease_left(self, ticket_id: str) -> float:
+        return self._tickets.lease_left(ticket_id)
 
     async def release(self, ticket_id: str) -> None:
         """Tell the source we are done. Raises LeaseExpired if what was read must be discarded."""

@@ -21,7 +21,7 @@ The whole protocol is one state machine; handoff_source has the left half, trans
     ABANDONED ─ every pull settled ─▶ SETTLED       until then blocks of reads in flight are quarantined, others free;
                                                     then Release, and all are free
 
-    A PULL, started only while the lease surely holds, for blocks that no pull was started for
+    A PULL, whose every read starts only while the lease surely holds, for blocks that no pull was started for
 
     POSTED ── DONE ──▶ ARRIVED ── digest equal ──▶ VERIFIED ─────────────┐
       │  ▲               │                                               │
@@ -263,7 +263,8 @@ class HandoffTarget:
 
     def _start_pull(self, fetch: _Fetch, region: RegionReady) -> asyncio.Task[None]:
         ticket = fetch.ticket
-        if not fetch.link.lease_holds(ticket.id):
+        lease_left = fetch.link.lease_left(ticket.id)
+        if lease_left <= 0:
             raise LeaseExpired(f"the lease of {ticket.engine_id} was not renewed in time to read")
         logical = range(region.first_block, region.first_block + len(region.source_blocks))
         offered = {(index, region.part) for index in logical}
@@ -281,6 +282,7 @@ class HandoffTarget:
                 digest=region.digest,
                 seed=region_seed(ticket.id, ticket.epoch, region.first_block, region.part),
                 deadline=self._times.transfer_deadline,
+                start_within=lease_left,
                 part=region.part,
             )
         )

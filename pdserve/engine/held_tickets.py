@@ -39,9 +39,9 @@ class HeldTickets:
             if ticket_id in self._leases:
                 self._leases[ticket_id] = max(self._leases[ticket_id], sent_at + self._times.lease)
 
-    def lease_holds(self, ticket_id: str) -> bool:
-        """Whether a pull may still start."""
-        return self._clock.monotonic() < self._leases.get(ticket_id, 0.0) - self._times.lease_guard
+    def lease_left(self, ticket_id: str) -> float:
+        """Seconds in which reads may still start; none from 0 down."""
+        return self._leases.get(ticket_id, 0.0) - self._times.lease_guard - self._clock.monotonic()
 
     def subscribe(self, ticket_id: str, deliver: Deliver) -> None:
         """Attach is being sent, which renews the lease where it arrives."""

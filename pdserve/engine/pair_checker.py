@@ -197,6 +197,7 @@ class _Reads:
                     digest=digests[number],
                     seed=pattern_seed(self._seed, number),
                     deadline=self._deadline,
+                    start_within=self._deadline,
                     part=part,
                 )
             )

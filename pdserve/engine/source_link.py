@@ -50,8 +50,8 @@ class SourceLink(Protocol):
         """Ask for the parts of the regions from first_block on, with bulk only when the prompt is complete."""
         ...
 
-    def lease_holds(self, ticket_id: str) -> bool:
-        """Whether a pull may still start."""
+    def lease_left(self, ticket_id: str) -> float:
+        """Seconds in which reads may still start; none from 0 down."""
         ...
 
     def release(self, ticket_id: str) -> Awaitable[None]:

@@ -66,8 +66,8 @@ class SimLink:
         self._tickets.subscribe(ticket_id, deliver)
         self._send(lambda: self._source.attach(ticket_id, first_block, self._at_source_deliver, parts, bulk=bulk))
 
-    def lease_holds(self, ticket_id: str) -> bool:
-        return self._tickets.lease_holds(ticket_id)
+    def lease_left(self, ticket_id: str) -> float:
+        return self._tickets.lease_left(ticket_id)
 
     async def release(self, ticket_id: str) -> None:
         if self.error:

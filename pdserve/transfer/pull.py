@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from pdserve.core.clock import Clock
-from pdserve.core.errors import DigestMismatch, PdserveError, TransferError, TransferFailed, TransferTimeout
+from pdserve.core.errors import (
+    DigestMismatch,
+    LeaseExpired,
+    PdserveError,
+    TransferError,
+    TransferFailed,
+    TransferTimeout,
+)
 from pdserve.core.protocols import PullReceipt, PullSpec
 from pdserve.transfer.base import ReadPlan
 from pdserve.transfer.lanes import Lane
@@ -48,6 +55,7 @@ class LocalPull:
         self._stop_error: TransferError = TransferFailed("the pull was cancelled")
         self._landed: asyncio.Future[str] | None = None
         self._flight: Flight | None = None
+        self._start_until = context.clock.monotonic() + spec.start_within
         context.stats.pulls += 1
         context.stats.unsettled += 1
         self.task = asyncio.create_task(self._drive(), name=f"pull from {spec.peer}")
@@ -138,6 +146,8 @@ class LocalPull:
         if self._outcome.done():
             # A cancellation may be lost on its way here; but who has seen us settle has given the blocks away.
             raise TransferFailed("the pull has ended")
+        if self._context.clock.monotonic() >= self._start_until:
+            raise LeaseExpired(f"too little of the lease of {self._spec.peer} was left to read (again)")
         loop = asyncio.get_running_loop()
         self._landed = landed = loop.create_future()
         flight = self._flight = Flight(

@@ -96,6 +96,7 @@ def pull_specs(source: WorkerHandle, target: WorkerHandle, digests: list[bytes])
             digest=digest,
             seed=region_seed("t", address.epoch, 0, part),
             deadline=10,
+            start_within=10,
             part=part,
         )
         for part, digest in zip(parts, digests, strict=True)

@@ -51,7 +51,16 @@ async def test_death_of_the_process_fails_steps_and_pulls_at_once_and_settles_th
     worker.executor.sample(handle)
     address = worker.transfer.address
     pull = worker.transfer.pull(
-        PullSpec(peer="p", epoch=1, source_blocks=(1,), target_blocks=(2,), digest=bytes(16), seed=0, deadline=30)
+        PullSpec(
+            peer="p",
+            epoch=1,
+            source_blocks=(1,),
+            target_blocks=(2,),
+            digest=bytes(16),
+            seed=0,
+            deadline=30,
+            start_within=30,
+        )
     )
     step, wait = asyncio.ensure_future(worker.executor.collect(handle)), asyncio.ensure_future(pull.wait())
     connecting = asyncio.ensure_future(worker.transfer.connect(address))
@@ -75,7 +84,16 @@ async def test_a_dead_worker_refuses_everything_with_its_cause(worker: WorkerHan
     with pytest.raises(EngineDied):
         worker.executor.forward(prefill(0, BLOCKS))
     late = worker.transfer.pull(
-        PullSpec(peer="p", epoch=1, source_blocks=(1,), target_blocks=(2,), digest=bytes(16), seed=0, deadline=1)
+        PullSpec(
+            peer="p",
+            epoch=1,
+            source_blocks=(1,),
+            target_blocks=(2,),
+            digest=bytes(16),
+            seed=0,
+            deadline=1,
+            start_within=1,
+        )
     )
     with pytest.raises(TransferFailed):
         await late.wait()

@@ -129,6 +129,7 @@ def pull_spec(workers: Workers, digest: bytes, targets: tuple[int, ...] = (1, 0,
         digest=digest,
         seed=SEED,
         deadline=10,
+        start_within=10,
         part=workers.parts[part],
     )
 

@@ -84,6 +84,7 @@ async def spec_for(source: Source, source_blocks: Blocks, target_blocks: Blocks,
         digest=digest,
         seed=SEED,
         deadline=deadline,
+        start_within=deadline,
     )
 
 

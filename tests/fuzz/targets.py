@@ -206,7 +206,15 @@ _ROW = Row(
     ),
 )
 _PULL = PullSpec(
-    peer="p", epoch=4, source_blocks=(1,), target_blocks=(2,), digest=bytes(16), seed=3, deadline=10.0, part=_PART
+    peer="p",
+    epoch=4,
+    source_blocks=(1,),
+    target_blocks=(2,),
+    digest=bytes(16),
+    seed=3,
+    deadline=10.0,
+    start_within=10.0,
+    part=_PART,
 )
 _INFO = ModelInfo(name="m", revision="r", vocab_size=9, max_model_len=9, eos_token_ids=(0,))
 

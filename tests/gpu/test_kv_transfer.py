@@ -37,7 +37,14 @@ async def test_workers_on_gpus_exchange_verified_kv(tmp_path: Path) -> None:
         digest = await source.transfer.digest(blocks, len(PROMPT), 5)
         assert await target.transfer.connect(source.transfer.address) == "nixl"
         spec = PullSpec(
-            peer="p", epoch=base.epoch, source_blocks=blocks, target_blocks=targets, digest=digest, seed=5, deadline=10
+            peer="p",
+            epoch=base.epoch,
+            source_blocks=blocks,
+            target_blocks=targets,
+            digest=digest,
+            seed=5,
+            deadline=10,
+            start_within=10,
         )
         await target.transfer.pull(spec).wait()
         assert await target.transfer.digest(targets, len(PROMPT), 5) == digest

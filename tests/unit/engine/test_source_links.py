@@ -57,7 +57,7 @@ class Line:
     ) -> None:
         raise AssertionError("not used here")
 
-    def lease_holds(self, ticket_id: str) -> bool:
+    def lease_left(self, ticket_id: str) -> float:
         raise AssertionError("not used here")
 
     async def release(self, ticket_id: str) -> None:

@@ -30,7 +30,14 @@ class Pair:
 
     def spec(self, *blocks: int, deadline: float = 10.0, epoch: int = 1) -> PullSpec:
         return PullSpec(
-            peer="p", epoch=epoch, source_blocks=blocks, target_blocks=blocks, digest=b"", seed=0, deadline=deadline
+            peer="p",
+            epoch=epoch,
+            source_blocks=blocks,
+            target_blocks=blocks,
+            digest=b"",
+            seed=0,
+            deadline=deadline,
+            start_within=deadline,
         )
 
 

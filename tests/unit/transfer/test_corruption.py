@@ -73,6 +73,7 @@ class Pair:
             digest=digest,
             seed=seed,
             deadline=30.0,
+            start_within=30.0,
         )
 
     async def verifies(self, spec: PullSpec) -> bool:

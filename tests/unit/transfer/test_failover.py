@@ -84,7 +84,16 @@ async def pair(stack: AsyncExitStack, first: type[FaultyBackend] = FaultyBackend
     target, target_memory = await opened(stack, "d", 2, ours, room)
     await target.connect(source.address)
     digest = await source.digest((1,), 4, seed=9)
-    spec = PullSpec(peer="p", epoch=1, source_blocks=(1,), target_blocks=(5,), digest=digest, seed=9, deadline=SOON)
+    spec = PullSpec(
+        peer="p",
+        epoch=1,
+        source_blocks=(1,),
+        target_blocks=(5,),
+        digest=digest,
+        seed=9,
+        deadline=SOON,
+        start_within=SOON,
+    )
     made = Pair(target, source_memory, target_memory, *ours, spec)
 
     def let_go() -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from pdserve.core.errors import DigestMismatch, StaleEpoch, TransferFailed, TransferTimeout
+from pdserve.core.errors import DigestMismatch, LeaseExpired, StaleEpoch, TransferFailed, TransferTimeout
 from pdserve.core.protocols import PullSpec
 from pdserve.transfer.digest import DigestKind
 from pdserve.transfer.lanes import Lane
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.service import LocalTransferService
+from tests.clocks import ManualClock
 from tests.kv_layouts import kv_layout
 from tests.transfer_faults import FaultyBackend
 
@@ -51,7 +52,14 @@ async def pair() -> AsyncIterator[Pair]:
     digest = await source.digest((1, 2), 8, seed=99)
     await target.connect(source.address)
     spec = PullSpec(
-        peer="p", epoch=11, source_blocks=(1, 2), target_blocks=(5, 6), digest=digest, seed=99, deadline=SOON
+        peer="p",
+        epoch=11,
+        source_blocks=(1, 2),
+        target_blocks=(5, 6),
+        digest=digest,
+        seed=99,
+        deadline=SOON,
+        start_within=SOON,
     )
     yield Pair(source, memories[0], target, memories[1], backend, spec)
     backend.held = False
@@ -136,6 +144,26 @@ async def test_damage_on_the_way_is_healed_by_one_more_read(pair: Pair) -> None:
     await pair.target.pull(pair.spec).wait()
     assert pair.arrived
     assert (pair.backend.posted, pair.target.stats().rereads) == (2, 1)
+
+
+async def test_after_the_lease_damage_is_not_read_again(pair: Pair) -> None:
+    clock = pair.target._clock = ManualClock()
+    pair.backend.damages, pair.backend.held = 1, True
+    pull = pair.target.pull(replace(pair.spec, start_within=1.0))
+    while not pair.backend.posted:
+        await asyncio.sleep(0.01)
+    await clock.advance(1.0)
+    pair.backend.held = False
+    with pytest.raises(LeaseExpired):
+        await pull.wait()
+    await asyncio.wait_for(pull.settled(), SOON)
+    assert pair.backend.posted == 1
+
+
+async def test_without_time_left_nothing_is_read(pair: Pair) -> None:
+    with pytest.raises(LeaseExpired):
+        await pair.target.pull(replace(pair.spec, start_within=0.0)).wait()
+    assert pair.backend.posted == 0
 
 
 async def test_damage_in_both_reads_is_a_digest_mismatch(pair: Pair) -> None:
