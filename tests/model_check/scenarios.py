@@ -1,0 +1,108 @@
+"""One interleaving for every mutant in which it breaks a promise, found by search.py and cut down to what matters.
+
+They rest on how long messages and steps take. When a change of the protocol moves those, search.py finds others.
+"""
+
+from collections.abc import Callable
+
+from tests.model_check.machine import HandoffMachine
+
+Scenario = Callable[[HandoffMachine], None]
+
+
+def no_quarantine_after_failure(happens: HandoffMachine) -> None:
+    """The reads outlive the fetch's deadline."""
+    happens.begin(prefill="p0", decode="d1", held=True)
+    happens.time_passes(seconds=0.6)
+
+
+def no_quarantine_after_cancel(happens: HandoffMachine) -> None:
+    """The client leaves while reads are in flight, and they end later."""
+    happens.begin(prefill="p1", decode="d1", held=True)
+    happens.time_passes(seconds=0.1)
+    happens.cancel(index=0, at_source=False)
+
+
+def settled_too_early(happens: HandoffMachine) -> None:
+    """As no_quarantine_after_failure, but quarantine begins and ends too soon."""
+    happens.begin(prefill="p0", decode="d0", held=True)
+    happens.time_passes(seconds=0.1)
+
+
+def settled_twice(happens: HandoffMachine) -> None:
+    """A fetch fails on an offer made twice while one of its reads is in flight."""
+    happens.begin(prefill="p0", decode="d1", held=True)
+    happens.time_passes(seconds=0.1)
+    happens.line_breaks(index=0)
+    happens.read_fails(index=0)
+
+
+def lease_released_twice(happens: HandoffMachine) -> None:
+    """The target dies, so the lease ends by itself."""
+    happens.begin(prefill="p1", decode="d1", held=False)
+    happens.kill(engine_id="d1", restarted=False)
+
+
+def no_lease_guard(happens: HandoffMachine) -> None:
+    """A region becomes ready while its target is frozen, and the lease ends before it thaws."""
+    happens.begin(prefill="p1", decode="d1", held=True)
+    happens.time_passes(seconds=0.03)
+    happens.time_passes(seconds=0.03)
+    happens.freeze(engine_id="d1")
+    happens.time_passes(seconds=0.6)
+    happens.freeze(engine_id="p1")
+    happens.time_passes(seconds=3.5)
+
+
+def lease_counted_from_arrival(happens: HandoffMachine) -> None:
+    """Renewals get lost on the way, twice."""
+    happens.begin(prefill="p1", decode="d0", held=False)
+    happens.time_passes(seconds=0.03)
+    happens.cancel(index=0, at_source=False)
+    happens.renewals_get_lost(index=0)
+    happens.time_passes(seconds=0.03)
+    happens.time_passes(seconds=0.03)
+    happens.renewals_get_lost(index=0)
+    happens.time_passes(seconds=0.03)
+    happens.time_passes(seconds=1.9)
+
+
+def cancel_frees_under_a_reader(happens: HandoffMachine) -> None:
+    """The prompt is cancelled at its source while a target reads the first blocks of it."""
+    happens.begin(prefill="p1", decode="d1", held=False)
+    happens.submit(first=3, length=7, max_tokens=2, prefill="p1", decode="d1", late=False)
+    happens.submit(first=1, length=5, max_tokens=3, prefill="p0", decode="d0", late=False)
+    happens.time_passes(seconds=0.03)
+    happens.cancel(index=0, at_source=True)
+
+
+def digests_not_compared(happens: HandoffMachine) -> None:
+    """A read delivers a wrong byte."""
+    happens.begin(prefill="p1", decode="d1", held=True)
+    happens.time_passes(seconds=0.1)
+    happens.read_ends(index=0, damaged=True)
+    happens.let_reads_go(index=0)
+
+
+def runs_before_everything_arrived(happens: HandoffMachine) -> None:
+    """The first token is there before the last read has ended."""
+    happens.begin(prefill="p0", decode="d0", held=False)
+    happens.time_passes(seconds=0.03)
+
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.__name__: scenario
+    for scenario in (
+        no_quarantine_after_failure,
+        no_quarantine_after_cancel,
+        settled_too_early,
+        settled_twice,
+        lease_released_twice,
+        no_lease_guard,
+        lease_counted_from_arrival,
+        cancel_frees_under_a_reader,
+        digests_not_compared,
+        runs_before_everything_arrived,
+    )
+}
+"""By the name of the mutant."""
