@@ -1,0 +1,164 @@
+"""What engines say to one another of KV that is to move."""
+
+from collections.abc import Sequence
+from math import isfinite
+
+from pdserve.core.protocols import PeerAddress, RankAddress
+from pdserve.core.shards import KVPart, KVShard
+from pdserve.core.ticket import DIGEST_BYTES, PrefillDone, RegionReady, TicketGone, TransferTicket
+from pdserve.rpc.convert.fields import require
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+
+_MAX_RANKS = 1024
+_MAX_PARTS = 4096
+
+
+def ticket_to_proto(ticket: TransferTicket) -> pb.TransferTicket:
+    return pb.TransferTicket(
+        id=ticket.id,
+        request_id=ticket.request_id,
+        engine_id=ticket.engine_id,
+        epoch=ticket.epoch,
+        address=ticket.address,
+        layout_hash=ticket.layout_hash,
+        num_tokens=ticket.num_tokens,
+        block_size=ticket.block_size,
+        lease=ticket.lease,
+        ranks=[shard_to_proto(shard) for shard in ticket.ranks],
+    )
+
+
+def ticket_from_proto(message: pb.TransferTicket) -> TransferTicket:
+    require(message.num_tokens > 0 and message.block_size > 0, "a ticket covers tokens, in blocks of at least one")
+    require(isfinite(message.lease) and message.lease > 0, "a ticket's lease is a time ahead")
+    return TransferTicket(
+        id=message.id,
+        request_id=message.request_id,
+        engine_id=message.engine_id,
+        epoch=message.epoch,
+        address=message.address,
+        layout_hash=message.layout_hash,
+        num_tokens=message.num_tokens,
+        block_size=message.block_size,
+        lease=message.lease,
+        ranks=_of_different_ranks(tuple(map(shard_from_proto, message.ranks))),
+    )
+
+
+def shard_to_proto(shard: KVShard) -> pb.KVShard:
+    return pb.KVShard(
+        rank=shard.rank,
+        first_layer=shard.layers[0],
+        end_layer=shard.layers[1],
+        first_head=shard.heads[0],
+        end_head=shard.heads[1],
+    )
+
+
+def shard_from_proto(message: pb.KVShard) -> KVShard:
+    require(message.first_layer < message.end_layer, "a rank holds at least one layer")
+    require(message.first_head < message.end_head, "a rank holds at least one head")
+    return KVShard(
+        rank=message.rank,
+        layers=(message.first_layer, message.end_layer),
+        heads=(message.first_head, message.end_head),
+    )
+
+
+def _of_different_ranks(shards: tuple[KVShard, ...]) -> tuple[KVShard, ...]:
+    require(len(shards) <= _MAX_RANKS, f"an engine has at most {_MAX_RANKS} ranks")
+    require(len({shard.rank for shard in shards}) == len(shards), "each rank is named once")
+    return shards
+
+
+def part_to_proto(part: KVPart) -> pb.KVPart:
+    return pb.KVPart(
+        source_rank=part.source_rank,
+        target_rank=part.target_rank,
+        first_head=part.heads[0],
+        end_head=part.heads[1],
+    )
+
+
+def part_from_proto(message: pb.KVPart) -> KVPart:
+    require(message.first_head < message.end_head, "a part has at least one head")
+    return KVPart(
+        source_rank=message.source_rank,
+        target_rank=message.target_rank,
+        heads=(message.first_head, message.end_head),
+    )
+
+
+def parts_from_proto(messages: Sequence[pb.KVPart]) -> tuple[KVPart, ...]:
+    """Of an Attach."""
+    require(len(messages) <= _MAX_PARTS, f"a target asks for at most {_MAX_PARTS} parts")
+    return tuple(map(part_from_proto, messages))
+
+
+def region_to_proto(region: RegionReady) -> pb.RegionReady:
+    return pb.RegionReady(
+        ticket_id=region.ticket_id,
+        first_block=region.first_block,
+        source_blocks=region.source_blocks,
+        digest=region.digest,
+        part=part_to_proto(region.part) if region.part else None,
+    )
+
+
+def region_from_proto(message: pb.RegionReady) -> RegionReady:
+    require(len(message.source_blocks) > 0, "a region has at least one block")
+    require(len(message.digest) == DIGEST_BYTES, f"a digest has {DIGEST_BYTES} bytes")
+    return RegionReady(
+        ticket_id=message.ticket_id,
+        first_block=message.first_block,
+        source_blocks=tuple(message.source_blocks),
+        digest=message.digest,
+        part=part_from_proto(message.part) if message.HasField("part") else None,
+    )
+
+
+def done_to_proto(done: PrefillDone) -> pb.PrefillDone:
+    return pb.PrefillDone(ticket_id=done.ticket_id, first_token=done.first_token, finished=done.finished)
+
+
+def done_from_proto(message: pb.PrefillDone) -> PrefillDone:
+    return PrefillDone(ticket_id=message.ticket_id, first_token=message.first_token, finished=message.finished)
+
+
+def gone_to_proto(gone: TicketGone) -> pb.TicketGone:
+    return pb.TicketGone(ticket_id=gone.ticket_id, code=gone.code, message=gone.message)
+
+
+def gone_from_proto(message: pb.TicketGone) -> TicketGone:
+    return TicketGone(ticket_id=message.ticket_id, code=message.code, message=message.message)
+
+
+def peer_to_proto(peer: PeerAddress) -> pb.PeerHello:
+    return pb.PeerHello(
+        engine_id=peer.engine_id,
+        epoch=peer.epoch,
+        layout_hash=peer.layout_hash,
+        ranks=[
+            pb.RankAddress(
+                shard=shard_to_proto(rank.shard),
+                backends=[pb.BackendMetadata(name=name, metadata=metadata) for name, metadata in rank.backends],
+            )
+            for rank in peer.ranks
+        ],
+    )
+
+
+def peer_from_proto(message: pb.PeerHello) -> PeerAddress:
+    shards = _of_different_ranks(tuple(shard_from_proto(rank.shard) for rank in message.ranks))
+    return PeerAddress(
+        engine_id=message.engine_id,
+        epoch=message.epoch,
+        layout_hash=message.layout_hash,
+        ranks=tuple(
+            RankAddress(
+                shard=shard,
+                backends=tuple((backend.name, backend.metadata) for backend in rank.backends),
+            )
+            for shard, rank in zip(shards, message.ranks, strict=True)
+        ),
+    )
