@@ -24,6 +24,7 @@ from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, REGION_BYTES
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.server import grpc_links
+from pdserve.engine.source_links import SourceLinks
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.base import ReadPlan, TransferState
 from pdserve.transfer.digest import region_digest
@@ -87,9 +88,15 @@ class Target:
             backends=make_backends((name,), "d", 9, host),
         )
         clock = SystemClock()
+        self._links = SourceLinks(
+            open_link=grpc_links(self.service, TIMES, clock),
+            disconnect=self.service.disconnect,
+            times=TIMES,
+            clock=clock,
+        )
         self._handoff = HandoffTarget(
             transfer=self.service,
-            open_link=grpc_links(self.service, TIMES, clock),
+            links=self._links,
             times=TIMES,
             clock=clock,
             on_outcome=lambda number, outcome: self._outcomes.pop(number).set_result(outcome),
@@ -160,6 +167,7 @@ class Target:
 
     async def close(self) -> None:
         await self._handoff.close()
+        await self._links.close()
         self.raw.close()
         await self.service.close()
         assert self._process.stdin

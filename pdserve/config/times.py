@@ -23,6 +23,8 @@ class Times:
     """How long a decode engine waits for the answer to Release before it discards the KV."""
     restore_deadline: float = 5.0
     """One restore from a tier may take this long; then its destination is quarantined and the prompt computed."""
+    fetch_deadline: float = 3.0
+    """Fetching a prompt's beginning from another engine's cache may take this long; then it is computed."""
     link_backoff: float = 1.0
     """How long requests avoid a link between two engines that was lost, before one of them tries it; doubles with
     every failure in a row."""

@@ -10,7 +10,7 @@ from pdserve.core.layout import KVLayout
 from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.request import Request, TokenDelta
 from pdserve.core.shards import KVPart, KVShard
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.ticket import KVSource, TransferTicket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,13 +185,20 @@ class DeltaStream(Protocol):
 class EngineClient(Protocol):
     """An engine as dispatch sees it. Implementations: gRPC session, in-process, simulated."""
 
-    def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> DeltaStream:
+    def submit(
+        self,
+        request: Request,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
+    ) -> DeltaStream:
         """Send the request now and stream its deltas.
 
         handoff: prefill only; the first item is the TransferTicket, then one delta with the first
         token, its finish_reason HANDOFF unless the request ended there. ticket: continue from another
-        engine's prefill; deltas start at index 1. A refused request streams one delta with
-        finish_reason ERROR."""
+        engine's prefill; deltas start at index 1. source: where KV of the prompt's beginning should
+        be. A refused request streams one delta with finish_reason ERROR."""
         ...
 
     def snapshot(self) -> LoadSnapshot | None: ...

@@ -115,6 +115,21 @@ class TokenDelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixFetch:
+    """How an engine's fetch of a prompt's beginning from the cache of another went.
+
+    tokens: those whose KV arrived and verified. seconds: from asking to the source's word that its lease had held, or
+    to the error. error is its code, empty when all went well."""
+
+    engine_id: str
+    tokens: int
+    num_bytes: int
+    seconds: float
+    backend: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTrace:
     """What one engine did for one request; sent with its last delta.
 
@@ -135,3 +150,4 @@ class EngineTrace:
     transfer_forecast: tuple[tuple[str, float], ...] = ()
     transfer_stages: tuple[tuple[str, float], ...] = ()
     transfer_failovers: tuple[tuple[str, str], ...] = ()
+    fetch: PrefixFetch | None = None

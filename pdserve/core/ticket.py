@@ -1,4 +1,5 @@
-"""The claim a prefill engine hands out for a prompt's KV, and the messages that make it good."""
+"""The claim a prefill engine hands out for a prompt's KV, the hint where to borrow some, and the messages that make
+either good."""
 
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -68,7 +69,30 @@ class TicketGone:
     message: str
 
 
-HandoffNews = RegionReady | PrefillDone | TicketGone
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVSource:
+    """An engine that should hold KV of a prompt's first num_blocks blocks, for the one that is to compute the prompt.
+
+    Only a hint: what it names may be gone when it is asked for. Fetching fewer than least_blocks takes longer than
+    computing them."""
+
+    engine_id: str
+    epoch: int
+    address: str
+    num_blocks: int
+    least_blocks: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lent:
+    """The source has leased the first num_blocks (at least one) of the blocks it was asked to lend; their regions
+    follow. Logical indices of a loan count from the first block asked for."""
+
+    ticket_id: str
+    num_blocks: int
+
+
+HandoffNews = RegionReady | PrefillDone | TicketGone | Lent
 
 
 def region_seed(ticket_id: str, epoch: int, first_block: int, part: KVPart | None = None) -> int:

@@ -12,7 +12,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, LoadSnapshot
 from pdserve.core.errors import EngineDied, PdserveError
 from pdserve.core.request import Request, TokenDelta
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
@@ -102,7 +102,14 @@ class EngineConnection:
     def snapshot(self) -> LoadSnapshot | None:
         return self._load
 
-    def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> RequestStream:
+    def submit(
+        self,
+        request: Request,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
+    ) -> RequestStream:
         stream = RequestStream(self, request.id)
         if self._error:
             stream.push(self._error)
@@ -112,6 +119,7 @@ class EngineConnection:
             request=convert.request_to_proto(request),
             handoff=handoff,
             ticket=convert.ticket_to_proto(ticket) if ticket else None,
+            source=convert.source_to_proto(source) if source else None,
         )
         self._outbox.put_nowait(pb.SessionCommand(submit=submit))
         return stream

@@ -6,27 +6,24 @@ It neither waits nor does I/O. Its caller pumps it:
     core.take_events()               after every schedule: handoffs and fetches that may begin
     core.complete(await collect())   steps in the order of their numbers
 
-and calls schedule again after everything that can make work: add, complete, abort, fetched,
-fetch_failed, restore_ended, restore_late, saved, unquarantine, release_lease. Every returned list starts with
-events not taken yet, so that events are always seen in the order in which they happened.
+and calls schedule again after everything that can make work: add, complete, abort, fetched, fetch_failed,
+restore_ended, restore_late, and what gives blocks of core.kv back: saved, unquarantine, release. Every returned list
+starts with events not taken yet, so that events are always seen in the order in which they happened.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
-from pdserve.core.blocks import BlockHash, KVEvent, hash_namespace
+from pdserve.core.blocks import hash_namespace
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import BlockCounts, EngineLimits
 from pdserve.core.errors import DeadlineExceeded, PdserveError
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo
 from pdserve.core.request import FinishReason, Request
-from pdserve.core.ticket import TransferTicket
-from pdserve.core.tiers import TierNews
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.engine.admission import AdmissionRules
 from pdserve.engine.core_events import (
     Computed,
@@ -36,10 +33,11 @@ from pdserve.engine.core_events import (
     FetchReady,
     Finished,
     HandoffScheduled,
-    RestoreReady,
     SaveReady,
 )
-from pdserve.engine.scheduler import ChooseRestore, Scheduler, StepPlan
+from pdserve.engine.deadlines import Deadlines
+from pdserve.engine.restores import Restores
+from pdserve.engine.scheduler import ChooseFetch, ChooseRestore, Scheduler, StepPlan
 from pdserve.engine.sequence import Sequence, SequenceState
 from pdserve.engine.stopping import stop_rule
 from pdserve.kvcache.manager import KVCacheManager
@@ -77,6 +75,7 @@ class EngineCore:
         new_ticket_id: Callable[[], str],
         tiers: TierIndex | None = None,
         choose_restore: ChooseRestore = lambda tiers: 0,
+        choose_fetch: ChooseFetch = lambda source, num_blocks: 0,
     ) -> None:
         self.limits = limits
         self.kv = KVCacheManager(
@@ -91,15 +90,14 @@ class EngineCore:
         self._rules = AdmissionRules(
             info=info, limits=limits, num_blocks=layout.num_blocks, block_size=layout.block_size
         )
-        self._scheduler = Scheduler(limits, self.kv, choose_restore)
+        self._scheduler = Scheduler(limits, self.kv, choose_restore, choose_fetch)
+        self._restores = Restores(self._scheduler, self.kv)
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
         self._next_step = 0
         self._steps: deque[tuple[int, list[_InFlight]]] = deque()
         self._released: list[int] = []
-        self._deadlines: list[tuple[float, int]] = []
-        self._lost_restores: dict[tuple[int, int], tuple[int, ...]] = {}
-        """(sequence id, admission) → quarantined targets of restores nobody waits for any more."""
+        self._deadlines = Deadlines(self._sequences.__contains__)
         self._events: list[CoreEvent] = []
 
     @property
@@ -120,9 +118,7 @@ class EngineCore:
     @property
     def next_deadline(self) -> float | None:
         """Monotonic time at which expire has something to do."""
-        while self._deadlines and self._deadlines[0][1] not in self._sequences:
-            heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._deadlines.next
 
     def load(self) -> CoreLoad:
         waiting, running = self._scheduler.waiting, self._scheduler.running
@@ -135,11 +131,19 @@ class EngineCore:
             blocks=self.kv.counts(),
         )
 
-    def add(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> int:
+    def add(
+        self,
+        request: Request,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
+    ) -> int:
         """Queue a request; returns its sequence id, which is never used again.
 
         handoff: compute the prompt, lease its blocks, end after the first token. ticket: fetch the
-        prompt's KV from the ticket's source, then go on from its first token.
+        prompt's KV from the ticket's source, then go on from its first token. source: another engine that should hold
+        KV of the prompt's beginning.
         Raises InvalidRequest, Unsupported, or LayoutMismatch if it can never run here."""
         self._rules.check(request, handoff=handoff, ticket=ticket)
         sequence = Sequence(
@@ -155,10 +159,11 @@ class EngineCore:
             deadline=self._clock.monotonic() + request.timeout,
             handoff=handoff,
             ticket=ticket,
+            source=source,
         )
         self._next_id += 1
         self._sequences[sequence.sequence_id] = sequence
-        heappush(self._deadlines, (sequence.deadline, sequence.sequence_id))
+        self._deadlines.add(sequence.sequence_id, sequence.deadline)
         self._scheduler.add(sequence)
         self._stamp(sequence, "queued")
         return sequence.sequence_id
@@ -212,8 +217,7 @@ class EngineCore:
 
     def expire(self, now: float) -> list[CoreEvent]:
         """Abort every request whose deadline (monotonic) has passed."""
-        while (deadline := self.next_deadline) is not None and deadline <= now:
-            _, sequence_id = heappop(self._deadlines)
+        while (sequence_id := self._deadlines.pop(now)) is not None:
             sequence = self._sequences[sequence_id]
             timeout = sequence.request.timeout
             self._abort(sequence, DeadlineExceeded(f"the request did not finish within its {timeout:g} s"))
@@ -246,10 +250,9 @@ class EngineCore:
 
     def restore_ended(self, sequence_id: int, admission: int, num_blocks: int) -> list[CoreEvent]:
         """Nothing writes into a RestoreReady's blocks any more; its first num_blocks are verified."""
-        lost = self._lost_restores.pop((sequence_id, admission), None)
-        if lost is not None:
-            self.kv.unquarantine(lost)
-        elif sequence := self._sequences.get(sequence_id):
+        if self._restores.ended(sequence_id, admission):
+            return self.take_events()
+        if sequence := self._sequences.get(sequence_id):
             self._scheduler.restored(sequence, num_blocks)
             self._stamp(sequence, "restored")
             if sequence.handoff:
@@ -259,32 +262,9 @@ class EngineCore:
     def restore_late(self, sequence_id: int, admission: int) -> None:
         """A restore has not ended in time: its sequence computes instead, in other blocks."""
         sequence = self._sequences.get(sequence_id)
-        if sequence is not None and (sequence_id, admission) not in self._lost_restores:
-            self._quarantine_restore(sequence)
+        if sequence is not None and not self._restores.is_abandoned(sequence_id, admission):
+            self._restores.abandon(sequence)
             self._scheduler.lose_restore(sequence, self._next_step - 1)
-
-    def hear(self, news: TierNews) -> None:
-        """What the tiers hold has changed."""
-        self.kv.hear(news)
-
-    def saved(self, block_ids: SequenceOf[int]) -> None:
-        """A SaveReady's blocks are copied, or never will be."""
-        self.kv.saved(block_ids)
-
-    def unquarantine(self, block_ids: Iterable[int]) -> None:
-        """Nothing writes into these blocks any more."""
-        self.kv.unquarantine(block_ids)
-
-    def release_lease(self, ticket_id: str) -> bool:
-        """The ticket is over: its blocks serve others again. False when it has no lease."""
-        return self.kv.release(ticket_id)
-
-    def kv_snapshot(self) -> tuple[int, tuple[BlockHash, ...]]:
-        """(number of the last KV event, hashes of everything the prefix cache holds)."""
-        return self.kv.snapshot()
-
-    def drain_kv_events(self) -> list[KVEvent]:
-        return self.kv.drain_events()
 
     def stamp(self, sequence_id: int, name: str) -> None:
         """Note an event of the caller's in the sequence's trace; ignored when it has ended."""
@@ -300,7 +280,7 @@ class EngineCore:
         for sequence in plan.restoring:
             self._stamp(sequence, "scheduled" if sequence.admission == 1 else "resumed")
             self._stamp(sequence, "restoring")
-            self._events.append(self._restore_ready(sequence))
+            self._events.append(self._restores.ready(sequence))
         for sequence in plan.admitted:
             self._stamp(sequence, "scheduled" if sequence.admission == 1 else "resumed")
             if sequence.handoff:
@@ -314,20 +294,6 @@ class EngineCore:
             ticket=sequence.ticket,
             fetch_blocks=self._scheduler.fetch_blocks(sequence),
         )
-
-    def _restore_ready(self, sequence: Sequence) -> RestoreReady:
-        first, blocks = self._scheduler.restore_blocks(sequence)
-        return RestoreReady(
-            sequence_id=sequence.sequence_id,
-            admission=sequence.admission,
-            hashes=tuple(sequence.block_hashes[first : first + len(blocks)]),
-            blocks=blocks,
-        )
-
-    def _quarantine_restore(self, sequence: Sequence) -> None:
-        _, blocks = self._scheduler.restore_blocks(sequence)
-        self.kv.quarantine(blocks)
-        self._lost_restores[sequence.sequence_id, sequence.admission] = blocks
 
     def _lease(self, sequence: Sequence) -> HandoffScheduled:
         ticket_id = self._new_ticket_id()
@@ -388,7 +354,7 @@ class EngineCore:
 
     def _abort(self, sequence: Sequence, error: PdserveError | None) -> None:
         if sequence.num_restoring_tokens:
-            self._quarantine_restore(sequence)
+            self._restores.abandon(sequence)
         elif sequence.state is SequenceState.FETCHING:
             blocks = tuple(self._scheduler.fetch_blocks(sequence).values())
             self.kv.quarantine(blocks)

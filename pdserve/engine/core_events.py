@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.request import FinishReason
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.core.tiers import SavedBlock
 
 
@@ -75,7 +75,8 @@ class FetchAborted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReady:
-    """Part of a prompt lies in a tier, and the target blocks for it are allocated: the restore may start.
+    """Part of a prompt's KV lies in a tier, or in the cache of another engine (source), and the target blocks for it
+    are allocated: the restore may start.
 
     Answered by restore_ended, once, and perhaps by restore_late before. admission tells the sequence's lives apart.
     """
@@ -84,6 +85,7 @@ class RestoreReady:
     admission: int
     hashes: tuple[BlockHash, ...]
     blocks: tuple[int, ...]
+    source: KVSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""The asynchronous shell around EngineCore: pumps steps, streams deltas, connects handoffs to the scheduler.
+"""The asynchronous shell around EngineCore: pumps steps, streams deltas, connects handoffs, tiers and loans to the
+scheduler.
 
 All decisions are EngineCore's. This class moves its events to where they have effects, and effects'
 results back, on one event loop.
@@ -12,13 +13,14 @@ from secrets import token_hex
 from typing import Self
 
 from pdserve.config.times import Times
+from pdserve.core.blocks import BlockHash
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot
 from pdserve.core.errors import EngineDied, InvalidRequest, LeaseExpired, PdserveError, Unavailable
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
-from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, TokenDelta
+from pdserve.core.ticket import KVSource, TicketGone, TransferTicket
 from pdserve.core.tiers import TierService
 from pdserve.engine.core import EngineCore
 from pdserve.engine.core_events import (
@@ -32,14 +34,15 @@ from pdserve.engine.core_events import (
     RestoreReady,
     SaveReady,
 )
-from pdserve.engine.handoff_source import HandoffSource
+from pdserve.engine.handoff_source import Deliver, HandoffSource, Parts
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.kv_feed import KVFeed
 from pdserve.engine.pull_tally import PullTally
 from pdserve.engine.pump import StepPump
+from pdserve.engine.restoring import Restoring
 from pdserve.engine.source_link import OpenLink
+from pdserve.engine.source_links import SourceLinks
 from pdserve.engine.step_timing import StepTimer
-from pdserve.engine.tiering import Tiering
 
 EngineItem = TokenDelta | TransferTicket
 Sink = Callable[[list[EngineItem]], None]
@@ -82,25 +85,38 @@ class Engine:
         self.transfer = transfer
         self.clock = clock
         self._timer = StepTimer(clock)
-        self._tiering = self._open_tiering(tiers, times) if tiers else None
+        self._links = SourceLinks(open_link=open_link, disconnect=transfer.disconnect, times=times, clock=clock)
+        self._restoring = Restoring(
+            tiers,
+            transfer=transfer,
+            links=self._links,
+            timer=self._timer,
+            times=times,
+            clock=clock,
+            on_news=lambda news: self._core.kv.hear(news),
+            on_saved=self._on_saved,
+            on_ended=self._on_restored,
+            on_late=self._on_restore_late,
+        )
         self._core = EngineCore(
             info=info,
             limits=limits,
             layout=transfer.layout,
             clock=clock,
             new_ticket_id=lambda: token_hex(16),
-            tiers=self._tiering.index if self._tiering else None,
-            choose_restore=self._tiering.choose if self._tiering else lambda _: 0,
+            tiers=self._restoring.index,
+            choose_restore=self._restoring.choose_restore,
+            choose_fetch=self._restoring.choose_fetch,
         )
         self.limits = limits
-        self.kv_feed = KVFeed(self._core.drain_kv_events, self._core.kv_snapshot)
+        self.kv_feed = KVFeed(self._core.kv.drain_events, self._core.kv.snapshot)
         self._pump = StepPump(self._core, executor, self._timer, self._apply)
         self.source = HandoffSource(
             endpoint=endpoint, transfer=transfer, times=times, clock=clock, on_end=self._on_lease_end
         )
         self._target = HandoffTarget(
             transfer=transfer,
-            open_link=open_link,
+            links=self._links,
             times=times,
             clock=clock,
             on_outcome=self._on_outcome,
@@ -118,8 +134,7 @@ class Engine:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        if self._tiering:
-            await self._tiering.open()
+        await self._restoring.open()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._guard(work)) for work in (self._pump.run(), self._keep_house())]
         return self
@@ -130,9 +145,9 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._abort_all(Unavailable(f"{self.endpoint.engine_id} has shut down"))
         await self._target.close()
+        await self._restoring.close()
+        await self._links.close()
         await self.source.close()
-        if self._tiering:
-            await self._tiering.close()
 
     async def death(self) -> EngineDied:
         """Returns when the engine can serve nothing any more; its process should end then."""
@@ -141,7 +156,13 @@ class Engine:
         return self._died
 
     def start(
-        self, request: Request, sink: Sink, *, handoff: bool = False, ticket: TransferTicket | None = None
+        self,
+        request: Request,
+        sink: Sink,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
     ) -> None:
         """Begin a request; everything it produces goes to sink. Raises PdserveError to refuse it."""
         if self._died:
@@ -150,7 +171,7 @@ class Engine:
             raise Unavailable(f"{self.endpoint.engine_id} is draining")
         if request.id in self._by_request:
             raise InvalidRequest(f"request id {request.id!r} is already running here", "id")
-        sequence_id = self._core.add(request, handoff=handoff, ticket=ticket)
+        sequence_id = self._core.add(request, handoff=handoff, ticket=ticket, source=source)
         reach("queued")
         self._live[sequence_id] = _Live(request.id, sink, handoff)
         self._by_request[request.id] = sequence_id
@@ -166,6 +187,14 @@ class Engine:
         sequence_id = self._by_request.get(request_id)
         if sequence_id is not None:
             self._abort(sequence_id, None)
+
+    def lend(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts) -> None:
+        """Another engine asks for cached KV; deliver hears what comes of it."""
+        if self._died or self._draining:
+            message = f"{self.endpoint.engine_id} lends nothing any more"
+            deliver(TicketGone(ticket_id=ticket_id, code=Unavailable.code, message=message))
+            return
+        self.source.lend(ticket_id, deliver, parts, lambda lease_id: self._core.kv.lend(lease_id, hashes))
 
     def borrow_blocks(self, most: int) -> tuple[int, ...]:
         """Spare blocks for a check of the transfers, at most so many. Raises Unavailable when there are none."""
@@ -199,7 +228,7 @@ class Engine:
             blocks=load.blocks,
             draining=self._draining,
             steps=self._timer.tallies,
-            tiers=self._tiering.tallies if self._tiering else (),
+            tiers=self._restoring.tallies,
         )
 
     async def drain(self, timeout: float) -> bool:
@@ -260,10 +289,10 @@ class Engine:
                     self._target.fetch(event.sequence_id, dict(event.fetch_blocks))
                 case FetchAborted():
                     self._aborted_fetches[event.sequence_id] = event.block_ids
-                case RestoreReady() if self._tiering:
-                    self._tiering.restore(event)
-                case SaveReady() if self._tiering:
-                    self._tiering.save(event)
+                case RestoreReady():
+                    self._restoring.restore(event)
+                case SaveReady():
+                    self._restoring.save(event)
                 case Finished():
                     self._on_finished(event, out)
         for sink, items in out.items():
@@ -302,25 +331,27 @@ class Engine:
         live = self._live.pop(event.sequence_id)
         self.source.cancel(event.sequence_id)
         self._target.cancel(event.sequence_id)
+        fetch = self._restoring.forget(event.sequence_id)
         del self._by_request[live.request_id]
         if live.last:
-            out[live.sink].append(replace(live.last, trace=self._trace(event, live.outcome)))
+            out[live.sink].append(replace(live.last, trace=self._trace(event, live.outcome, fetch)))
         self._ended.set()
 
-    def _trace(self, event: Finished, outcome: FetchOutcome | None) -> EngineTrace:
+    def _trace(self, event: Finished, outcome: FetchOutcome | None, fetch: PrefixFetch | None) -> EngineTrace:
         stamps = event.stamps + (outcome.stamps if outcome else ())
         return EngineTrace(
             engine_id=self.endpoint.engine_id,
             epoch=self.endpoint.epoch,
             cached_tokens=event.cached_tokens,
             stamps=tuple(sorted(stamps, key=lambda stamp: stamp[1])),
+            fetch=fetch,
             **(outcome.pulled if outcome else PullTally()).trace(),
         )
 
     def _on_outcome(self, sequence_id: int, outcome: FetchOutcome) -> None:
         aborted = self._aborted_fetches.pop(sequence_id, None)
         if aborted is not None:
-            self._core.unquarantine(set(aborted) - set(outcome.unsettled))
+            self._core.kv.unquarantine(set(aborted) - set(outcome.unsettled))
         elif live := self._live.get(sequence_id):
             live.outcome = outcome
             if outcome.error or outcome.finished:
@@ -329,20 +360,8 @@ class Engine:
                 self._apply(self._core.fetched(sequence_id, outcome.first_token))
         self._pump.wake()
 
-    def _open_tiering(self, tiers: TierService, times: Times) -> Tiering:
-        return Tiering(
-            tiers,
-            self._timer,
-            block_size=self.transfer.layout.block_size,
-            restore_deadline=times.restore_deadline,
-            on_news=lambda news: self._core.hear(news),
-            on_saved=self._on_saved,
-            on_restored=self._on_restored,
-            on_late=self._on_restore_late,
-        )
-
     def _on_saved(self, blocks: Sequence[int]) -> None:
-        self._core.saved(blocks)
+        self._core.kv.saved(blocks)
         self._pump.wake()
 
     def _on_restored(self, event: RestoreReady, num_blocks: int) -> None:
@@ -354,12 +373,13 @@ class Engine:
         self._pump.wake()
 
     def _on_settled(self, blocks: tuple[int, ...]) -> None:
-        self._core.unquarantine(blocks)
+        self._core.kv.unquarantine(blocks)
         self._pump.wake()
 
-    def _on_lease_end(self, ticket_id: str, sequence_id: int) -> None:
-        self._core.release_lease(ticket_id)
-        # Still computing a prompt that nobody will fetch any more.
-        self._apply(self._core.abort(sequence_id, LeaseExpired("nobody took over the prefilled prompt in time")))
+    def _on_lease_end(self, ticket_id: str, sequence_id: int | None) -> None:
+        self._core.kv.release(ticket_id)
+        if sequence_id is not None:
+            # Still computing a prompt that nobody will fetch any more.
+            self._apply(self._core.abort(sequence_id, LeaseExpired("nobody took over the prefilled prompt in time")))
         self._ended.set()
         self._pump.wake()

@@ -1,16 +1,17 @@
-"""A decode engine's line to one incarnation of a prefill engine: handshake, news, heartbeats, releases.
+"""An engine's line to one incarnation of another whose KV it reads: handshake, news, heartbeats, releases.
 
 One link per (engine, epoch). It fails as a whole: when the stream breaks or the peer stays silent for
 times.suspect, every ticket on it fails with the same error and the link is not used again.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import grpc
 
 from pdserve.config.times import Times
+from pdserve.core.blocks import BlockHash
 from pdserve.core.clock import Clock
 from pdserve.core.errors import (
     LayoutMismatch,
@@ -20,6 +21,7 @@ from pdserve.core.errors import (
     TransferFailed,
 )
 from pdserve.core.protocols import PeerAddress, TransferService
+from pdserve.core.shards import KVShard
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import Deliver, Parts
 from pdserve.engine.held_tickets import HeldTickets
@@ -66,6 +68,10 @@ class HandoffLink:
         self._heartbeats_sent: dict[int, float] = {}
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def shards(self) -> tuple[KVShard, ...]:
+        return self._peer.shards if self._peer else ()
+
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -93,6 +99,10 @@ class HandoffLink:
         self._tickets.subscribe(ticket_id, deliver)
         messages = [convert.part_to_proto(part) for part in parts if part]
         self._send(attach=pb.Attach(ticket_id=ticket_id, first_block=first_block, parts=messages, bulk=bulk))
+
+    def borrow(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts = (None,)) -> None:
+        self._tickets.borrow(ticket_id, deliver)
+        self._send(lend=convert.lend_to_proto(ticket_id, hashes, [part for part in parts if part]))
 
     def lease_left(self, ticket_id: str) -> float:
         return self._tickets.lease_left(ticket_id)
@@ -125,9 +135,10 @@ class HandoffLink:
         attach: pb.Attach | None = None,
         release: pb.Release | None = None,
         heartbeat: pb.Heartbeat | None = None,
+        lend: pb.Lend | None = None,
     ) -> None:
         self._outbox.put_nowait(
-            pb.HandoffCommand(source_epoch=self.epoch, attach=attach, release=release, heartbeat=heartbeat)
+            pb.HandoffCommand(source_epoch=self.epoch, attach=attach, release=release, heartbeat=heartbeat, lend=lend)
         )
 
     async def _run(self) -> None:
@@ -178,6 +189,8 @@ class HandoffLink:
                 self._tickets.deliver(convert.done_from_proto(event.done))
             case "gone":
                 self._tickets.deliver(convert.gone_from_proto(event.gone))
+            case "lent":
+                self._tickets.deliver(convert.lent_from_proto(event.lent))
             case "released":
                 self._tickets.released(event.released.ticket_id, expired=event.released.expired)
             case "ack":

@@ -1,7 +1,7 @@
-"""The prefill side of a handoff: tickets, their leases, and the regions that became readable.
+"""The side that holds KV: tickets, their leases, and the regions that became readable.
 
-A ticket is ISSUED, then ATTACHED, and ends RELEASED, EXPIRED or WITHDRAWN: the left half of the state machine
-drawn in handoff_target.
+A handoff's ticket is ISSUED, then ATTACHED, and ends RELEASED, EXPIRED or WITHDRAWN: the left half of the state machine
+drawn in handoff_target. A loan's ticket, of blocks whose KV is final, is ATTACHED from the beginning.
 
 Blocks stay leased until the ticket leaves ISSUED and ATTACHED. Leaving is final and happens once. While a
 target is attached only its Release or the lease's end frees blocks: it may be reading them right now.
@@ -16,12 +16,13 @@ import structlog
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import Cancelled, LayoutMismatch, LeaseExpired, PdserveError, TransferFailed
+from pdserve.core.errors import Cancelled, LayoutMismatch, LeaseExpired, PdserveError, TransferFailed, Unavailable
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import TransferService
-from pdserve.core.shards import KVPart
+from pdserve.core.shards import KVPart, KVShard
 from pdserve.core.ticket import (
     HandoffNews,
+    Lent,
     PrefillDone,
     RegionReady,
     TicketGone,
@@ -51,7 +52,8 @@ def largest_region(block_bytes: int) -> int:
 @dataclass(slots=True)
 class _Offer:
     ticket: TransferTicket
-    sequence_id: int
+    sequence_id: int | None
+    """None for a loan: no sequence computes its KV."""
     source_blocks: tuple[int, ...]
     expires_at: float
     final_blocks: int = 0
@@ -66,7 +68,8 @@ class _Offer:
 
 
 class HandoffSource:
-    """Tickets of one engine. on_end(ticket_id, sequence_id) is called once when blocks may be freed."""
+    """Tickets of one engine. on_end(ticket_id, sequence_id) is called once when blocks may be freed; a loan has no
+    sequence."""
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class HandoffSource:
         transfer: TransferService,
         times: Times,
         clock: Clock,
-        on_end: Callable[[str, int], None],
+        on_end: Callable[[str, int | None], None],
     ) -> None:
         self._endpoint = endpoint
         self._transfer = transfer
@@ -96,22 +99,30 @@ class HandoffSource:
         self, ticket_id: str, sequence_id: int, request_id: str, num_tokens: int, source_blocks: tuple[int, ...]
     ) -> TransferTicket:
         """Offer a prompt's blocks, which the caller has leased under ticket_id."""
-        ticket = TransferTicket(
-            id=ticket_id,
-            request_id=request_id,
-            engine_id=self._endpoint.engine_id,
-            epoch=self._endpoint.epoch,
-            address=self._endpoint.address,
-            layout_hash=self._transfer.layout.wire_hash,
-            num_tokens=num_tokens,
-            block_size=self._transfer.layout.block_size,
-            lease=self._times.lease,
-            ranks=self._transfer.address.shards,
-        )
-        offer = _Offer(ticket, sequence_id, source_blocks, self._clock.monotonic() + self._times.lease)
-        self._offers[ticket_id] = offer
-        self._by_sequence[sequence_id] = offer
+        ticket = self._ticket(ticket_id, request_id, num_tokens)
+        self._by_sequence[sequence_id] = self._offer(ticket, sequence_id, source_blocks)
         return ticket
+
+    def lend(self, ticket_id: str, deliver: Deliver, parts: Parts, lease: Callable[[str], tuple[int, ...]]) -> None:
+        """A reader asks for KV that is final. lease(ticket_id) leases its blocks, perhaps none; deliver hears Lent and
+        the parts of all regions, or why there is nothing."""
+        if ticket_id in self._offers:
+            return  # asked twice
+        if ticket_id in self._ended:
+            deliver(self._ended[ticket_id] or _unknown(ticket_id))
+            return
+        if not all(_holds(self._transfer.address.shards, part) for part in parts):
+            deliver(_not_held(ticket_id))
+            return
+        blocks = lease(ticket_id)
+        if not blocks:
+            deliver(TicketGone(ticket_id=ticket_id, code=Unavailable.code, message="nothing of it can be lent now"))
+            return
+        ticket = self._ticket(ticket_id, "", len(blocks) * self._transfer.layout.block_size)
+        offer = self._offer(ticket, None, blocks)
+        offer.parts, offer.deliver, offer.attached, offer.final_blocks = parts, deliver, True, len(blocks)
+        deliver(Lent(ticket_id=ticket_id, num_blocks=len(blocks)))
+        self._publish(offer)
 
     def computed(self, sequence_id: int, num_tokens: int) -> None:
         """The KV of positions below num_tokens is final."""
@@ -153,8 +164,8 @@ class HandoffSource:
         if offer is None:
             deliver(self._ended.get(ticket_id) or _unknown(ticket_id))
             return
-        if not all(_holds(offer.ticket, part) for part in parts):
-            deliver(_not_held(offer.ticket))
+        if not all(_holds(offer.ticket.ranks, part) for part in parts):
+            deliver(_not_held(ticket_id))
             return
         offer.parts = parts
         offer.deliver = deliver
@@ -204,6 +215,25 @@ class HandoffSource:
             task.cancel()
         await asyncio.gather(*self._publishing, return_exceptions=True)
 
+    def _ticket(self, ticket_id: str, request_id: str, num_tokens: int) -> TransferTicket:
+        return TransferTicket(
+            id=ticket_id,
+            request_id=request_id,
+            engine_id=self._endpoint.engine_id,
+            epoch=self._endpoint.epoch,
+            address=self._endpoint.address,
+            layout_hash=self._transfer.layout.wire_hash,
+            num_tokens=num_tokens,
+            block_size=self._transfer.layout.block_size,
+            lease=self._times.lease,
+            ranks=self._transfer.address.shards,
+        )
+
+    def _offer(self, ticket: TransferTicket, sequence_id: int | None, source_blocks: tuple[int, ...]) -> _Offer:
+        offer = _Offer(ticket, sequence_id, source_blocks, self._clock.monotonic() + self._times.lease)
+        self._offers[ticket.id] = offer
+        return offer
+
     def _publish(self, offer: _Offer) -> None:
         if offer.bulk and offer.final_blocks < offer.ticket.num_blocks:
             return
@@ -240,20 +270,21 @@ class HandoffSource:
 
     def _end(self, offer: _Offer, gone: TicketGone | None) -> None:
         del self._offers[offer.ticket.id]
-        del self._by_sequence[offer.sequence_id]
+        if offer.sequence_id is not None:
+            del self._by_sequence[offer.sequence_id]
         self._ended[offer.ticket.id] = gone
         if len(self._ended) > _REMEMBERED_TICKETS:
             del self._ended[next(iter(self._ended))]
         self._on_end(offer.ticket.id, offer.sequence_id)
 
 
-def _holds(ticket: TransferTicket, part: KVPart | None) -> bool:
+def _holds(ranks: tuple[KVShard, ...], part: KVPart | None) -> bool:
     """Whether the part is there to be read."""
     if part is None:
-        return len(ticket.ranks) == 1
+        return len(ranks) == 1
     return any(
         shard.rank == part.source_rank and shard.heads[0] <= part.heads[0] < part.heads[1] <= shard.heads[1]
-        for shard in ticket.ranks
+        for shard in ranks
     )
 
 
@@ -265,9 +296,9 @@ def _same_bytes(parts: Parts) -> list[Parts]:
     return [tuple(group) for group in groups.values()]
 
 
-def _not_held(ticket: TransferTicket) -> TicketGone:
+def _not_held(ticket_id: str) -> TicketGone:
     message = "these ranks do not hold the heads that were asked for"
-    return TicketGone(ticket_id=ticket.id, code=LayoutMismatch.code, message=message)
+    return TicketGone(ticket_id=ticket_id, code=LayoutMismatch.code, message=message)
 
 
 def _unknown(ticket_id: str) -> TicketGone:

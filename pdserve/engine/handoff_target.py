@@ -37,26 +37,20 @@ only when nothing reads from it any more.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.errors import (
-    Cancelled,
-    LayoutMismatch,
-    LeaseExpired,
-    PdserveError,
-    TransferFailed,
-    from_wire,
-)
-from pdserve.core.failpoints import reach
-from pdserve.core.protocols import Pull, PullReceipt, PullSpec, TransferService
+from pdserve.core.errors import Cancelled, LayoutMismatch, PdserveError, TransferFailed, from_wire
+from pdserve.core.protocols import PullReceipt, TransferService
 from pdserve.core.shards import KVPart, plan_parts
-from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket, region_seed
+from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket
 from pdserve.engine.pull_mode import PullHistory, PullMode
 from pdserve.engine.pull_tally import PullTally
-from pdserve.engine.source_link import OpenLink, SourceLink
+from pdserve.engine.region_pulls import RegionPulls
+from pdserve.engine.source_link import SourceLink
 from pdserve.engine.source_links import SourceLinks
 
 _log = structlog.get_logger(__name__)
@@ -85,24 +79,19 @@ class _Fetch:
     parts: tuple[KVPart, ...]
     """What each of our ranks takes of every block, and from which rank of the source."""
     task: asyncio.Task[None] | None = None
-    targets: dict[int, int] = field(default_factory=dict)
-    """Logical block index → target block."""
+    pulls: RegionPulls | None = None
+    """None until the target's blocks are there."""
     news: asyncio.Queue[HandoffNews | PdserveError | None] = field(default_factory=asyncio.Queue)
     """What the source said, an error that ends the fetch, or None when a pull completed."""
-    pulls: list[tuple[Pull, tuple[int, ...]]] = field(default_factory=list)
     stamps: list[tuple[str, float]] = field(default_factory=list)
     pulled: PullTally = field(default_factory=PullTally)
     latest: tuple[int, float] | None = None
     """First block of the region that became ready last, and when (monotonic)."""
-    unoffered: set[tuple[int, KVPart | None]] = field(default_factory=set)
-    """Blocks, by logical index, and their parts that no region has brought yet."""
-    missing: int = 0
-    """Parts of blocks that are not verified yet."""
     done: PrefillDone | None = None
 
 
 class HandoffTarget:
-    """Fetches of one engine, by sequence id.
+    """Fetches of one engine, by sequence id, over its links to other engines.
 
     on_outcome(sequence_id, outcome) is called exactly once per started fetch; on_settled(blocks) follows
     an outcome with unsettled blocks.
@@ -112,7 +101,7 @@ class HandoffTarget:
         self,
         *,
         transfer: TransferService,
-        open_link: OpenLink,
+        links: SourceLinks,
         times: Times,
         clock: Clock,
         on_outcome: Callable[[int, FetchOutcome], None],
@@ -123,13 +112,8 @@ class HandoffTarget:
         self._clock = clock
         self._on_outcome = on_outcome
         self._on_settled = on_settled
-        self._links = SourceLinks(
-            open_link=open_link,
-            disconnect=transfer.disconnect,
-            times=times,
-            clock=clock,
-            on_failure=self._on_link_failure,
-        )
+        self._links = links
+        links.tell(self._on_link_failure)
         self._fetches: dict[int, _Fetch] = {}
         self._histories: dict[str, PullHistory] = {}
         """By engine id: an engine that restarts is as fast as it was."""
@@ -144,17 +128,23 @@ class HandoffTarget:
                 f"KV of {ticket.engine_id} does not fit here: model, KV dtype and block size must be equal"
             )
         parts = plan_parts(ticket.ranks, self._transfer.address.shards)
-        link = self._links.to_source_of(ticket)
+        link = self._links.to(ticket)
         link.hold(ticket)
         self._fetches[sequence_id] = _Fetch(ticket, link, parts)
 
     def fetch(self, sequence_id: int, targets: dict[int, int]) -> None:
         """Pull the given logical blocks (index → target block); the rest is already here."""
         fetch = self._fetches[sequence_id]
-        fetch.targets = targets
-        fetch.unoffered = {(index, part) for index in targets for part in fetch.parts}
-        fetch.missing = len(fetch.unoffered)
-        fetch.task = asyncio.get_running_loop().create_task(self._run(sequence_id, fetch))
+        fetch.pulls = RegionPulls(
+            ticket_id=fetch.ticket.id,
+            link=fetch.link,
+            parts=fetch.parts,
+            targets=targets,
+            transfer=self._transfer,
+            deadline=self._times.transfer_deadline,
+            on_end=partial(self._on_pull, fetch),
+        )
+        fetch.task = asyncio.get_running_loop().create_task(self._run(sequence_id, fetch, fetch.pulls, targets))
 
     def cancel(self, sequence_id: int) -> None:
         """Stop. A started fetch still reports its outcome (with error Cancelled)."""
@@ -172,7 +162,6 @@ class HandoffTarget:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._links.close()
 
     def _on_link_failure(self, link: SourceLink, error: PdserveError) -> None:
         for sequence_id, fetch in list(self._fetches.items()):
@@ -184,10 +173,10 @@ class HandoffTarget:
                 del self._fetches[sequence_id]
                 self._on_outcome(sequence_id, self._outcome(fetch, error))
 
-    async def _run(self, sequence_id: int, fetch: _Fetch) -> None:
+    async def _run(self, sequence_id: int, fetch: _Fetch, pulls: RegionPulls, targets: dict[int, int]) -> None:
         error: PdserveError | None = None
         try:
-            await self._complete(fetch)
+            await self._complete(fetch, pulls, targets)
         except PdserveError as failure:
             error = failure
         except Exception:
@@ -200,26 +189,24 @@ class HandoffTarget:
             self._abandon(fetch, outcome)
         self._on_outcome(sequence_id, outcome)
 
-    async def _complete(self, fetch: _Fetch) -> None:
+    async def _complete(self, fetch: _Fetch, pulls: RegionPulls, targets: dict[int, int]) -> None:
         ticket = fetch.ticket
         await self._open(fetch)
         history = self._histories.setdefault(ticket.engine_id, PullHistory())
         fetch.pulled.backend = fetch.link.backend
-        fetch.pulled.forecast = history.decide(len(fetch.targets), self._transfer.layout.block_bytes)
-        first_block = min(fetch.targets, default=ticket.num_blocks)
+        fetch.pulled.forecast = history.decide(len(targets), self._transfer.layout.block_bytes)
+        first_block = min(targets, default=ticket.num_blocks)
         bulk = fetch.pulled.forecast.mode is PullMode.BULK
         fetch.link.attach(ticket.id, first_block, fetch.news.put_nowait, fetch.parts, bulk=bulk)
         self._stamp(fetch, "attached")
-        watchers: list[asyncio.Task[None]] = []
         try:
             while not self._satisfied(fetch):
                 news = await self._next_news(fetch)
                 if isinstance(news, RegionReady):
                     self._time_production(fetch, news, history)
-                    watchers.append(self._start_pull(fetch, news))
+                    pulls.start(news)
         finally:
-            for watcher in watchers:
-                watcher.cancel()
+            pulls.unwatch()
         if fetch.done and not fetch.done.finished:
             self._stamp(fetch, "last_pull")
             await fetch.link.release(ticket.id)
@@ -245,7 +232,8 @@ class HandoffTarget:
         fetch.latest = (region.first_block, now)
 
     def _satisfied(self, fetch: _Fetch) -> bool:
-        return fetch.done is not None and (fetch.done.finished or fetch.missing == 0)
+        verified = fetch.pulls is not None and fetch.pulls.missing == 0
+        return fetch.done is not None and (fetch.done.finished or verified)
 
     async def _next_news(self, fetch: _Fetch) -> RegionReady | None:
         """Next region to pull, or None if something else changed. Raises what ends the fetch."""
@@ -261,64 +249,26 @@ class HandoffTarget:
                 raise news
         return None
 
-    def _start_pull(self, fetch: _Fetch, region: RegionReady) -> asyncio.Task[None]:
-        ticket = fetch.ticket
-        lease_left = fetch.link.lease_left(ticket.id)
-        if lease_left <= 0:
-            raise LeaseExpired(f"the lease of {ticket.engine_id} was not renewed in time to read")
-        logical = range(region.first_block, region.first_block + len(region.source_blocks))
-        offered = {(index, region.part) for index in logical}
-        if not offered <= fetch.unoffered:
-            raise TransferFailed(f"{ticket.engine_id} offered blocks that were not asked for, or twice")
-        fetch.unoffered -= offered
-        targets = tuple(fetch.targets[index] for index in logical)
-        reach("transferring")
-        pull = self._transfer.pull(
-            PullSpec(
-                peer=ticket.engine_id,
-                epoch=ticket.epoch,
-                source_blocks=region.source_blocks,
-                target_blocks=targets,
-                digest=region.digest,
-                seed=region_seed(ticket.id, ticket.epoch, region.first_block, region.part),
-                deadline=self._times.transfer_deadline,
-                start_within=lease_left,
-                part=region.part,
-            )
-        )
-        fetch.pulls.append((pull, targets))
-        return asyncio.get_running_loop().create_task(self._watch(fetch, pull, len(targets)))
-
-    async def _watch(self, fetch: _Fetch, pull: Pull, num_blocks: int) -> None:
-        try:
-            receipt: PullReceipt = await pull.wait()
-        except PdserveError as error:
-            if isinstance(error, TransferFailed):
-                fetch.link.distrust()
-            fetch.news.put_nowait(error)
-            return
-        except Exception:
-            _log.exception("pull failed internally", ticket=fetch.ticket.id)
-            fetch.news.put_nowait(TransferFailed("a pull failed internally; the log has the details"))
+    def _on_pull(self, fetch: _Fetch, result: PullReceipt | PdserveError) -> None:
+        if isinstance(result, PdserveError):
+            fetch.news.put_nowait(result)
             return
         if fetch.pulled.num_pulls == 0:
             self._stamp(fetch, "first_pull")
-        fetch.pulled.add(receipt)
-        self._histories[fetch.ticket.engine_id].pulled(receipt.num_bytes, receipt.seconds)
-        fetch.missing -= num_blocks
-        fetch.pulls = [entry for entry in fetch.pulls if entry[0] is not pull]
+        fetch.pulled.add(result)
+        self._histories[fetch.ticket.engine_id].pulled(result.num_bytes, result.seconds)
         fetch.news.put_nowait(None)
 
     def _abandon(self, fetch: _Fetch, outcome: FetchOutcome) -> None:
-        for pull, _ in fetch.pulls:
-            pull.cancel()
+        if fetch.pulls:
+            fetch.pulls.cancel()
         settling = asyncio.get_running_loop().create_task(self._settle(fetch, outcome.unsettled))
         self._settling.add(settling)
         settling.add_done_callback(self._settling.discard)
 
     async def _settle(self, fetch: _Fetch, unsettled: tuple[int, ...]) -> None:
-        for pull, _ in fetch.pulls:
-            await pull.settled()
+        if fetch.pulls:
+            await fetch.pulls.settled()
         fetch.link.give_up(fetch.ticket.id)
         if unsettled:
             self._on_settled(unsettled)
@@ -328,7 +278,7 @@ class HandoffTarget:
             first_token=fetch.done.first_token if fetch.done else 0,
             finished=bool(fetch.done and fetch.done.finished),
             error=error,
-            unsettled=tuple(dict.fromkeys(block for _, targets in fetch.pulls for block in targets)),
+            unsettled=fetch.pulls.unsettled if fetch.pulls else (),
             stamps=tuple(fetch.stamps),
             pulled=fetch.pulled,
         )

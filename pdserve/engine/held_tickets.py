@@ -21,7 +21,7 @@ class HeldTickets:
         """Ticket → monotonic time until which its lease surely holds."""
         self._subscribers: dict[str, Deliver] = {}
         self._attached: dict[str, float] = {}
-        """Ticket → monotonic time at which Attach was sent, until news prove that it arrived."""
+        """Ticket → monotonic time at which Attach or Lend was sent, until news prove that it arrived."""
         self._releases: dict[str, asyncio.Future[bool]] = {}
 
     @property
@@ -32,6 +32,11 @@ class HeldTickets:
     def hold(self, ticket: TransferTicket) -> None:
         """How long ago it was issued is not known here, so its lease counts from the first sign of a renewal."""
         self._leases[ticket.id] = 0.0
+
+    def borrow(self, ticket_id: str, deliver: Deliver) -> None:
+        """Lend is being sent: it begins the lease where it arrives."""
+        self._leases[ticket_id] = 0.0
+        self.subscribe(ticket_id, deliver)
 
     def renewed(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
         """The source has renewed these for a heartbeat sent at sent_at (monotonic)."""
@@ -44,7 +49,7 @@ class HeldTickets:
         return self._leases.get(ticket_id, 0.0) - self._times.lease_guard - self._clock.monotonic()
 
     def subscribe(self, ticket_id: str, deliver: Deliver) -> None:
-        """Attach is being sent, which renews the lease where it arrives."""
+        """Attach or Lend is being sent, which renews the lease where it arrives."""
         self._subscribers[ticket_id] = deliver
         self._attached[ticket_id] = self._clock.monotonic()
 

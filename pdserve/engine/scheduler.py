@@ -10,7 +10,8 @@ ever grow. A sequence that does not fit yet stops admission for those behind it:
 large prompt cannot starve, and since everything that holds blocks ends by itself (running sequences by
 their length, leases, fetches, restores and requests by their deadlines), nobody waits forever. Sequences with a
 ticket queue alike, take blocks for prompt and first token, and no tokens of the step; so do those whose
-prefix goes on in a tier, if restoring it is worth while, and they join the prompts begun when it is here.
+prefix goes on in a tier or in another engine's cache, if restoring it from there is worth while, and they join the
+prompts begun when it is here.
 
 When a decode finds no block, the youngest arrival behind it that is running and has no ticket issued
 gives up its blocks and goes back to its place in the queue. Blocks cooling down behind a step in flight
@@ -25,12 +26,16 @@ from dataclasses import dataclass, field
 
 from pdserve.core.batch import Row
 from pdserve.core.endpoint import EngineLimits
+from pdserve.core.ticket import KVSource
 from pdserve.core.tiers import Tier
 from pdserve.engine.sequence import Sequence, SequenceState
 from pdserve.kvcache.manager import KVCacheManager
 
 ChooseRestore = Callable[[Seq[Tier]], int]
 """Given the tiers of the blocks that continue a device hit: how many of them to restore."""
+
+ChooseFetch = Callable[[KVSource, int], int]
+"""Given a source and how many blocks that continue a device hit it should hold: how many to ask it for."""
 
 
 @dataclass(slots=True)
@@ -82,10 +87,13 @@ class Scheduler:
     """Moves sequences between WAITING, FETCHING and RUNNING and composes steps. Synchronous, effect-free
     beyond its own state and the block bookkeeping."""
 
-    def __init__(self, limits: EngineLimits, kv: KVCacheManager, choose_restore: ChooseRestore) -> None:
+    def __init__(
+        self, limits: EngineLimits, kv: KVCacheManager, choose_restore: ChooseRestore, choose_fetch: ChooseFetch
+    ) -> None:
         self._limits = limits
         self._kv = kv
         self._choose_restore = choose_restore
+        self._choose_fetch = choose_fetch
         self.waiting = ArrivalQueue()
         self.fetching = ArrivalQueue()
         self.running = ArrivalQueue()
@@ -123,7 +131,7 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def restore_blocks(self, sequence: Sequence) -> tuple[int, tuple[int, ...]]:
-        """(logical index of the first, blocks) a restoring sequence gets from a tier."""
+        """(logical index of the first, blocks) a restoring sequence gets from a tier or another engine."""
         first = self._kv.blocks_for(sequence.num_computed_tokens)
         return first, self._kv.block_ids(sequence, sequence.num_restoring_tokens)[first:]
 
@@ -187,17 +195,30 @@ class Scheduler:
         num_hit_tokens = len(hit) * self._kv.block_size
         if fetches:
             sequence.start_fetch(num_hit_tokens)
-        elif num_blocks := self._num_restorable(sequence, len(hit)):
-            sequence.start_restore(num_hit_tokens, num_hit_tokens + num_blocks * self._kv.block_size)
+            return True
+        num_blocks, source = self._restorable(sequence, len(hit))
+        if num_blocks:
+            sequence.start_restore(num_hit_tokens, num_hit_tokens + num_blocks * self._kv.block_size, source)
         else:
             sequence.admit(num_hit_tokens)
         return True
 
-    def _num_restorable(self, sequence: Sequence, num_hit_blocks: int) -> int:
+    def _restorable(self, sequence: Sequence, num_hit_blocks: int) -> tuple[int, KVSource | None]:
+        """How many blocks behind a device hit to restore, and from which engine; None is from this one's tiers, which
+        are preferred to a source that holds no more."""
         if not sequence.restorable:
-            return 0
-        tiers = self._kv.match_tiers(sequence, num_hit_blocks, sequence.num_tokens - 1)
-        return self._choose_restore(tiers) if tiers else 0
+            return 0, None
+        limit = sequence.num_tokens - 1
+        tiers = self._kv.match_tiers(sequence, num_hit_blocks, limit)
+        restored = self._choose_restore(tiers) if tiers else 0
+        if source := sequence.source:
+            # Without prefix caching blocks have no hashes to ask for.
+            named = min(len(sequence.block_hashes), limit // self._kv.block_size)
+            held = min(source.num_blocks, named) - num_hit_blocks
+            fetched = self._choose_fetch(source, held) if held > restored else 0
+            if fetched:
+                return fetched, source
+        return restored, None
 
     def _take(self, sequence: Sequence, num_tokens: int, plan: StepPlan) -> None:
         num_tokens = min(num_tokens, self._limits.chunk_size, plan.tokens_left)

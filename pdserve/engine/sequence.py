@@ -9,7 +9,7 @@
          └─────────────────────────────────────────────────────┘
 
 FETCHING is waiting for KV of the known tokens: of all of them from a ticket's source (fetch), or of a part from a
-tier of this engine (restore).
+tier of this engine or the cache of another (restore).
 
 Tokens and KV, by position (two steps may be in flight):
 
@@ -26,7 +26,7 @@ from enum import StrEnum
 from pdserve.core.batch import Row, SamplerInit, TokenSource
 from pdserve.core.blocks import BlockHash
 from pdserve.core.request import Request
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.engine.stopping import StopRule
 
 
@@ -41,7 +41,8 @@ class SequenceState(StrEnum):
 class Sequence:
     """See the module's figure. A transition from a state it does not start in raises ValueError.
 
-    handoff: ends here after its first token; another engine goes on. ticket: KV is still to be fetched.
+    handoff: ends here after its first token; another engine goes on. ticket: KV is still to be fetched. source: another
+    engine that should hold KV of the prompt's beginning; it is asked once.
     admission counts how often blocks were given, so that rows of an earlier life are recognised.
     """
 
@@ -52,10 +53,13 @@ class Sequence:
     deadline: float
     handoff: bool = False
     ticket: TransferTicket | None = None
+    source: KVSource | None = None
     restorable: bool = True
-    """Cleared when a tier did not answer in time: then the tokens are computed."""
+    """Cleared when a tier or a source did not answer in time: then the tokens are computed."""
     num_restoring_tokens: int = 0
     """KV of positions [num_computed_tokens, this) is being restored."""
+    restoring_from: KVSource | None = None
+    """None: from a tier of this engine."""
     token_ids: list[int] = field(default_factory=list)
     block_hashes: list[BlockHash] = field(default_factory=list)
     state: SequenceState = SequenceState.WAITING
@@ -110,11 +114,15 @@ class Sequence:
         self.num_scheduled_tokens = self.num_computed_tokens = self.prompt_len
         self.token_ids.append(first_token)
 
-    def start_restore(self, num_hit_tokens: int, upto_tokens: int) -> None:
-        """WAITING → FETCHING: blocks are there; a tier holds KV up to upto_tokens, the rest is to be computed."""
+    def start_restore(self, num_hit_tokens: int, upto_tokens: int, source: KVSource | None = None) -> None:
+        """WAITING → FETCHING: blocks are there; a tier, or the source, holds KV up to upto_tokens, the rest is to be
+        computed."""
         self._move(SequenceState.FETCHING, SequenceState.WAITING)
         self._enter(num_hit_tokens)
         self.num_restoring_tokens = upto_tokens
+        self.restoring_from = source
+        if source:
+            self.source = None
 
     def restored(self, num_tokens: int) -> None:
         """FETCHING → RUNNING: KV of the first num_tokens is here and verified."""

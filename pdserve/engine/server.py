@@ -1,4 +1,4 @@
-"""The gRPC face of an engine: sessions for gateways and the supervisor, handoffs for decode engines."""
+"""The gRPC face of an engine: sessions for gateways and the supervisor, KV for other engines."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,14 +10,14 @@ from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.errors import MalformedMessage, PdserveError
 from pdserve.core.protocols import TransferService
-from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket
+from pdserve.core.ticket import HandoffNews, Lent, PrefillDone, RegionReady, TicketGone
 from pdserve.engine.engine import Engine
 from pdserve.engine.handoff_link import HandoffLink
 from pdserve.engine.handoff_source import Deliver
 from pdserve.engine.pair_check_service import PairCheckService
 from pdserve.engine.pair_checker import PairChecker
 from pdserve.engine.session import EngineSession
-from pdserve.engine.source_link import OpenLink
+from pdserve.engine.source_link import OpenLink, SourceName
 from pdserve.rpc import convert
 from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
@@ -54,11 +54,11 @@ class EngineServer:
 def grpc_links(transfer: TransferService, times: Times, clock: Clock) -> OpenLink:
     """Links to other engines' servers, for the Engine that owns the transfer service."""
 
-    def open_link(ticket: TransferTicket, on_failure: Callable[[PdserveError], None]) -> HandoffLink:
+    def open_link(source: SourceName, on_failure: Callable[[PdserveError], None]) -> HandoffLink:
         return HandoffLink(
-            engine_id=ticket.engine_id,
-            epoch=ticket.epoch,
-            address=ticket.address,
+            engine_id=source.engine_id,
+            epoch=source.epoch,
+            address=source.address,
             transfer=transfer,
             times=times,
             clock=clock,
@@ -98,7 +98,7 @@ async def _obey_all(commands: AsyncIterator[pb.SessionCommand], session: EngineS
 
 
 class HandoffService(pb_grpc.HandoffServiceServicer):
-    """What decode engines call: their links, seen from the source."""
+    """What engines that read KV call: their links, seen from the source."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -145,6 +145,8 @@ class HandoffService(pb_grpc.HandoffServiceServicer):
         match command.WhichOneof("command"):
             case "attach":
                 self._attach(command.attach, deliver)
+            case "lend":
+                self._lend(command.lend, deliver)
             case "release":
                 ticket_id = command.release.ticket_id
                 released = pb.Released(ticket_id=ticket_id, expired=source.release(ticket_id))
@@ -159,9 +161,21 @@ class HandoffService(pb_grpc.HandoffServiceServicer):
         try:
             parts = convert.parts_from_proto(attach.parts)
         except MalformedMessage as error:
-            deliver(TicketGone(ticket_id=attach.ticket_id, code=error.code, message=str(error)))
+            deliver(_refusal(attach.ticket_id, error))
             return
         self._engine.source.attach(attach.ticket_id, attach.first_block, deliver, parts or (None,), bulk=attach.bulk)
+
+    def _lend(self, lend: pb.Lend, deliver: Deliver) -> None:
+        try:
+            hashes, parts = convert.lend_from_proto(lend)
+        except MalformedMessage as error:
+            deliver(_refusal(lend.ticket_id, error))
+            return
+        self._engine.lend(lend.ticket_id, hashes, deliver, parts or (None,))
+
+
+def _refusal(ticket_id: str, error: PdserveError) -> TicketGone:
+    return TicketGone(ticket_id=ticket_id, code=error.code, message=str(error))
 
 
 def _to_event(epoch: int, news: HandoffNews) -> pb.HandoffEvent:
@@ -170,5 +184,7 @@ def _to_event(epoch: int, news: HandoffNews) -> pb.HandoffEvent:
             return pb.HandoffEvent(source_epoch=epoch, region=convert.region_to_proto(news))
         case PrefillDone():
             return pb.HandoffEvent(source_epoch=epoch, done=convert.done_to_proto(news))
+        case Lent():
+            return pb.HandoffEvent(source_epoch=epoch, lent=convert.lent_to_proto(news))
         case TicketGone():
             return pb.HandoffEvent(source_epoch=epoch, gone=convert.gone_to_proto(news))

@@ -80,8 +80,9 @@ class EngineSession:
         try:
             request = convert.request_from_proto(submit.request)
             ticket = convert.ticket_from_proto(submit.ticket) if submit.HasField("ticket") else None
+            source = convert.source_from_proto(submit.source) if submit.HasField("source") else None
             self._active.add(request_id)
-            self._engine.start(request, self.deliver, handoff=submit.handoff, ticket=ticket)
+            self._engine.start(request, self.deliver, handoff=submit.handoff, ticket=ticket, source=source)
         except PdserveError as error:
             refusal = TokenDelta(
                 request_id=request_id,

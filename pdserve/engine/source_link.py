@@ -1,11 +1,28 @@
-"""A decode engine's line to one incarnation of a prefill engine, as the handoff's target sees it."""
+"""An engine's line to one incarnation of another whose KV it reads, as the reader sees it."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Protocol
 
+from pdserve.core.blocks import BlockHash
 from pdserve.core.errors import PdserveError
+from pdserve.core.shards import KVShard
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import Deliver, Parts
+
+
+class SourceName(Protocol):
+    """Whatever names an incarnation that KV can be read from: a ticket, or a hint."""
+
+    @property
+    def engine_id(self) -> str: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def address(self) -> str:
+        """host:port of its gRPC server."""
+        ...
 
 
 class SourceLink(Protocol):
@@ -26,6 +43,11 @@ class SourceLink(Protocol):
     @property
     def backend(self) -> str:
         """Name of the transfer backend, once ready."""
+        ...
+
+    @property
+    def shards(self) -> tuple[KVShard, ...]:
+        """What the source's ranks hold, once ready."""
         ...
 
     def start(self) -> None:
@@ -50,6 +72,11 @@ class SourceLink(Protocol):
         """Ask for the parts of the regions from first_block on, with bulk only when the prompt is complete."""
         ...
 
+    def borrow(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts = (None,)) -> None:
+        """Ask for a lease of the longest cached run of these blocks, under a new ticket id, and for the parts of its
+        regions; the lease is renewed until released."""
+        ...
+
     def lease_left(self, ticket_id: str) -> float:
         """Seconds in which reads may still start; none from 0 down."""
         ...
@@ -67,5 +94,5 @@ class SourceLink(Protocol):
         ...
 
 
-OpenLink = Callable[[TransferTicket, Callable[[PdserveError], None]], SourceLink]
-"""Makes the link to a ticket's source. The callback is told once when the link fails."""
+OpenLink = Callable[[SourceName, Callable[[PdserveError], None]], SourceLink]
+"""Makes the link to a source. The callback is told once when the link fails."""

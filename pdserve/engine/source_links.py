@@ -1,9 +1,9 @@
-"""A decode engine's links to its sources: one per source engine, opened when a ticket first names it.
+"""An engine's links to those it reads KV from: one per engine, opened when a ticket or a hint first names it.
 
     opening ──▶ open ──lost──▶ MENDING ──opened again──▶ open
                                   └──nobody asks any more──▶ forgotten
 
-A link that was lost is opened again in the background. Until that has worked, tickets of its source are refused
+A link that was lost is opened again in the background. Until that has worked, whatever needs it is refused
 at once, because a line that swallows everything tells so only by silence, and no request should have to wait for
 that a second time.
 """
@@ -18,24 +18,22 @@ import structlog
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.errors import LayoutMismatch, LinkLost, PdserveError, StaleEpoch
-from pdserve.core.ticket import TransferTicket
-from pdserve.engine.source_link import OpenLink, SourceLink
+from pdserve.engine.source_link import OpenLink, SourceLink, SourceName
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class _Mending:
-    """A ticket that names the source, when one was last refused (monotonic), and the work."""
+    """The source, when it was last refused (monotonic), and the work."""
 
-    ticket: TransferTicket
+    source: SourceName
     asked_at: float
     task: asyncio.Task[None] | None = None
 
 
 class SourceLinks:
-    """on_failure(link, error) is called once for a link that was handed out; disconnect(engine_id) lets the
-    transfer service forget a peer whose connection may be as dead as the link."""
+    """disconnect(engine_id) lets the transfer service forget a peer whose connection may be as dead as the link."""
 
     def __init__(
         self,
@@ -44,29 +42,32 @@ class SourceLinks:
         disconnect: Callable[[str], Awaitable[None]],
         times: Times,
         clock: Clock,
-        on_failure: Callable[[SourceLink, PdserveError], None],
     ) -> None:
         self._open_link = open_link
         self._disconnect = disconnect
         self._times = times
         self._clock = clock
-        self._on_failure = on_failure
+        self._listeners: list[Callable[[SourceLink, PdserveError], None]] = []
         self._links: dict[str, SourceLink] = {}
         self._mending: dict[str, _Mending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def to_source_of(self, ticket: TransferTicket) -> SourceLink:
+    def tell(self, listener: Callable[[SourceLink, PdserveError], None]) -> None:
+        """listener(link, error) is called once for each link that was handed out and fails."""
+        self._listeners.append(listener)
+
+    def to(self, source: SourceName) -> SourceLink:
         """The link, perhaps still opening. Raises LinkLost while it is being mended."""
-        mending = self._mending.get(ticket.engine_id)
-        if mending and mending.ticket.epoch == ticket.epoch:
+        mending = self._mending.get(source.engine_id)
+        if mending and mending.source.epoch == source.epoch:
             mending.asked_at = self._clock.monotonic()
-            raise LinkLost(f"{ticket.engine_id} cannot be reached; it is tried again")
-        link = self._links.get(ticket.engine_id)
-        if link and link.epoch == ticket.epoch and link.error is None:
+            raise LinkLost(f"{source.engine_id} cannot be reached; it is tried again")
+        link = self._links.get(source.engine_id)
+        if link and link.epoch == source.epoch and link.error is None:
             return link
         if mending:
-            self._stop_mending(ticket.engine_id)
-        successor = self._links[ticket.engine_id] = self._open(ticket)
+            self._stop_mending(source.engine_id)
+        successor = self._links[source.engine_id] = self._open(source)
         if link:
             self._keep(link.close())
         return successor
@@ -80,19 +81,20 @@ class SourceLinks:
             self._keep(link.close())
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _open(self, ticket: TransferTicket) -> SourceLink:
+    def _open(self, source: SourceName) -> SourceLink:
         def failed(error: PdserveError) -> None:
             if self._links.get(link.engine_id) is link and isinstance(error, LinkLost):
-                self._mend(ticket, error)
-            self._on_failure(link, error)
+                self._mend(source, error)
+            for listener in self._listeners:
+                listener(link, error)
 
-        link = self._open_link(ticket, failed)
+        link = self._open_link(source, failed)
         link.start()
         return link
 
-    def _mend(self, ticket: TransferTicket, error: LinkLost) -> None:
-        _log.warning("link lost, opening it again", source=ticket.engine_id, epoch=ticket.epoch, cause=str(error))
-        mending = self._mending[ticket.engine_id] = _Mending(ticket, self._clock.monotonic())
+    def _mend(self, source: SourceName, error: LinkLost) -> None:
+        _log.warning("link lost, opening it again", source=source.engine_id, epoch=source.epoch, cause=str(error))
+        mending = self._mending[source.engine_id] = _Mending(source, self._clock.monotonic())
         mending.task = self._keep(self._until_mended(mending))
 
     def _stop_mending(self, engine_id: str) -> None:
@@ -101,7 +103,7 @@ class SourceLinks:
             task.cancel()
 
     async def _until_mended(self, mending: _Mending) -> None:
-        source, lost_at = mending.ticket.engine_id, self._clock.monotonic()
+        source, lost_at = mending.source.engine_id, self._clock.monotonic()
         try:
             await self._links.pop(source).close()
             with suppress(PdserveError):
@@ -119,15 +121,15 @@ class SourceLinks:
         """None when its source has restarted, or when nobody asks for it any more."""
         while self._clock.monotonic() - mending.asked_at < self._times.link_forgotten:
             try:
-                return await self._opened(mending.ticket)
+                return await self._opened(mending.source)
             except (StaleEpoch, LayoutMismatch):
                 return None
             except PdserveError:
                 await self._clock.sleep(self._times.heartbeat)
         return None
 
-    async def _opened(self, ticket: TransferTicket) -> SourceLink:
-        link = self._open(ticket)
+    async def _opened(self, source: SourceName) -> SourceLink:
+        link = self._open(source)
         try:
             await link.ready()
         except BaseException:

@@ -130,7 +130,8 @@ class BlockPool:
 
     def lease(self, block_ids: Iterable[int]) -> None:
         for block_id in block_ids:
-            self._require(self._references[block_id] > 0, block_id, "leased", "no sequence holds it")
+            kept = self._references[block_id] > 0 or self._cached[block_id]
+            self._require(kept, block_id, "leased", "no sequence holds it and its KV is not cached")
             self._leases[block_id] += 1
             self._restate(block_id)
 

@@ -1,5 +1,5 @@
-"""The scheduler's view of KV: block tables of sequences, prefix hits, leases of tickets, quarantine, and what is
-saved to the tiers below.
+"""The scheduler's view of KV: block tables of sequences, prefix hits, leases of tickets and loans, quarantine, and
+what is saved to the tiers below.
 
 A block is copied to the host tier in the background as soon as it is cached, not when it is about to be lost: so
 handing out a block never waits for a copy, the copy runs while its sequence still computes, and the death of the
@@ -19,6 +19,8 @@ from pdserve.kvcache.prefix_cache import PrefixCache
 from pdserve.kvcache.tier_index import SaveQueue, TierIndex
 
 _BORROWED_SHARE = 8
+_LENT_SHARE = 4
+"""At most one block in so many is lent to other engines at a time."""
 _SAVING_SHARE = 2
 """At most this part of the blocks is being copied to the tiers at a time."""
 
@@ -62,6 +64,7 @@ class KVCacheManager:
         self._pool = BlockPool(num_blocks)
         self._tables: dict[int, _Table] = {}
         self._tickets: dict[str, tuple[int, ...]] = {}
+        self._loans: dict[str, tuple[int, ...]] = {}
         self._borrowed: set[int] = set()
         self._tiers = tiers or TierIndex()
         self._cache = PrefixCache(self._tiers)
@@ -178,9 +181,21 @@ class KVCacheManager:
         self._tickets[ticket_id] = blocks
         return blocks
 
+    def lend(self, ticket_id: str, hashes: Sequence[BlockHash]) -> tuple[int, ...]:
+        """Lease the longest cached prefix of a chain to another engine's ticket, as far as so much may be lent;
+        perhaps nothing, and then there is no lease."""
+        if ticket_id in self._tickets or ticket_id in self._loans:
+            raise ValueError(f"ticket {ticket_id} already has a lease")
+        room = max(0, self.num_blocks // _LENT_SHARE - sum(map(len, self._loans.values())))
+        blocks = self._cache.lookup(hashes[:room])
+        if blocks:
+            self._pool.lease(blocks)
+            self._loans[ticket_id] = blocks
+        return blocks
+
     def release(self, ticket_id: str) -> bool:
-        """End a ticket's lease; False when it has none (any more)."""
-        blocks = self._tickets.pop(ticket_id, None)
+        """End the lease of a ticket or a loan; False when it has none (any more)."""
+        blocks = self._tickets.pop(ticket_id, None) or self._loans.pop(ticket_id, None)
         if blocks is None:
             return False
         self._pool.unlease(blocks)
@@ -221,7 +236,8 @@ class KVCacheManager:
         parts = counts.free + counts.used + counts.leased + counts.quarantined
         assert parts == counts.total == self.num_blocks, f"block states do not add up: {counts}"
         held = Counter(b for table in self._tables.values() for b in table.block_ids) + Counter(self._borrowed)
-        leased = Counter(b for blocks in (*self._tickets.values(), self._saves.blocks) for b in blocks)
+        promised = (*self._tickets.values(), *self._loans.values(), self._saves.blocks)
+        leased = Counter(b for blocks in promised for b in blocks)
         for block_id in range(self.num_blocks):
             assert self._pool.references(block_id) == held[block_id], f"references of block {block_id} are off"
             assert self._pool.leases(block_id) == leased[block_id], f"leases of block {block_id} are off"

@@ -10,7 +10,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.endpoint import LoadSnapshot
 from pdserve.core.errors import EngineDied, PdserveError
 from pdserve.core.request import FinishReason, Request, TokenDelta
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.dispatch.connection import RequestStream
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.engine.engine import EngineItem
@@ -55,13 +55,20 @@ class SimConnection:
     def snapshot(self) -> LoadSnapshot | None:
         return self._load
 
-    def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> RequestStream:
+    def submit(
+        self,
+        request: Request,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
+    ) -> RequestStream:
         stream = RequestStream(self, request.id)
         if self._error:
             stream.push(self._error)
             return stream
         self._streams[request.id] = stream
-        self._commands.send(lambda: self._at_engine_start(request, handoff, ticket))
+        self._commands.send(lambda: self._at_engine_start(request, handoff, ticket, source))
         return stream
 
     def cancel(self, request_id: str) -> None:
@@ -77,9 +84,12 @@ class SimConnection:
         self._fail(EngineDied(f"{self._engine.endpoint.engine_id} has left the cluster"))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _at_engine_start(self, request: Request, handoff: bool, ticket: TransferTicket | None) -> None:
+    def _at_engine_start(
+        self, request: Request, handoff: bool, ticket: TransferTicket | None, source: KVSource | None
+    ) -> None:
+        engine = self._engine.engine
         try:
-            self._engine.engine.start(request, self._at_engine_deliver, handoff=handoff, ticket=ticket)
+            engine.start(request, self._at_engine_deliver, handoff=handoff, ticket=ticket, source=source)
         except PdserveError as error:
             refusal = TokenDelta(
                 request_id=request.id,

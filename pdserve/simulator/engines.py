@@ -12,8 +12,8 @@ from pdserve.core.errors import LinkLost, PdserveError
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo, PeerAddress, RankAddress
 from pdserve.core.shards import sole_shard
-from pdserve.core.ticket import TransferTicket
 from pdserve.engine.engine import Engine
+from pdserve.engine.source_link import SourceName
 from pdserve.simulator.executor import SimExecutor
 from pdserve.simulator.link import SimLink
 from pdserve.simulator.node import Node
@@ -92,15 +92,14 @@ class EngineFactory:
         return built
 
     def _open_link(
-        self, node: Node, transfer: SimTransfer, ticket: TransferTicket, on_failure: Callable[[PdserveError], None]
+        self, node: Node, transfer: SimTransfer, name: SourceName, on_failure: Callable[[PdserveError], None]
     ) -> SimLink:
-        source = self.incarnations.get((ticket.engine_id, ticket.epoch))
+        source = self.incarnations.get((name.engine_id, name.epoch))
         if source is None:
-            raise LinkLost(f"{ticket.engine_id} has never been heard of")
+            raise LinkLost(f"{name.engine_id} has never been heard of")
         return SimLink(
-            ticket=ticket,
             here=(node, transfer),
-            there=(source.node, source.engine.source, source.transfer.address),
+            there=(source.node, source.engine, source.transfer.address),
             times=self.times,
             latency=self.profile.links.latency,
             on_failure=on_failure,

@@ -1,15 +1,17 @@
 """engine.source_link.SourceLink over simulated wires: the rules of leases and heartbeats as over gRPC."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from pdserve.config.times import Times
+from pdserve.core.blocks import BlockHash
 from pdserve.core.clock import Clock
 from pdserve.core.errors import LinkLost, PdserveError
 from pdserve.core.protocols import PeerAddress, TransferService
 from pdserve.core.ticket import HandoffNews, TransferTicket
-from pdserve.engine.handoff_source import Deliver, HandoffSource, Parts
+from pdserve.engine.engine import Engine
+from pdserve.engine.handoff_source import Deliver, Parts
 from pdserve.engine.held_tickets import HeldTickets
 from pdserve.simulator.node import Node, Wire
 
@@ -20,19 +22,20 @@ class SimLink:
     def __init__(
         self,
         *,
-        ticket: TransferTicket,
         here: tuple[Node, TransferService],
-        there: tuple[Node, HandoffSource, PeerAddress],
+        there: tuple[Node, Engine, PeerAddress],
         times: Times,
         latency: float,
         on_failure: Callable[[PdserveError], None],
     ) -> None:
-        self.engine_id = ticket.engine_id
-        self.epoch = ticket.epoch
         self.error: PdserveError | None = None
         self.backend = ""
         self._node, self._transfer = here
-        self._peer, self._source, self._address = there
+        self._peer, self._lender, self._address = there
+        self._source = self._lender.source
+        self.engine_id = self._address.engine_id
+        self.epoch = self._address.epoch
+        self.shards = self._address.shards
         self._clock: Clock = self._node.clock
         self._times = times
         self._latency = latency
@@ -40,7 +43,7 @@ class SimLink:
         self._commands = Wire(self._node, self._peer, latency)
         self._events = Wire(self._peer, self._node, latency)
         self._opened = asyncio.Event()
-        self._tickets = HeldTickets(ticket.engine_id, times, self._clock)
+        self._tickets = HeldTickets(self.engine_id, times, self._clock)
         self._last_heard = self._clock.monotonic()
         self._task: asyncio.Task[None] | None = None
 
@@ -65,6 +68,10 @@ class SimLink:
     ) -> None:
         self._tickets.subscribe(ticket_id, deliver)
         self._send(lambda: self._source.attach(ticket_id, first_block, self._at_source_deliver, parts, bulk=bulk))
+
+    def borrow(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts = (None,)) -> None:
+        self._tickets.borrow(ticket_id, deliver)
+        self._send(lambda: self._lender.lend(ticket_id, hashes, self._at_source_deliver, parts))
 
     def lease_left(self, ticket_id: str) -> float:
         return self._tickets.lease_left(ticket_id)

@@ -19,6 +19,7 @@ from pdserve.engine.engine import Engine, EngineItem
 from pdserve.engine.handoff_link import HandoffLink
 from pdserve.engine.sequence import SequenceState
 from pdserve.engine.server import HandoffService
+from pdserve.engine.source_link import SourceName
 from pdserve.kvcache.block_pool import BlockState
 from pdserve.simulator.node import Node
 from pdserve.simulator.virtual_time import VirtualClock, VirtualTimeLoop
@@ -343,11 +344,11 @@ class Cluster:
         caller = f"{engine_id}/{self._epochs}"
         self.network.callers[caller] = node
 
-        def open_link(ticket: TransferTicket, on_failure: Callable[[PdserveError], None]) -> HandoffLink:
+        def open_link(source: SourceName, on_failure: Callable[[PdserveError], None]) -> HandoffLink:
             return HandoffLink(
-                engine_id=ticket.engine_id,
-                epoch=ticket.epoch,
-                address=f"{caller}>{ticket.address}",
+                engine_id=source.engine_id,
+                epoch=source.epoch,
+                address=f"{caller}>{source.address}",
                 transfer=transfer,
                 times=TIMES,
                 clock=node.clock,
@@ -411,11 +412,13 @@ class Cluster:
             def exception(self, event: str, **_: object) -> None:
                 cluster.accuse(event)
 
+            error = exception
+
         with ExitStack() as stack:
             stack.enter_context(patch("pdserve.transfer.pump.threading.Thread", _NoThread))
             stack.enter_context(patch.object(TransferPump, "_submit", submit))
             stack.enter_context(patch("pdserve.engine.handoff_link.open_channel", self.network.open_channel))
             stack.enter_context(patch("pdserve.engine.handoff_link.HandoffServiceStub", Stub))
-            for module in ("handoff_source", "handoff_target"):
+            for module in ("handoff_source", "handoff_target", "region_pulls", "prefix_fetches"):
                 stack.enter_context(patch(f"pdserve.engine.{module}._log", Log()))
             yield

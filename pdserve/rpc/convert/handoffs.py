@@ -1,12 +1,14 @@
 """What engines say to one another of KV that is to move."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from math import isfinite
 
+from pdserve.core.blocks import BlockHash
 from pdserve.core.protocols import PeerAddress, RankAddress
 from pdserve.core.shards import KVPart, KVShard
-from pdserve.core.ticket import DIGEST_BYTES, PrefillDone, RegionReady, TicketGone, TransferTicket
-from pdserve.rpc.convert.fields import require
+from pdserve.core.ticket import DIGEST_BYTES, KVSource, Lent, PrefillDone, RegionReady, TicketGone, TransferTicket
+from pdserve.rpc.convert.fields import join_hashes, require, split_hashes
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 
 _MAX_RANKS = 1024
@@ -42,6 +44,21 @@ def ticket_from_proto(message: pb.TransferTicket) -> TransferTicket:
         block_size=message.block_size,
         lease=message.lease,
         ranks=_of_different_ranks(tuple(map(shard_from_proto, message.ranks))),
+    )
+
+
+def source_to_proto(source: KVSource) -> pb.KVSource:
+    return pb.KVSource(**asdict(source))
+
+
+def source_from_proto(message: pb.KVSource) -> KVSource:
+    require(message.num_blocks > 0, "a source of KV holds at least one block")
+    return KVSource(
+        engine_id=message.engine_id,
+        epoch=message.epoch,
+        address=message.address,
+        num_blocks=message.num_blocks,
+        least_blocks=message.least_blocks,
     )
 
 
@@ -90,7 +107,7 @@ def part_from_proto(message: pb.KVPart) -> KVPart:
 
 
 def parts_from_proto(messages: Sequence[pb.KVPart]) -> tuple[KVPart, ...]:
-    """Of an Attach."""
+    """Of an Attach or a Lend."""
     require(len(messages) <= _MAX_PARTS, f"a target asks for at most {_MAX_PARTS} parts")
     return tuple(map(part_from_proto, messages))
 
@@ -131,6 +148,25 @@ def gone_to_proto(gone: TicketGone) -> pb.TicketGone:
 
 def gone_from_proto(message: pb.TicketGone) -> TicketGone:
     return TicketGone(ticket_id=message.ticket_id, code=message.code, message=message.message)
+
+
+def lend_to_proto(ticket_id: str, hashes: Sequence[BlockHash], parts: Sequence[KVPart]) -> pb.Lend:
+    return pb.Lend(ticket_id=ticket_id, hashes=join_hashes(hashes), parts=[part_to_proto(part) for part in parts])
+
+
+def lend_from_proto(message: pb.Lend) -> tuple[tuple[BlockHash, ...], tuple[KVPart, ...]]:
+    """(hashes, parts)."""
+    require(len(message.hashes) > 0, "a reader asks for at least one block")
+    return split_hashes(message.hashes), parts_from_proto(message.parts)
+
+
+def lent_to_proto(lent: Lent) -> pb.Lent:
+    return pb.Lent(ticket_id=lent.ticket_id, num_blocks=lent.num_blocks)
+
+
+def lent_from_proto(message: pb.Lent) -> Lent:
+    require(message.num_blocks > 0, "a loan is of at least one block")
+    return Lent(ticket_id=message.ticket_id, num_blocks=message.num_blocks)
 
 
 def peer_to_proto(peer: PeerAddress) -> pb.PeerHello:

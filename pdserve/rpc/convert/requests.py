@@ -1,7 +1,10 @@
 """What is asked of an engine, and what it answers."""
 
-from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
-from pdserve.rpc.convert.fields import known
+from dataclasses import asdict
+from math import isfinite
+
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
+from pdserve.rpc.convert.fields import known, require
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 
 _FINISH_REASONS = {reason.value: reason for reason in FinishReason}
@@ -97,6 +100,7 @@ def trace_to_proto(trace: EngineTrace) -> pb.EngineTrace:
         transfer_forecast=[pb.NamedSeconds(name=name, seconds=s) for name, s in trace.transfer_forecast],
         transfer_stages=[pb.NamedSeconds(name=name, seconds=s) for name, s in trace.transfer_stages],
         transfer_failovers=[pb.Failover(backend=name, code=code) for name, code in trace.transfer_failovers],
+        fetch=pb.PrefixFetch(**asdict(trace.fetch)) if trace.fetch else None,
     )
 
 
@@ -113,4 +117,17 @@ def trace_from_proto(message: pb.EngineTrace) -> EngineTrace:
         transfer_forecast=tuple((entry.name, entry.seconds) for entry in message.transfer_forecast),
         transfer_stages=tuple((entry.name, entry.seconds) for entry in message.transfer_stages),
         transfer_failovers=tuple((entry.backend, entry.code) for entry in message.transfer_failovers),
+        fetch=_fetch_from_proto(message.fetch) if message.HasField("fetch") else None,
+    )
+
+
+def _fetch_from_proto(message: pb.PrefixFetch) -> PrefixFetch:
+    require(isfinite(message.seconds), "a fetch takes a finite time")
+    return PrefixFetch(
+        engine_id=message.engine_id,
+        tokens=message.tokens,
+        num_bytes=message.num_bytes,
+        seconds=message.seconds,
+        backend=message.backend,
+        error=message.error,
     )

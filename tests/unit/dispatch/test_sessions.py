@@ -12,7 +12,7 @@ from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapsh
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import DeltaStream
 from pdserve.core.request import EngineTrace, Request, SamplingParams
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.pair_watch import SLOW_STREAK
 from pdserve.dispatch.sessions import SessionPool
@@ -29,7 +29,14 @@ class Line:
         self.failed = False
         self.closed = False
 
-    def submit(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> DeltaStream:
+    def submit(
+        self,
+        request: Request,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
+    ) -> DeltaStream:
         raise AssertionError("nothing is submitted here")
 
     def snapshot(self) -> LoadSnapshot | None:

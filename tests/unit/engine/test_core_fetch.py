@@ -173,7 +173,7 @@ def test_a_failed_fetch_quarantines_what_may_still_be_written_and_frees_the_rest
     waiting = engine.add(make_request("b", [5] * 14, max_tokens=1))
     engine.run()
     assert not engine.answers[waiting].finished, "the quarantined block is missing"
-    engine.core.unquarantine([targets[1]])
+    engine.core.kv.unquarantine([targets[1]])
     engine.run()
     assert engine.answers[waiting].finished
     engine.assert_idle()
@@ -191,8 +191,8 @@ def test_cancelling_a_fetch_quarantines_its_targets_until_they_settle() -> None:
     assert engine.core.kv.counts().quarantined == 3
     assert engine.core.fetched(sequence_id, 5) == []
     assert engine.core.fetch_failed(sequence_id, set(targets), None) == []
-    engine.core.unquarantine(targets[:2])
-    engine.core.unquarantine(targets[2:])
+    engine.core.kv.unquarantine(targets[:2])
+    engine.core.kv.unquarantine(targets[2:])
     engine.assert_idle()
 
 

@@ -34,8 +34,8 @@ def test_a_handoff_leases_its_prompt_reports_progress_and_ends_after_one_token()
     assert isinstance(finished, Finished)
     assert len(engine.batches) == 3
     assert engine.core.kv.counts().leased == 3
-    assert engine.core.release_lease(first.ticket_id)
-    assert not engine.core.release_lease(first.ticket_id)
+    assert engine.core.kv.release(first.ticket_id)
+    assert not engine.core.kv.release(first.ticket_id)
     engine.assert_idle()
 
 
@@ -80,7 +80,7 @@ def test_cancelling_leaves_the_blocks_leased_until_the_release(moves: int) -> No
     engine.absorb(engine.core.abort(sequence_id))
     engine.run()
     assert engine.core.kv.counts().leased == 3
-    engine.core.release_lease(scheduled(engine, sequence_id).ticket_id)
+    engine.core.kv.release(scheduled(engine, sequence_id).ticket_id)
     engine.core.kv.check()
     engine.assert_idle()
 
@@ -93,7 +93,7 @@ def test_leases_hold_back_new_prompts_until_one_is_released() -> None:
     assert engine.answers[first].finished
     assert engine.events(second) == []
     assert engine.core.load().waiting == 1
-    engine.core.release_lease(scheduled(engine, first).ticket_id)
+    engine.core.kv.release(scheduled(engine, first).ticket_id)
     engine.run()
     assert engine.answers[second].finished
 
@@ -107,12 +107,12 @@ def test_two_tickets_of_one_prefix_and_one_of_them_released() -> None:
     one, two = scheduled(engine, first), scheduled(engine, second)
     assert one.source_blocks[:2] == two.source_blocks[:2]
     before = [engine.device.block(b) for b in two.source_blocks]
-    engine.core.release_lease(one.ticket_id)
+    engine.core.kv.release(one.ticket_id)
     for name in range(40):
         engine.add(make_request(f"n{name}", [3 + name % 30] * 9))
     engine.run()
     assert [engine.device.block(b) for b in two.source_blocks] == before
-    engine.core.release_lease(two.ticket_id)
+    engine.core.kv.release(two.ticket_id)
     engine.assert_idle()
 
 
@@ -124,7 +124,7 @@ def test_a_sequence_with_an_issued_ticket_is_never_preempted() -> None:
     assert engine.answers[handoff].finished
     assert "preempted" not in [name for name, _ in engine.answers[handoff].stamps]
     assert len(engine.answers[old].token_ids) == 1, "its next block is among the leased ones"
-    engine.core.release_lease(scheduled(engine, handoff).ticket_id)
+    engine.core.kv.release(scheduled(engine, handoff).ticket_id)
     engine.run()
     assert len(engine.answers[old].token_ids) == 8
     engine.assert_idle()

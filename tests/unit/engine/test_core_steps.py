@@ -131,13 +131,13 @@ def preempt_behind_a_step_in_flight(chunk_size: int) -> tuple[ToyEngine, int]:
     engine = ToyEngine(EngineLimits(depth=2, chunk_size=chunk_size), num_blocks=12, block_size=4)
     engine.add(make_request("lease", prompt(24)), handoff=True)
     engine.run()
-    engine.core.drain_kv_events()
+    engine.core.kv.drain_events()
     engine.add(make_request("a", prompt(8, 7), max_tokens=8, ignore_eos=True))
     young = engine.add(make_request("b", prompt(16, 2), max_tokens=8, ignore_eos=True))
     assert engine.submit()
     assert not engine.submit()
     assert engine.core.load().waiting == 1
-    assert engine.core.release_lease("ticket-0")
+    assert engine.core.kv.release("ticket-0")
     return engine, young
 
 
@@ -157,7 +157,7 @@ def test_a_chunk_of_a_life_before_the_preemption_proves_nothing_about_the_new_bl
     assert engine.submit()
     assert [row.sequence_id for row in engine.batches[-1].rows].count(young) == 1, "it computes anew already"
     engine.collect()
-    (stored,) = [event for event in engine.core.drain_kv_events() if event.kind is KVEventKind.STORED]
+    (stored,) = [event for event in engine.core.kv.drain_events() if event.kind is KVEventKind.STORED]
     assert len(stored.hashes) == 2, "only the older sequence's blocks are final"
     engine.run()
     engine.assert_idle()

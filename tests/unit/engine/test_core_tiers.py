@@ -38,10 +38,10 @@ class Tiers:
         for block_hash, block in event.blocks:
             self.held[block_hash] = self.engine.device.block(block)
             self.tell(block_hash, Tier.HOST)
-        self.engine.core.saved([block for _, block in event.blocks])
+        self.engine.core.kv.saved([block for _, block in event.blocks])
 
     def tell(self, block_hash: BlockHash, tier: Tier | None) -> None:
-        self.engine.core.hear(TierNews(changes=((block_hash, tier),), tallies=()))
+        self.engine.core.kv.hear(TierNews(changes=((block_hash, tier),), tallies=()))
 
     def bring(self, event: RestoreReady, most: int = 10**6) -> None:
         """Fill the targets as far as the tier can, and say so."""
@@ -188,7 +188,7 @@ def test_a_prefill_engine_issues_its_ticket_when_the_restore_has_ended() -> None
     sequence_id = tiers.answer(make_request("b", PROMPT), handoff=True)
     (scheduled,) = [e for e in tiers.engine.events(sequence_id) if isinstance(e, HandoffScheduled)]
     assert scheduled.num_cached_tokens == 12
-    assert tiers.engine.core.release_lease(scheduled.ticket_id)
+    assert tiers.engine.core.kv.release(scheduled.ticket_id)
     tiers.engine.assert_idle()
 
 

@@ -57,7 +57,7 @@ class Bench:
     def __init__(self, num_tokens: int, layout: KVLayout = LAYOUT) -> None:
         self.clock = ManualClock()
         self.transfer = RecordingTransfer(layout)
-        self.ended: list[tuple[str, int]] = []
+        self.ended: list[tuple[str, int | None]] = []
         self.news: list[HandoffNews] = []
         self.source = HandoffSource(
             endpoint=Endpoint(

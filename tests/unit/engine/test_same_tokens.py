@@ -166,7 +166,7 @@ class _Pair:
             self._scribble(block_id)
             if self.rng.random() < 0.5:
                 self.unsettled.remove(block_id)
-                self.decode.core.unquarantine([block_id])
+                self.decode.core.kv.unquarantine([block_id])
         elif self.handoffs:
             self._transfer(self.rng.choice(self.handoffs))
 
@@ -198,7 +198,7 @@ class _Pair:
             self.decode.absorb(self.decode.core.fetch_failed(decode_id))
         else:
             self.decode.absorb(self.decode.core.fetched(decode_id, answer.token_ids[0]))
-        self.prefill.core.release_lease(source.ticket_id)
+        self.prefill.core.kv.release(source.ticket_id)
 
     def _copy(self, handoff: _Handoff) -> None:
         assert handoff.source is not None
@@ -219,7 +219,7 @@ class _Pair:
             self.unsettled |= late
             self.decode.absorb(self.decode.core.fetch_failed(decode_id, late, TransferFailed("broken link")))
         self.prefill.absorb(self.prefill.core.abort(handoff.prefill_id))
-        self.prefill.core.release_lease(source.ticket_id)
+        self.prefill.core.kv.release(source.ticket_id)
 
     def _on_prefill(self, event: CoreEvent) -> None:
         assert not isinstance(event, SaveReady)

@@ -1,17 +1,19 @@
 """A lost link is opened again in the background, and refused meanwhile."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from pdserve.config.times import Times
+from pdserve.core.blocks import BlockHash
 from pdserve.core.errors import LinkLost, PdserveError, StaleEpoch, TransferFailed
 from pdserve.core.request import Request, SamplingParams
+from pdserve.core.shards import KVShard
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import Deliver, Parts
-from pdserve.engine.source_link import SourceLink
+from pdserve.engine.source_link import SourceLink, SourceName
 from pdserve.engine.source_links import SourceLinks
 from tests.clocks import ManualClock, settle
 from tests.unit.engine.tickets import make_ticket
@@ -24,8 +26,10 @@ class Line:
 
     backend = "any"
 
-    def __init__(self, ticket: TransferTicket, refusal: PdserveError | None, fail: Callable[[PdserveError], None]):
-        self.engine_id, self.epoch = ticket.engine_id, ticket.epoch
+    shards: tuple[KVShard, ...] = ()
+
+    def __init__(self, source: SourceName, refusal: PdserveError | None, fail: Callable[[PdserveError], None]):
+        self.engine_id, self.epoch = source.engine_id, source.epoch
         self.error: PdserveError | None = None
         self.closed = False
         self._refusal = refusal
@@ -57,6 +61,9 @@ class Line:
     ) -> None:
         raise AssertionError("not used here")
 
+    def borrow(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts = (None,)) -> None:
+        raise AssertionError("not used here")
+
     def lease_left(self, ticket_id: str) -> float:
         raise AssertionError("not used here")
 
@@ -79,11 +86,12 @@ class Bench:
             disconnect=self.disconnect,
             times=TIMES,
             clock=self.clock,
-            on_failure=lambda link, error: self.failures.append((link, error)),
         )
 
-    def open(self, ticket: TransferTicket, on_failure: Callable[[PdserveError], None]) -> SourceLink:
-        self.opened.append(Line(ticket, self.refusal, on_failure))
+        self.links.tell(lambda link, error: self.failures.append((link, error)))
+
+    def open(self, source: SourceName, on_failure: Callable[[PdserveError], None]) -> SourceLink:
+        self.opened.append(Line(source, self.refusal, on_failure))
         return self.opened[-1]
 
     async def disconnect(self, engine_id: str) -> None:
@@ -91,7 +99,7 @@ class Bench:
 
     async def lost(self) -> Line:
         """A link that was open is lost, and cannot be opened again at first."""
-        self.links.to_source_of(TICKET)
+        self.links.to(TICKET)
         line = self.opened[-1]
         self.refusal = LinkLost("cannot be reached")
         line.lose(LinkLost("silent"))
@@ -106,7 +114,7 @@ TICKET = make_ticket(
 
 async def test_a_link_serves_all_tickets_of_its_source() -> None:
     bench = Bench()
-    assert bench.links.to_source_of(TICKET) is bench.links.to_source_of(replace(TICKET, id="other"))
+    assert bench.links.to(TICKET) is bench.links.to(replace(TICKET, id="other"))
     assert len(bench.opened) == 1
     await bench.links.close()
     assert bench.opened[0].closed
@@ -119,12 +127,12 @@ async def test_while_a_lost_link_is_mended_its_tickets_are_refused_at_once() -> 
     assert bench.disconnected == [TICKET.engine_id], "a connection that stalled must not be taken up again"
     assert bench.failures[0][0] is line
     with pytest.raises(LinkLost, match="it is tried again"):
-        bench.links.to_source_of(TICKET)
+        bench.links.to(TICKET)
     await bench.clock.advance(2.5)
     assert len(bench.opened) == 4, "at once, then every second"
     bench.refusal = None
     await bench.clock.advance(1.0)
-    assert bench.links.to_source_of(TICKET) is bench.opened[-1]
+    assert bench.links.to(TICKET) is bench.opened[-1]
     assert all(opened.closed for opened in bench.opened[:-1])
     await bench.links.close()
 
@@ -134,15 +142,15 @@ async def test_a_link_is_not_mended_for_ever_unless_somebody_asks() -> None:
     await bench.lost()
     await bench.clock.advance(20.0)
     with pytest.raises(LinkLost):
-        bench.links.to_source_of(TICKET)
+        bench.links.to(TICKET)
     await bench.clock.advance(29.0)
     with pytest.raises(LinkLost):
-        bench.links.to_source_of(TICKET)
+        bench.links.to(TICKET)
     await bench.clock.advance(32.0)
     tried = len(bench.opened)
     await bench.clock.advance(60.0)
     assert len(bench.opened) == tried
-    assert bench.links.to_source_of(TICKET) is bench.opened[-1], "the next request opens it anew"
+    assert bench.links.to(TICKET) is bench.opened[-1], "the next request opens it anew"
     await bench.links.close()
 
 
@@ -162,19 +170,19 @@ async def test_a_new_incarnation_gets_a_link_of_its_own_while_the_old_one_is_men
     await bench.lost()
     bench.refusal = None
     restarted = replace(TICKET, epoch=TICKET.epoch + 1)
-    link = bench.links.to_source_of(restarted)
+    link = bench.links.to(restarted)
     await bench.clock.advance(5.0)
-    assert bench.links.to_source_of(restarted) is link
+    assert bench.links.to(restarted) is link
     assert link.epoch == restarted.epoch
     await bench.links.close()
 
 
 async def test_a_link_that_failed_otherwise_is_replaced_when_it_is_asked_for() -> None:
     bench = Bench()
-    first = bench.links.to_source_of(TICKET)
+    first = bench.links.to(TICKET)
     bench.opened[0].lose(TransferFailed("no backend reaches it"))
     await settle()
-    second = bench.links.to_source_of(TICKET)
+    second = bench.links.to(TICKET)
     assert second is not first
     await asyncio.sleep(0)
     await bench.links.close()

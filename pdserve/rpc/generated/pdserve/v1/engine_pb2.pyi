@@ -22,14 +22,30 @@ class ResendKV(_message.Message):
     def __init__(self) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request", "handoff", "ticket")
+    __slots__ = ("request", "handoff", "ticket", "source")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     HANDOFF_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     request: Request
     handoff: bool
     ticket: TransferTicket
-    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., handoff: bool = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ...) -> None: ...
+    source: KVSource
+    def __init__(self, request: _Optional[_Union[Request, _Mapping]] = ..., handoff: bool = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ..., source: _Optional[_Union[KVSource, _Mapping]] = ...) -> None: ...
+
+class KVSource(_message.Message):
+    __slots__ = ("engine_id", "epoch", "address", "num_blocks", "least_blocks")
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    LEAST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    engine_id: str
+    epoch: int
+    address: str
+    num_blocks: int
+    least_blocks: int
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., num_blocks: _Optional[int] = ..., least_blocks: _Optional[int] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("id", "prompt_token_ids", "sampling", "salt", "timeout", "sample_index")
@@ -188,7 +204,7 @@ class TokenDelta(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[str] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., trace: _Optional[_Union[EngineTrace, _Mapping]] = ...) -> None: ...
 
 class EngineTrace(_message.Message):
-    __slots__ = ("engine_id", "epoch", "cached_tokens", "stamps", "transfer_backend", "transfer_bytes", "transfer_pulls", "transfer_mode", "transfer_forecast", "transfer_stages", "transfer_failovers")
+    __slots__ = ("engine_id", "epoch", "cached_tokens", "stamps", "transfer_backend", "transfer_bytes", "transfer_pulls", "transfer_mode", "transfer_forecast", "transfer_stages", "transfer_failovers", "fetch")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +216,7 @@ class EngineTrace(_message.Message):
     TRANSFER_FORECAST_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_STAGES_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_FAILOVERS_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     epoch: int
     cached_tokens: int
@@ -211,7 +228,24 @@ class EngineTrace(_message.Message):
     transfer_forecast: _containers.RepeatedCompositeFieldContainer[NamedSeconds]
     transfer_stages: _containers.RepeatedCompositeFieldContainer[NamedSeconds]
     transfer_failovers: _containers.RepeatedCompositeFieldContainer[Failover]
-    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ..., transfer_backend: _Optional[str] = ..., transfer_bytes: _Optional[int] = ..., transfer_pulls: _Optional[int] = ..., transfer_mode: _Optional[str] = ..., transfer_forecast: _Optional[_Iterable[_Union[NamedSeconds, _Mapping]]] = ..., transfer_stages: _Optional[_Iterable[_Union[NamedSeconds, _Mapping]]] = ..., transfer_failovers: _Optional[_Iterable[_Union[Failover, _Mapping]]] = ...) -> None: ...
+    fetch: PrefixFetch
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ..., transfer_backend: _Optional[str] = ..., transfer_bytes: _Optional[int] = ..., transfer_pulls: _Optional[int] = ..., transfer_mode: _Optional[str] = ..., transfer_forecast: _Optional[_Iterable[_Union[NamedSeconds, _Mapping]]] = ..., transfer_stages: _Optional[_Iterable[_Union[NamedSeconds, _Mapping]]] = ..., transfer_failovers: _Optional[_Iterable[_Union[Failover, _Mapping]]] = ..., fetch: _Optional[_Union[PrefixFetch, _Mapping]] = ...) -> None: ...
+
+class PrefixFetch(_message.Message):
+    __slots__ = ("engine_id", "tokens", "num_bytes", "seconds", "backend", "error")
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    engine_id: str
+    tokens: int
+    num_bytes: int
+    seconds: float
+    backend: str
+    error: str
+    def __init__(self, engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., backend: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
 
 class NamedSeconds(_message.Message):
     __slots__ = ("name", "seconds")
@@ -354,16 +388,28 @@ class BackendMetadata(_message.Message):
     def __init__(self, name: _Optional[str] = ..., metadata: _Optional[bytes] = ...) -> None: ...
 
 class HandoffCommand(_message.Message):
-    __slots__ = ("source_epoch", "attach", "release", "heartbeat")
+    __slots__ = ("source_epoch", "attach", "release", "heartbeat", "lend")
     SOURCE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    LEND_FIELD_NUMBER: _ClassVar[int]
     source_epoch: int
     attach: Attach
     release: Release
     heartbeat: Heartbeat
-    def __init__(self, source_epoch: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    lend: Lend
+    def __init__(self, source_epoch: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lend: _Optional[_Union[Lend, _Mapping]] = ...) -> None: ...
+
+class Lend(_message.Message):
+    __slots__ = ("ticket_id", "hashes", "parts")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    hashes: bytes
+    parts: _containers.RepeatedCompositeFieldContainer[KVPart]
+    def __init__(self, ticket_id: _Optional[str] = ..., hashes: _Optional[bytes] = ..., parts: _Optional[_Iterable[_Union[KVPart, _Mapping]]] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("ticket_id", "first_block", "parts", "bulk")
@@ -404,20 +450,30 @@ class Heartbeat(_message.Message):
     def __init__(self, number: _Optional[int] = ..., ticket_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HandoffEvent(_message.Message):
-    __slots__ = ("source_epoch", "region", "done", "released", "ack", "gone")
+    __slots__ = ("source_epoch", "region", "done", "released", "ack", "gone", "lent")
     SOURCE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
+    LENT_FIELD_NUMBER: _ClassVar[int]
     source_epoch: int
     region: RegionReady
     done: PrefillDone
     released: Released
     ack: HeartbeatAck
     gone: TicketGone
-    def __init__(self, source_epoch: _Optional[int] = ..., region: _Optional[_Union[RegionReady, _Mapping]] = ..., done: _Optional[_Union[PrefillDone, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., gone: _Optional[_Union[TicketGone, _Mapping]] = ...) -> None: ...
+    lent: Lent
+    def __init__(self, source_epoch: _Optional[int] = ..., region: _Optional[_Union[RegionReady, _Mapping]] = ..., done: _Optional[_Union[PrefillDone, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., gone: _Optional[_Union[TicketGone, _Mapping]] = ..., lent: _Optional[_Union[Lent, _Mapping]] = ...) -> None: ...
+
+class Lent(_message.Message):
+    __slots__ = ("ticket_id", "num_blocks")
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    num_blocks: int
+    def __init__(self, ticket_id: _Optional[str] = ..., num_blocks: _Optional[int] = ...) -> None: ...
 
 class RegionReady(_message.Message):
     __slots__ = ("ticket_id", "first_block", "source_blocks", "digest", "part")

@@ -151,7 +151,7 @@ class EngineService(object):
 
 
 class HandoffServiceStub(object):
-    """---- decode engine → prefill engine ----------------------------------------------------------
+    """---- engine that reads KV → engine that holds it ---------------------------------------------
 
     """
 
@@ -174,7 +174,7 @@ class HandoffServiceStub(object):
 
 
 class HandoffServiceServicer(object):
-    """---- decode engine → prefill engine ----------------------------------------------------------
+    """---- engine that reads KV → engine that holds it ---------------------------------------------
 
     """
 
@@ -186,7 +186,7 @@ class HandoffServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Handoff(self, request_iterator, context):
-        """One stream per (decode, prefill) pair: readiness one way; attach, heartbeat and release the other.
+        """One stream per (reader, holder) pair: readiness one way; attach, lend, heartbeat and release the other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -214,7 +214,7 @@ def add_HandoffServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class HandoffService(object):
-    """---- decode engine → prefill engine ----------------------------------------------------------
+    """---- engine that reads KV → engine that holds it ---------------------------------------------
 
     """
 

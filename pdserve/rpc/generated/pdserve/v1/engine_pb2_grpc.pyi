@@ -51,16 +51,16 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_EngineServiceServicer_to_server(servicer: EngineServiceServicer, server: _aio.Server) -> None: ...
 
 class HandoffServiceStub:
-    """---- decode engine → prefill engine ----------------------------------------------------------"""
+    """---- engine that reads KV → engine that holds it ---------------------------------------------"""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.UnaryUnaryMultiCallable[_engine_pb2.PeerHello, _engine_pb2.PeerHello]
     """Exchange of epochs, layouts and backend metadata before the first pull."""
     Handoff: _aio.StreamStreamMultiCallable[_engine_pb2.HandoffCommand, _engine_pb2.HandoffEvent]
-    """One stream per (decode, prefill) pair: readiness one way; attach, heartbeat and release the other."""
+    """One stream per (reader, holder) pair: readiness one way; attach, lend, heartbeat and release the other."""
 
 class HandoffServiceServicer(metaclass=_abc_1.ABCMeta):
-    """---- decode engine → prefill engine ----------------------------------------------------------"""
+    """---- engine that reads KV → engine that holds it ---------------------------------------------"""
 
     @_abc_1.abstractmethod
     def Connect(
@@ -76,7 +76,7 @@ class HandoffServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_engine_pb2.HandoffCommand],
         context: _aio.ServicerContext[_abc.AsyncIterator[_engine_pb2.HandoffCommand], _abc.AsyncIterator[_engine_pb2.HandoffEvent]],
     ) -> _abc.AsyncIterator[_engine_pb2.HandoffEvent]:
-        """One stream per (decode, prefill) pair: readiness one way; attach, heartbeat and release the other."""
+        """One stream per (reader, holder) pair: readiness one way; attach, lend, heartbeat and release the other."""
 
 def add_HandoffServiceServicer_to_server(servicer: HandoffServiceServicer, server: _aio.Server) -> None: ...
 
