@@ -22,6 +22,7 @@ def render(answer: bytes) -> str:
             _summary(request),
             *_attempts(request),
             *_route(request),
+            *_fetch(request),
             *_transfer(request),
             "",
             _timeline(request),
@@ -84,6 +85,24 @@ def _prediction(predicted: dict[str, float], request: dict[str, Any]) -> str:
 
 def _between(stamps: dict[str, float], start: str, end: str) -> float | None:
     return stamps[end] - stamps[start] if start in stamps and end in stamps else None
+
+
+def _fetch(request: dict[str, Any]) -> list[str]:
+    fetch = request["fetch"]
+    if fetch is None:
+        return []
+    planned = (
+        f"fetch: {fetch['planned_tokens']} tokens of the prompt from {fetch['source']}, predicted "
+        f"{_ms(fetch['predicted_seconds'])} rather than {_ms(fetch['saved_seconds'])} of computing"
+    )
+    if fetch["error"]:
+        return [f"{planned}; failed after {_ms(fetch['seconds'])} ({fetch['error']}), so they were computed"]
+    if fetch["seconds"] is None:
+        return [f"{planned}; not done"]
+    return [
+        f"{planned}; {fetch['tokens']} tokens, {fetch['bytes'] / 1024:.1f} KiB over {fetch['backend']} "
+        f"in {_ms(fetch['seconds'])}"
+    ]
 
 
 def _transfer(request: dict[str, Any]) -> list[str]:

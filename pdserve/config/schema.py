@@ -204,6 +204,11 @@ class RoutingConfig(Section):
     """kv_aware, prefix, least_loaded, round_robin, or a class of your own as "module:Class"."""
     fallback: bool = True
     """Whether one pool may serve whole requests while the other has no engine, or every decode engine is full."""
+    fetch: bool = True
+    """Whether an engine may fetch a prompt's beginning from another's cache where that should be sooner there than
+    computed."""
+    fetch_margin: Annotated[float, Field(ge=0)] = 0.25
+    """A fetch must be predicted to save more than what it takes by this share of that."""
 
 
 class ReplayConfig(Section):

@@ -5,18 +5,22 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pdserve.core.endpoint import Endpoint, EngineCapacity, LoadSnapshot
+from pdserve.core.ticket import KVSource
 
 EngineKey = tuple[str, int]
 """(engine id, epoch): one incarnation."""
 
 Link = tuple[EngineKey, EngineKey]
-"""(prefill, decode): the line over which the decode engine fetches KV."""
+"""(source, target): the line over which the target fetches KV, as a decode engine does from a prefill engine."""
 
 RECENT_SECONDS = 30.0
 """Time constant with which EngineView.recent_work fades."""
 
 
 OUTPUT_HORIZON = 256
+
+FETCH_SECONDS = 0.005
+"""What fetching a prefix from a peer takes beside its bytes: asking, digests of the first region, the release."""
 
 
 def expected_output(max_tokens: int) -> int:
@@ -74,7 +78,8 @@ class EngineView:
     load and capacity are None until the engine has sent them. load_at is when load arrived (monotonic
     seconds). others_requests: requests in the last snapshot that this gateway had not booked.
     recent_work: seconds of prompt computing booked there, fading with the time constant RECENT_SECONDS.
-    lost_links: prefill engines it should fetch no KV from now, because the link to them was lost.
+    lost_links: engines it should fetch no KV from now, because the link to them was lost. fetch_speeds: seconds per
+    token its fetches from other engines take, where that was measured.
     """
 
     endpoint: Endpoint
@@ -86,6 +91,7 @@ class EngineView:
     others_requests: int = 0
     recent_work: float = 0.0
     lost_links: frozenset[EngineKey] = frozenset()
+    fetch_speeds: Mapping[EngineKey, float] = field(default_factory=dict)
 
     @property
     def key(self) -> EngineKey:
@@ -131,17 +137,29 @@ class RouteAsk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchPlan:
+    """KV of a prompt's first tokens (whole blocks) that the engine which computes the prompt fetches from a peer's
+    cache: in so many seconds, where computing what it lacks of them would take saved_seconds."""
+
+    source: KVSource
+    tokens: int
+    seconds: float
+    saved_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What the cost function expects of a candidate, in seconds.
 
     ttft from dispatch to first token, handoff_gap from first to second token beyond tpot, tpot per later
-    token. cost is the one scalar candidates are compared by.
+    token. cost is the one scalar candidates are compared by. fetch is part of the way where it makes that cheaper.
     """
 
     ttft: float
     handoff_gap: float
     tpot: float
     cost: float
+    fetch: FetchPlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +179,8 @@ class Route:
     """The joint choice for one request. In a local mode both endpoints are the one engine.
 
     alternatives are the candidates that lost, cheapest first; reason says in words why this won.
-    uncached_tokens is what the prompt-computing engine has to compute. prediction is None for policies
-    that predict nothing.
+    uncached_tokens is what the prompt-computing engine has to compute, fetch where it gets KV of the prompt's beginning
+    if its own cache is not enough. prediction is None for policies that predict nothing.
     """
 
     mode: Mode
@@ -172,11 +190,20 @@ class Route:
     alternatives: tuple[Candidate, ...] = ()
     uncached_tokens: int = 0
     prediction: Prediction | None = None
+    fetch: FetchPlan | None = None
 
     @property
     def link(self) -> Link:
         """Of a disaggregated route."""
         return (self.prefill.engine_id, self.prefill.epoch), (self.decode.engine_id, self.decode.epoch)
+
+    @property
+    def fetch_link(self) -> Link | None:
+        """Over which the engine that computes the prompt fetches its beginning."""
+        if self.fetch is None:
+            return None
+        source = self.fetch.source
+        return (source.engine_id, source.epoch), (self.prefill.engine_id, self.prefill.epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

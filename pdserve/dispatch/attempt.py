@@ -10,8 +10,8 @@ from pdserve.core.cluster import Mode, Route
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import EngineDied, PdserveError, from_wire
 from pdserve.core.protocols import DeltaStream
-from pdserve.core.request import FinishReason, Request, TokenDelta
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.dispatch.replay import lost
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.telemetry.record import RequestRecord
@@ -44,16 +44,17 @@ class Attempt:
         return self._local(request)
 
     async def _local(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
-        async with aclosing(self._submit(self._route.decode, request)) as stream:
+        async with aclosing(self._submit(self._route.decode, request, source=self._source)) as stream:
             while True:
                 delta = await stream.delta()
                 self._record.decode_trace = delta.trace
+                self._note_fetch(delta.trace)
                 yield delta
                 if delta.finish_reason:
                     return
 
     async def _disaggregated(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
-        async with aclosing(self._submit(self._route.prefill, request, handoff=True)) as prefill:
+        async with aclosing(self._submit(self._route.prefill, request, handoff=True, source=self._source)) as prefill:
             ticket = await prefill.ticket()
             self._record.stamp("ticket", self._clock.unix())
             self._route = self._record.route = self._reconfirm(self._route)
@@ -62,6 +63,7 @@ class Attempt:
                 try:
                     delta = await _unless_failed(asyncio.ensure_future(prefill.delta()), decoded)
                     self._record.prefill_trace = delta.trace
+                    self._note_fetch(delta.trace)
                     if delta.finish_reason is not FinishReason.HANDOFF:
                         yield delta
                         return
@@ -79,11 +81,27 @@ class Attempt:
                         return
                     delta = await decode.delta()
 
+    @property
+    def _source(self) -> KVSource | None:
+        return self._route.fetch.source if self._route.fetch else None
+
+    def _note_fetch(self, trace: EngineTrace | None) -> None:
+        link = self._route.fetch_link
+        if link and trace and trace.fetch:
+            self._sessions.prefix_fetched(link, trace.fetch)
+
     def _submit(
-        self, engine: Endpoint, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None
+        self,
+        engine: Endpoint,
+        request: Request,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
     ) -> "_EngineStream":
         try:
-            stream = self._sessions.client(engine).submit(request, handoff=handoff, ticket=ticket)
+            client = self._sessions.client(engine)
+            stream = client.submit(request, handoff=handoff, ticket=ticket, source=source)
         except PdserveError as error:
             raise lost(error, engine, self._route) or error from error
         return _EngineStream(stream, engine, self._route, self._record)

@@ -22,10 +22,11 @@ from pdserve.core.cluster import (
     expected_output,
 )
 from pdserve.core.endpoint import Endpoint, EngineState, Role
-from pdserve.core.errors import EngineDied
+from pdserve.core.errors import DigestMismatch, EngineDied, LinkLost, TransferFailed, TransferTimeout
 from pdserve.core.protocols import EngineClient
-from pdserve.core.request import EngineTrace, Request
+from pdserve.core.request import EngineTrace, PrefixFetch, Request
 from pdserve.dispatch.connection import EngineConnection
+from pdserve.dispatch.fetch_speeds import FetchSpeeds
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.links import LostLinks
 from pdserve.dispatch.pair_watch import PairWatch
@@ -33,6 +34,10 @@ from pdserve.router.kv_index import KVIndex
 from pdserve.router.pool_model import PoolModel
 
 _log = structlog.get_logger(__name__)
+
+
+_LINK_ERRORS = (LinkLost.code, TransferFailed.code, TransferTimeout.code)
+"""What an engine reports when nothing came over a link."""
 
 
 class Connection(EngineClient, Protocol):
@@ -77,6 +82,7 @@ class SessionPool:
         self._changed = asyncio.Event()
         self._links = LostLinks(times, clock)
         self._watch = PairWatch()
+        self._speeds = FetchSpeeds(clock)
         self._bad_link_backoff = times.link_backoff_max
 
     def changed(self) -> asyncio.Event:
@@ -98,6 +104,7 @@ class SessionPool:
                 self._open(key, endpoint)
         self._links.keep(live)
         self._watch.keep(live)
+        self._speeds.keep(live)
         self._note_change()
 
     def state(self) -> ClusterState:
@@ -132,6 +139,16 @@ class SessionPool:
         if self._links.works(link):
             _log.info("link works again", **_named(link))
             self._note_change()
+
+    def prefix_fetched(self, link: Link, fetch: PrefixFetch) -> None:
+        """How fetching a prompt's beginning over a link went."""
+        if not fetch.error:
+            self._speeds.fetched(link, fetch.tokens, fetch.seconds)
+            self.link_works(link)
+        elif fetch.error in _LINK_ERRORS:
+            self.link_lost(link)
+        elif fetch.error == DigestMismatch.code:
+            self.link_damaged(link)
 
     def link_carried(self, link: Link, trace: EngineTrace) -> None:
         """A handoff's transfer as its decode engine tells it. A link that is slow again and again is avoided."""
@@ -199,8 +216,8 @@ class SessionPool:
         if ledger is None:
             return EngineView(endpoint=endpoint, load=None)
         view = ledger.view(endpoint, usable=self._connections[key].usable)
-        lost = self._links.avoided(key)
-        return replace(view, lost_links=lost) if lost else view
+        lost, speeds = self._links.avoided(key), self._speeds.to(key)
+        return replace(view, lost_links=lost, fetch_speeds=speeds) if lost or speeds else view
 
     def _prior(self, newcomer: Endpoint) -> StepModel | None:
         """What a peer of the same role has learned of its steps."""
@@ -229,6 +246,8 @@ class Booking:
             if ledger := ledgers.get(key):
                 ledger.book(self._reservation)
         links.tried(route.link)
+        if route.fetch_link:
+            links.tried(route.fetch_link)
 
     def move(self, decode: Endpoint) -> None:
         """Exchange the decode engine's share for one on another decode engine, in one go."""
@@ -249,8 +268,8 @@ class Booking:
 
 
 def _named(link: Link) -> dict[str, str]:
-    (prefill, _), (decode, _) = link
-    return {"prefill": prefill, "decode": decode}
+    (source, _), (target, _) = link
+    return {"source": source, "target": target}
 
 
 def _connect(

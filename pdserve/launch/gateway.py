@@ -69,7 +69,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
 
 def router(config: Config, sessions: SessionPool) -> Router:
     """Raises ConfigError when the configured policy cannot be had."""
-    rules = RoutingRules(decode_local_below=config.routing.decode_local_below, fallback=config.routing.fallback)
+    rules = RoutingRules(**config.routing.model_dump(exclude={"policy"}))
     return Router(load_policy(config.routing.policy, rules), sessions.index, rules)
 
 

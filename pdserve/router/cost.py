@@ -1,13 +1,27 @@
-"""The joint cost of a candidate route: predicted TTFT, handoff gap and TPOT, as one scalar in seconds.
+"""The joint cost of a candidate route: predicted TTFT, handoff gap and TPOT, as one scalar in seconds. Where a prompt's
+beginning is fetched from a peer's cache if that is cheaper than computing it, the fetch is part of the candidate.
 
 Pure functions of the views and of `now`. More load, or more tokens to compute, never makes a candidate
 cheaper; a longer cached prefix never makes it dearer.
 """
 
+from dataclasses import dataclass
 from heapq import nsmallest
 
-from pdserve.core.cluster import RECENT_SECONDS, Candidate, EngineView, Mode, Prediction, RouteAsk, expected_output
+from pdserve.core.cluster import (
+    RECENT_SECONDS,
+    Candidate,
+    ClusterState,
+    EngineKey,
+    EngineView,
+    FetchPlan,
+    Mode,
+    Prediction,
+    RouteAsk,
+    expected_output,
+)
 from pdserve.router import load
+from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import LocalOption, Options
 from pdserve.router.rules import RoutingRules
 
@@ -16,40 +30,36 @@ TIE = 1e-4
 what is left of load long past."""
 
 
-class CostModel:
-    """Prices the candidates of one request at one moment."""
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How an engine comes by a prompt's KV: seconds of computing, after a fetch or without."""
 
-    def __init__(self, ask: RouteAsk, now: float, rules: RoutingRules) -> None:
+    compute: float
+    fetch: FetchPlan | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + (self.fetch.seconds if self.fetch else 0.0)
+
+
+class CostModel:
+    """Prices the candidates of one request at one moment. sources: engines whose caches may be asked."""
+
+    def __init__(self, ask: RouteAsk, now: float, rules: RoutingRules, sources: tuple[EngineView, ...] = ()) -> None:
         self._ask = ask
         self._now = now
         self._rules = rules
+        self._sources = sources
         self._horizon = expected_output(ask.max_tokens)
+        self._known_ways: dict[EngineKey, tuple[_Way, ...]] = {}
 
     def pair(self, prefill: EngineView, decode: EngineView) -> Prediction:
-        """Disaggregated: the prompt on one engine, the tokens on another. What the decode engine lacks is
-        fetched while the prompt is computed, so only the part that takes longer than that shows."""
-        compute = self._compute(prefill)
-        fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(decode.key)
-        tpot, wait = self._decode(decode)
-        return self._weighed(
-            ttft=self._queue(prefill) + compute,
-            gap=self._rules.handoff_seconds + max(0.0, fetch - compute) + wait,
-            tpot=tpot,
-            compute=compute,
-            utilisation=self._utilisation(prefill),
-        )
+        """Disaggregated: the prompt on one engine, the tokens on another."""
+        return min((self._pair(prefill, decode, way) for way in self._ways(prefill)), key=_cost)
 
     def local(self, view: EngineView) -> Prediction:
         """One engine: the prompt waits for room there as well."""
-        compute = self._compute(view)
-        tpot, wait = self._decode(view)
-        return self._weighed(
-            ttft=self._queue(view) + compute + wait,
-            gap=0.0,
-            tpot=tpot,
-            compute=compute,
-            utilisation=self._utilisation(view),
-        )
+        return min((self._local(view, way) for way in self._ways(view)), key=_cost)
 
     def best_prefills(self, views: tuple[EngineView, ...]) -> list[EngineView]:
         """The cheapest as far as the prompt goes."""
@@ -61,11 +71,35 @@ class CostModel:
         cost = self._decode_cost
         return nsmallest(self._rules.pool_top, views, key=lambda view: (cost(view), view.endpoint.engine_id))
 
+    def _pair(self, prefill: EngineView, decode: EngineView, way: _Way) -> Prediction:
+        """What the decode engine lacks is fetched while the prompt is computed, so only the part that takes longer than
+        that shows."""
+        fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(decode.key)
+        tpot, wait = self._decode(decode)
+        return self._weighed(
+            ttft=self._queue(prefill) + way.seconds,
+            gap=self._rules.handoff_seconds + max(0.0, fetch - way.compute) + wait,
+            tpot=tpot,
+            way=way,
+            utilisation=self._utilisation(prefill),
+        )
+
+    def _local(self, view: EngineView, way: _Way) -> Prediction:
+        tpot, wait = self._decode(view)
+        return self._weighed(
+            ttft=self._queue(view) + way.seconds + wait,
+            gap=0.0,
+            tpot=tpot,
+            way=way,
+            utilisation=self._utilisation(view),
+        )
+
     def _prefill_cost(self, view: EngineView) -> float:
-        compute = self._compute(view)
-        rules = self._rules
-        waited = self._queue(view) + compute
-        return rules.ttft_weight * waited + self._work(compute, self._utilisation(view))
+        weight, queue, utilisation = self._rules.ttft_weight, self._queue(view), self._utilisation(view)
+        return min(
+            weight * (queue + way.seconds + self._doubt(way)) + self._work(way.compute, utilisation)
+            for way in self._ways(view)
+        )
 
     def _decode_cost(self, view: EngineView) -> float:
         tpot, wait = self._decode(view)
@@ -75,15 +109,29 @@ class CostModel:
     def _work(self, compute: float, utilisation: float) -> float:
         return (self._rules.work_weight + self._rules.spread_weight * utilisation) * compute
 
-    def _weighed(self, *, ttft: float, gap: float, tpot: float, compute: float, utilisation: float) -> Prediction:
+    def _weighed(self, *, ttft: float, gap: float, tpot: float, way: _Way, utilisation: float) -> Prediction:
         rules = self._rules
         cost = (
-            rules.ttft_weight * ttft
+            rules.ttft_weight * (ttft + self._doubt(way))
             + rules.gap_weight * gap
             + rules.tpot_weight * tpot * self._horizon
-            + self._work(compute, utilisation)
+            + self._work(way.compute, utilisation)
         )
-        return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost)
+        return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost, fetch=way.fetch)
+
+    def _doubt(self, way: _Way) -> float:
+        """By how much a fetch must be better than computing: neither prediction is exact."""
+        return self._rules.fetch_margin * way.fetch.seconds if way.fetch else 0.0
+
+    def _ways(self, view: EngineView) -> tuple[_Way, ...]:
+        ways = self._known_ways.get(view.key)
+        if ways is None:
+            compute = self._compute(view)
+            ways = (_Way(compute),)
+            if plan := best_fetch(self._ask, view, self._sources, self._rules):
+                ways += (_Way(compute - plan.saved_seconds, plan),)
+            self._known_ways[view.key] = ways
+        return ways
 
     def _queue(self, view: EngineView) -> float:
         return load.backlog_tokens(view, self._now) * load.seconds_per_prompt_token(view)
@@ -110,16 +158,20 @@ class CostModel:
         return min(1.0, view.recent_work / RECENT_SECONDS)
 
 
+def _cost(prediction: Prediction) -> float:
+    return prediction.cost
+
+
 Choice = tuple[Prediction, EngineView, EngineView, LocalOption | None]
 """(prediction, prefill, decode, option); in a local mode both views are the one engine."""
 
 
-def ranked(ask: RouteAsk, options: Options, now: float, rules: RoutingRules) -> list[Choice]:
+def ranked(ask: RouteAsk, options: Options, state: ClusterState, rules: RoutingRules) -> list[Choice]:
     """The candidates worth comparing, cheapest first; of hundreds of engines only each pool's best.
 
     Ties go to the lower engine ids. A short prompt's local candidates come first unless local_advantage says otherwise.
     """
-    model = CostModel(ask, now, rules)
+    model = CostModel(ask, state.now, rules, find_sources(ask, state, rules))
     short = {option.view.key for option in options.local if option.short}
     found: list[Choice] = []
     if options.pairs:
@@ -141,6 +193,12 @@ def _engine_ids(choice: Choice) -> tuple[str, str]:
     return prefill.endpoint.engine_id, decode.endpoint.engine_id
 
 
+def to_compute(choice: Choice, ask: RouteAsk) -> int:
+    """Prompt tokens whose KV is neither cached nor fetched."""
+    prediction, prefill, _, _ = choice
+    return ask.prompt_tokens - prediction.fetch.tokens if prediction.fetch else ask.uncached(prefill.key)
+
+
 def as_candidate(choice: Choice, ask: RouteAsk) -> Candidate:
     prediction, prefill, decode, option = choice
     return Candidate(
@@ -155,10 +213,19 @@ def as_candidate(choice: Choice, ask: RouteAsk) -> Candidate:
 
 def explain(choice: Choice, ask: RouteAsk) -> str:
     """A prediction in words."""
-    prediction, prefill, _, option = choice
+    prediction, _, _, option = choice
     why = f"{option.reason}: " if option else ""
     return (
-        f"{why}{ask.uncached(prefill.key)} of {ask.prompt_tokens} prompt tokens to compute; first token in "
-        f"{prediction.ttft * 1e3:.1f} ms, handoff {prediction.handoff_gap * 1e3:.1f} ms, "
+        f"{why}{to_compute(choice, ask)} of {ask.prompt_tokens} prompt tokens to compute{_fetch(prediction.fetch)}; "
+        f"first token in {prediction.ttft * 1e3:.1f} ms, handoff {prediction.handoff_gap * 1e3:.1f} ms, "
         f"then {prediction.tpot * 1e3:.2f} ms per token"
+    )
+
+
+def _fetch(plan: FetchPlan | None) -> str:
+    if plan is None:
+        return ""
+    return (
+        f", {plan.source.num_blocks} blocks to fetch from {plan.source.engine_id} in {plan.seconds * 1e3:.1f} ms "
+        f"rather than compute in {plan.saved_seconds * 1e3:.1f} ms"
     )

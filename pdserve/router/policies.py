@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from pdserve.core.cluster import ClusterState, EngineView, Mode, Route, RouteAsk
 from pdserve.router import load
-from pdserve.router.cost import as_candidate, explain, ranked
+from pdserve.router.cost import as_candidate, explain, ranked, to_compute
 from pdserve.router.options import find_options
 from pdserve.router.policy import RoutingPolicy, route_by_scores
 from pdserve.router.rules import RoutingRules
@@ -68,7 +68,7 @@ class KVAware:
 
     def choose(self, ask: RouteAsk, state: ClusterState) -> Route:
         options = find_options(ask, state, self._rules)
-        best, *others = ranked(ask, options, state.now, self._rules)
+        best, *others = ranked(ask, options, state, self._rules)
         prediction, prefill, decode, option = best
         return Route(
             mode=option.mode if option else Mode.DISAGGREGATED,
@@ -76,8 +76,9 @@ class KVAware:
             decode=decode.endpoint,
             reason=explain(best, ask),
             alternatives=tuple(as_candidate(choice, ask) for choice in others[: self._rules.max_alternatives]),
-            uncached_tokens=ask.uncached(prefill.key),
+            uncached_tokens=to_compute(best, ask),
             prediction=prediction,
+            fetch=prediction.fetch,
         )
 
 

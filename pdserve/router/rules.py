@@ -16,7 +16,9 @@ class RoutingRules:
     + (work_weight + spread_weight · recent utilisation) · own compute, in seconds (router.cost). The last term is
     for the others: computing what lies in a cache elsewhere makes them wait, the likelier the busier the engine.
     local_advantage: a short prompt stays on its decode engine unless a pair costs this many times less.
-    handoff_seconds and fetch_seconds_per_token price a handoff.
+    handoff_seconds and fetch_seconds_per_token price a handoff. fetch: an engine may fetch a prompt's beginning from
+    another's cache where that is predicted to be sooner there than computed; where no fetch was measured,
+    fetch_seconds_per_token prices it, and the gain must exceed the price by this share (fetch_margin) of it.
     rebind_gain: a reserved decode engine is left only for one whose cost is lower by this share of it and by
     rebind_seconds. pool_top: pairs are formed of so many of the best engines of each pool.
     """
@@ -32,6 +34,8 @@ class RoutingRules:
     local_advantage: float = 1.5
     handoff_seconds: float = 0.005
     fetch_seconds_per_token: float = 2e-6
+    fetch: bool = True
+    fetch_margin: float = 0.25
     rebind_gain: float = 0.2
     rebind_seconds: float = 0.02
     pool_top: int = 6

@@ -1,12 +1,11 @@
 """A record in full, for whoever asks why a request took the way and the time it did. Holds no prompt text."""
 
-from dataclasses import asdict
-
 from pdserve.core.cluster import Candidate, Prediction, Route
 from pdserve.telemetry.record import RequestRecord
 from pdserve.telemetry.timeline import covered, spans, total
 
 RUNNING = "running"
+_PREDICTED = ("ttft", "handoff_gap", "tpot", "cost")
 
 
 def explain(record: RequestRecord) -> dict[str, object]:
@@ -63,4 +62,4 @@ def _candidate(candidate: Candidate) -> dict[str, object]:
 
 
 def _prediction(prediction: Prediction | None) -> dict[str, float] | None:
-    return asdict(prediction) if prediction else None
+    return {name: getattr(prediction, name) for name in _PREDICTED} if prediction else None

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import TransferError
-from pdserve.core.request import EngineTrace
+from pdserve.core.request import EngineTrace, PrefixFetch
 from pdserve.telemetry.record import RequestRecord
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 
@@ -103,6 +103,20 @@ class Metrics:
             "Reads that failed and that another backend took over, by the one that failed and the error code.",
             ("backend", "cause"),
         )
+        self.prefix_fetches = self._counter(
+            "pdserve_prefix_fetches_total",
+            "Fetches of a prompt's beginning from another engine's cache, by result: \"ok\" or the code of the error "
+            "after which it was computed.",
+            ("result",),
+        )
+        self.prefix_fetched_tokens = self._counter(
+            "pdserve_prefix_fetched_tokens_total", "Prompt tokens whose KV was fetched from another engine's cache."
+        )
+        self.prefix_fetch = self._histogram(
+            "pdserve_prefix_fetch_seconds",
+            "From asking another engine for a prompt's beginning to having it verified.",
+            _TOKEN_BUCKETS,
+        )
         self.replays = self._counter(
             "pdserve_replays_total", "Attempts given up and made again elsewhere, by error code.", ("reason",)
         )
@@ -142,12 +156,20 @@ class Metrics:
         for attempt in record.failed:
             self.replays.labels(attempt.code).inc()
             self._count_transfer(attempt.transfer_backend, attempt.code)
+        if record.prompt_trace and record.prompt_trace.fetch:
+            self._count_fetch(record.prompt_trace.fetch)
         if record.decode_trace and record.status:
             trace = record.decode_trace
             self._count_transfer(trace.transfer_backend, record.status)
             if trace.transfer_backend:
                 self.transferred_bytes.labels(trace.transfer_backend).inc(trace.transfer_bytes)
             self._count_pulls(trace)
+
+    def _count_fetch(self, fetch: PrefixFetch) -> None:
+        self.prefix_fetches.labels(fetch.error or "ok").inc()
+        if not fetch.error:
+            self.prefix_fetched_tokens.inc(fetch.tokens)
+            self.prefix_fetch.observe(fetch.seconds)
 
     def _count_pulls(self, trace: EngineTrace) -> None:
         if trace.transfer_mode and trace.transfer_pulls:

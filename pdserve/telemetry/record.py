@@ -121,6 +121,7 @@ class RequestRecord:
             }
             if decode and decode.transfer_backend
             else None,
+            "fetch": _fetch(self.route, self.prompt_trace),
             "handoff_gap": self.handoff_gap,
             "durations": self.durations(),
             "failed_attempts": [_failed(attempt) for attempt in self.failed],
@@ -136,6 +137,25 @@ def _engine(trace: EngineTrace | None) -> dict[str, object] | None:
         "epoch": str(trace.epoch),
         "cached_tokens": trace.cached_tokens,
         "stamps": [[name, unix] for name, unix in trace.stamps],
+    }
+
+
+def _fetch(route: Route | None, trace: EngineTrace | None) -> dict[str, object] | None:
+    """The fetch of the prompt's beginning from another engine's cache that was planned, and what came of it: nothing
+    where the engine no longer needed it, or had not ended it with the request."""
+    if route is None or route.fetch is None:
+        return None
+    plan, done = route.fetch, trace.fetch if trace else None
+    return {
+        "source": plan.source.engine_id,
+        "planned_tokens": plan.tokens,
+        "predicted_seconds": plan.seconds,
+        "saved_seconds": plan.saved_seconds,
+        "tokens": done.tokens if done else 0,
+        "bytes": done.num_bytes if done else 0,
+        "seconds": done.seconds if done else None,
+        "backend": done.backend if done else "",
+        "error": done.error if done else "",
     }
 
 

@@ -140,7 +140,7 @@ def test_a_backlog_is_worked_off_between_snapshots() -> None:
 def test_a_cached_prefix_wins_until_its_engine_is_too_busy() -> None:
     def choose(backlog: int) -> str:
         views = view("p0", Role.PREFILL), view("p1", Role.PREFILL, backlog=backlog), view("d0", Role.DECODE)
-        return KVAware(RULES).choose(ask(500, p1=400), cluster(*views)).prefill.engine_id
+        return KVAware(replace(RULES, fetch=False)).choose(ask(500, p1=400), cluster(*views)).prefill.engine_id
 
     assert [choose(backlog) for backlog in (0, 300, 900)] == ["p1", "p1", "p0"]
 
@@ -179,7 +179,7 @@ def test_hundreds_of_engines_are_pruned_to_the_best_of_each_pool() -> None:
     views = [view(f"p{i:03}", Role.PREFILL, backlog=(i * 37) % 300) for i in range(300)]
     views += [view(f"d{i:03}", Role.DECODE, running=(i * 41) % 60) for i in range(300)]
     state = cluster(*views)
-    choices = ranked(ask(), find_options(ask(), state, RULES), 0.0, RULES)
+    choices = ranked(ask(), find_options(ask(), state, RULES), state, RULES)
     assert len(choices) == RULES.pool_top**2
     assert [e.endpoint.engine_id for e in choices[0][1:3]] == ["p000", "d000"]
 
