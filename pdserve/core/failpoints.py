@@ -11,13 +11,17 @@ order in which a request passes them:
     last_chunk     the whole prompt is computed
     first_token    the first token is known, not sent
     decoding       a later token is known, not sent
+
+and of an engine that is asked for cached KV:
+
+    lending        the blocks asked for are leased, nothing is said yet
 """
 
 import os
 import signal
 from pathlib import Path
 
-POINTS = ("queued", "leased", "prefilling", "transferring", "last_chunk", "first_token", "decoding")
+POINTS = ("queued", "leased", "prefilling", "transferring", "last_chunk", "first_token", "decoding", "lending")
 ENVIRONMENT = "PDSERVE_FAILPOINTS"
 """Names the folder for engine processes."""
 

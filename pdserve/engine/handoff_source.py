@@ -118,6 +118,7 @@ class HandoffSource:
         if not blocks:
             deliver(TicketGone(ticket_id=ticket_id, code=Unavailable.code, message="nothing of it can be lent now"))
             return
+        reach("lending")
         ticket = self._ticket(ticket_id, "", len(blocks) * self._transfer.layout.block_size)
         offer = self._offer(ticket, None, blocks)
         offer.parts, offer.deliver, offer.attached, offer.final_blocks = parts, deliver, True, len(blocks)
