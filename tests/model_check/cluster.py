@@ -1,86 +1,39 @@
-"""Two prefill and two decode engines, real but for model, wire and clock, and the clients that watch their answers."""
+"""Two prefill and two decode engines, and the clients that watch their answers."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
-from unittest.mock import patch
+from itertools import permutations
+from typing import Any
 from weakref import WeakSet
 
-from pdserve.config.times import Times
-from pdserve.core.endpoint import Endpoint, EngineLimits, EngineState, Role
+from pdserve.core.blocks import block_hashes, hash_namespace
+from pdserve.core.endpoint import Role
 from pdserve.core.errors import PdserveError
-from pdserve.core.protocols import ModelInfo
 from pdserve.core.request import FinishReason, Request, SamplingParams
-from pdserve.core.ticket import TransferTicket
-from pdserve.engine.engine import Engine, EngineItem
-from pdserve.engine.handoff_link import HandoffLink
-from pdserve.engine.sequence import SequenceState
-from pdserve.engine.server import HandoffService
-from pdserve.engine.source_link import SourceName
+from pdserve.core.ticket import KVSource, TransferTicket
+from pdserve.engine.core import EngineCore
+from pdserve.engine.engine import EngineItem
+from pdserve.engine.sequence import Sequence, SequenceState
 from pdserve.kvcache.block_pool import BlockState
 from pdserve.simulator.node import Node
-from pdserve.simulator.virtual_time import VirtualClock, VirtualTimeLoop
-from pdserve.transfer.memory import HostMemory
+from pdserve.simulator.virtual_time import VirtualClock
 from pdserve.transfer.pump import TransferPump
-from pdserve.transfer.service import LocalTransferService
-from tests.model_check.device import LAYOUT, NUM_BLOCKS, CheckedExecutor, Meanings, Prefix, answer_to
-from tests.model_check.network import LATENCY, Listener, Network, Stream, Stub
-from tests.model_check.reads import Backend, Fabric, Read, Side
+from tests.model_check.device import BLOCK_SIZE, Meanings, Prefix, answer_to
+from tests.model_check.incarnation import REVISION, TIMES, Incarnation, open_incarnation
+from tests.model_check.inline import InlineLoop, without_threads_and_sockets
+from tests.model_check.network import LATENCY, Network, Stream
+from tests.model_check.reads import Backend, Fabric, Read
 
 SOURCES = ("p0", "p1")
 TARGETS = ("d0", "d1")
-TIMES = Times(transfer_deadline=4.0, heartbeat=0.5, suspect=3.0, lease=2.0, lease_guard=0.2, release_answer=1.0)
+PAIRS = tuple(permutations(SOURCES + TARGETS, 2))
+"""(source, target) engines that KV may move between."""
+WHO_HOLDS_MOST = "?"
 READ_SECONDS = 0.02
 REQUEST_TIMEOUT = 20.0
-
-_INFO = ModelInfo(name="toy", revision="r", vocab_size=1 << 20, max_model_len=2 * NUM_BLOCKS, eos_token_ids=())
-_T = TypeVar("_T")
-
-
-class InlineLoop(VirtualTimeLoop):
-    """Virtual time, without threads: what would run in one runs at once."""
-
-    def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., _T], *args: Any
-    ) -> "asyncio.Future[_T]":
-        done: asyncio.Future[_T] = self.create_future()
-        try:
-            done.set_result(func(*args))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-
-class _NoThread:
-    """A pump's thread that never runs: jobs run where they are submitted, polls when the fabric says so."""
-
-    def __init__(self, **_: Any) -> None:
-        pass
-
-    def start(self) -> None:
-        pass
-
-    def join(self, timeout: float) -> None:
-        pass
-
-    def is_alive(self) -> bool:
-        return False
-
-
-@dataclass(eq=False)
-class Incarnation:
-    engine_id: str
-    node: Node
-    engine: Engine
-    transfer: LocalTransferService
-    side: Side
-
-    @property
-    def up(self) -> bool:
-        return self.node.alive and not self.node.frozen
 
 
 @dataclass(eq=False)
@@ -115,7 +68,7 @@ class Cluster:
         self._pumps: WeakSet[TransferPump] = WeakSet()
         self._background: set[asyncio.Task[None]] = set()
         self._patches = ExitStack()
-        self._patches.enter_context(self._without_threads_and_sockets())
+        self._patches.enter_context(without_threads_and_sockets(self.network, self._pumps, self.accuse))
         self._loop = InlineLoop()
         self._loop.set_exception_handler(lambda _, context: self.accuse(f"{context.get('exception') or context}"))
         self._clock = VirtualClock(self._loop)
@@ -126,13 +79,37 @@ class Cluster:
     def advance(self, seconds: float) -> None:
         self._run(asyncio.sleep(seconds))
 
-    def submit(self, prompt: Prefix, max_tokens: int, prefill: str, decode: str, *, late: bool) -> None:
+    def submit(
+        self, prompt: Prefix, max_tokens: int, prefill: str, decode: str, *, late: bool, lender: str = ""
+    ) -> None:
+        """Prefill and decode on one engine is a request without a handoff. lender: who the engine that computes the
+        prompt is told to ask for it."""
         sampling = SamplingParams(seed=1, max_tokens=max_tokens, ignore_eos=True)
         name = f"r{len(self.clients)}"
         request = Request(id=name, prompt_token_ids=prompt, sampling=sampling, timeout=REQUEST_TIMEOUT)
         client = Client(request, prefill, decode, late)
         self.clients.append(client)
-        self._start(prefill, client, handoff=True)
+        if lender == WHO_HOLDS_MOST:
+            lender = self.holder(prompt, prefill)
+        source = self._hint(lender, prompt) if lender not in ("", prefill) else None
+        self._start(prefill, client, handoff=prefill != decode, source=source)
+
+    def holder(self, prompt: Prefix, other_than: str) -> str:
+        """Which other engine has cached most of a prompt; empty when none has."""
+        hashes = block_hashes(prompt, BLOCK_SIZE, hash_namespace(b"", REVISION))
+        held = {
+            engine_id: len(incarnation.engine._core.kv._cache.lookup(hashes))
+            for engine_id, incarnation in self.incarnations.items()
+            if engine_id != other_than
+        }
+        best = max(sorted(held), key=lambda engine_id: held[engine_id])
+        return best if held[best] else ""
+
+    def _hint(self, lender: str, prompt: Prefix) -> KVSource:
+        endpoint = self.incarnations[lender].engine.endpoint
+        return KVSource(
+            engine_id=lender, epoch=endpoint.epoch, address=endpoint.address, num_blocks=len(prompt) // BLOCK_SIZE + 1
+        )
 
     def deliver_ticket(self, client: Client) -> None:
         ticket, client.ticket = client.ticket, None
@@ -186,9 +163,8 @@ class Cluster:
             stream.back.faults.clear()
         if self.fabric.reads:
             self.advance(TIMES.transfer_deadline + TIMES.lease)
-        for source in SOURCES:
-            for target in TARGETS:
-                self.let_go(source, target)
+        for source, target in PAIRS:
+            self.let_go(source, target)
         for _ in range(int(REQUEST_TIMEOUT) + 2):
             if not self._unrest():
                 return
@@ -230,6 +206,8 @@ class Cluster:
                 found.append(f"{name} has {counts}")
             if engine._live or engine.source.num_open or engine._target._fetches:
                 found.append(f"{name} serves {engine._live}, {engine.source.num_open}, {engine._target._fetches}")
+            if engine._restoring.num_fetches:
+                found.append(f"{name} has {engine._restoring.num_fetches} fetches from caches")
             if incarnation.transfer.stats().unsettled:
                 found.append(f"{name} has unsettled pulls")
         return found
@@ -260,7 +238,7 @@ class Cluster:
             block
             for sequence in core._sequences.values()
             if sequence.state is SequenceState.FETCHING
-            for block in core.kv.block_ids(sequence, sequence.prompt_len)
+            for block in self._awaited(core, sequence)
         }
         loose = [
             block
@@ -269,6 +247,11 @@ class Cluster:
         ]
         if loose:
             self.accuse(f"bytes land in blocks {loose} of {target.engine_id}, which are others'")
+
+    def _awaited(self, core: EngineCore, sequence: Sequence) -> Iterable[int]:
+        if sequence.num_restoring_tokens:
+            return core._scheduler.restore_blocks(sequence)[1]
+        return core._scheduler.fetch_blocks(sequence).values()
 
     def _end_of_read(self, read: Read) -> None:
         """Undisturbed, a read ends well; from a frozen engine it does not end, from a dead one it fails."""
@@ -329,48 +312,17 @@ class Cluster:
             await self._start_engine(engine_id)
 
     async def _start_engine(self, engine_id: str) -> None:
-        """A new incarnation at the address of the last."""
         self._epochs += 1
-        node, memory = Node(self._clock), HostMemory(LAYOUT.total_bytes)
-        side = Side(engine_id, node, memory)
-        transfer = await LocalTransferService.open(
-            engine_id=engine_id,
-            epoch=self._epochs,
-            layout=LAYOUT,
-            memory=memory,
-            backends=(Backend(self.fabric, f"{engine_id}/{self._epochs}".encode(), side),),
-            clock=node.clock,
+        self.incarnations[engine_id] = await open_incarnation(
+            engine_id,
+            self._epochs,
+            Role.PREFILL if engine_id in SOURCES else Role.DECODE,
+            clock=self._clock,
+            network=self.network,
+            fabric=self.fabric,
+            meanings=self._meanings,
+            accuse=self.accuse,
         )
-        caller = f"{engine_id}/{self._epochs}"
-        self.network.callers[caller] = node
-
-        def open_link(source: SourceName, on_failure: Callable[[PdserveError], None]) -> HandoffLink:
-            return HandoffLink(
-                engine_id=source.engine_id,
-                epoch=source.epoch,
-                address=f"{caller}>{source.address}",
-                transfer=transfer,
-                times=TIMES,
-                clock=node.clock,
-                on_failure=on_failure,
-            )
-
-        role = Role.PREFILL if engine_id in SOURCES else Role.DECODE
-        engine = Engine(
-            endpoint=Endpoint(
-                engine_id=engine_id, role=role, epoch=self._epochs, address=engine_id, pid=0, state=EngineState.READY
-            ),
-            info=_INFO,
-            limits=EngineLimits(max_tokens_per_step=8, max_rows=4, chunk_size=3, max_model_len=2 * NUM_BLOCKS),
-            executor=CheckedExecutor(memory, self._meanings, node.clock, self.accuse),
-            transfer=transfer,
-            open_link=open_link,
-            times=TIMES,
-            clock=node.clock,
-        )
-        await engine.__aenter__()
-        self.incarnations[engine_id] = Incarnation(engine_id, node, engine, transfer, side)
-        self.network.listeners[engine_id] = Listener(node, HandoffService(engine))
 
     async def _end_tasks(self) -> None:
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -392,33 +344,3 @@ class Cluster:
 
     def _run(self, work: Any) -> None:
         self._loop.run_until_complete(work)
-
-    @contextmanager
-    def _without_threads_and_sockets(self) -> Iterator[None]:
-        def submit(pump: TransferPump, job: Callable[[], None]) -> bool:
-            if pump._closing:
-                return False
-            self._pumps.add(pump)
-            job()
-            pump._poll()
-            pump._drop_leaving()
-            return True
-
-        cluster = self
-
-        class Log:
-            """Hears of defects that were survived."""
-
-            def exception(self, event: str, **_: object) -> None:
-                cluster.accuse(event)
-
-            error = exception
-
-        with ExitStack() as stack:
-            stack.enter_context(patch("pdserve.transfer.pump.threading.Thread", _NoThread))
-            stack.enter_context(patch.object(TransferPump, "_submit", submit))
-            stack.enter_context(patch("pdserve.engine.handoff_link.open_channel", self.network.open_channel))
-            stack.enter_context(patch("pdserve.engine.handoff_link.HandoffServiceStub", Stub))
-            for module in ("handoff_source", "handoff_target", "region_pulls", "prefix_fetches"):
-                stack.enter_context(patch(f"pdserve.engine.{module}._log", Log()))
-            yield

@@ -1,11 +1,12 @@
-"""What can happen to a handoff, in any order: requests, cancels, lost engines, bad lines, bad reads, and time."""
+"""What can happen to handoffs and loans, in any order: requests, cancels, lost engines, bad lines, bad reads, time."""
 
 from typing import TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.model_check.cluster import SOURCES, TARGETS, Client, Cluster
+from tests.model_check.cluster import PAIRS, SOURCES, TARGETS, WHO_HOLDS_MOST, Client, Cluster
+from tests.model_check.device import NUM_BLOCKS, Prefix
 from tests.model_check.network import Fault, Stream
 from tests.model_check.reads import Read
 
@@ -14,6 +15,8 @@ _T = TypeVar("_T")
 SOURCE = st.sampled_from(SOURCES)
 TARGET = st.sampled_from(TARGETS)
 ENGINE = st.sampled_from(SOURCES + TARGETS)
+LENDER = st.sampled_from(("", WHO_HOLDS_MOST, WHO_HOLDS_MOST, *SOURCES, *TARGETS))
+PAIR = st.sampled_from(PAIRS)
 INDEX = st.integers(0, 20)
 BREATH = 0.011
 """Seconds that pass after everything that happens: one message gets through."""
@@ -53,6 +56,14 @@ class HandoffMachine(RuleBasedStateMachine):
     def alive(self, engine_id: str) -> bool:
         return self.cluster.incarnations[engine_id].node.alive
 
+    def _use(self, stream: Stream, prompt: Prefix) -> None:
+        """Have KV go over a line: of the prompt by a handoff, where that can be, otherwise of others by a loan."""
+        source, target = self.cluster.ends(stream)
+        if source in SOURCES and target in TARGETS:
+            self.cluster.submit(prompt, 2, source, target, late=False)
+        else:
+            self.cluster.submit((1, 2, 3, 4, 5, 6, 7, *prompt[-1:]), 2, target, target, late=False, lender=source)
+
     @initialize(prefill=SOURCE, decode=TARGET, held=st.booleans())
     def begin(self, prefill: str, decode: str, held: bool) -> None:
         if held:
@@ -66,12 +77,31 @@ class HandoffMachine(RuleBasedStateMachine):
         prefill=SOURCE,
         decode=TARGET,
         late=st.booleans(),
+        lender=LENDER,
     )
-    def submit(self, first: int, length: int, max_tokens: int, prefill: str, decode: str, late: bool) -> None:
+    def submit(
+        self, first: int, length: int, max_tokens: int, prefill: str, decode: str, late: bool, lender: str
+    ) -> None:
         """Prompts share prefixes, so that caches hit."""
         prompt = (first, *range(2, 2 + length))
         if len(self.cluster.clients) < 12:
-            self.cluster.submit(prompt, max_tokens, prefill, decode, late=late)
+            self.cluster.submit(prompt, max_tokens, prefill, decode, late=late, lender=lender)
+            self.cluster.advance(BREATH)
+
+    @precondition(lambda self: any(client.ended for client in self.cluster.clients))
+    @rule(index=INDEX, where=PAIR, handoff=st.booleans(), question=st.integers(1, 3), stalled=st.booleans())
+    def go_on(self, index: int, where: tuple[str, str], handoff: bool, question: int, stalled: bool) -> None:
+        """The next turn of a conversation, at an engine that is told of another which holds the history, and perhaps
+        cannot read from it."""
+        last = pick([client for client in self.cluster.clients if client.ended], index)
+        prompt = (*last.request.prompt_token_ids, *last.tokens, question)
+        prefill, decode = where
+        if len(self.cluster.clients) < 12 and len(prompt) < 2 * NUM_BLOCKS - 4:
+            handoff = handoff and prefill in SOURCES and decode in TARGETS
+            lender = self.cluster.holder(prompt, prefill)
+            if lender and stalled:
+                self.cluster.held.add((lender, prefill))
+            self.cluster.submit(prompt, 2, prefill, decode if handoff else prefill, late=False, lender=lender)
             self.cluster.advance(BREATH)
 
     @rule(seconds=st.sampled_from((0.03, 0.03, 0.1, 0.1, 0.6, 0.6, 1.9, 3.5)))
@@ -109,9 +139,9 @@ class HandoffMachine(RuleBasedStateMachine):
             self.cluster.restart(engine_id)
         self.cluster.advance(BREATH)
 
-    @rule(prefill=SOURCE, decode=TARGET)
-    def hold_reads(self, prefill: str, decode: str) -> None:
-        self.cluster.held.add((prefill, decode))
+    @rule(pair=PAIR)
+    def hold_reads(self, pair: tuple[str, str]) -> None:
+        self.cluster.held.add(pair)
 
     @precondition(lambda self: self.cluster.held)
     @rule(index=INDEX)
@@ -155,7 +185,7 @@ class HandoffMachine(RuleBasedStateMachine):
         stream = pick(self.streams(), index)
         stream.there.faults.extend([None] + [Fault.LOSE] * 5)
         stream.back.faults.append(Fault.HOLD_UP)
-        self.cluster.submit((4, 5, 6, index), 2, *self.cluster.ends(stream), late=False)
+        self._use(stream, (4, 5, 6, index))
         self.cluster.advance(BREATH)
 
     @precondition(lambda self: self.streams())
@@ -164,7 +194,7 @@ class HandoffMachine(RuleBasedStateMachine):
         """About a new ticket, of which it has several things to say."""
         stream = pick(self.streams(), index)
         stream.back.faults.extend([Fault.DOUBLE] * 6)
-        self.cluster.submit((7, 6, 5, 4, 3, 2, 1, index), 2, *self.cluster.ends(stream), late=False)
+        self._use(stream, (7, 6, 5, 4, 3, 2, 1, index))
         self.cluster.advance(BREATH)
 
     @precondition(lambda self: self.streams())
