@@ -18,9 +18,9 @@ from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapsh
 from pdserve.core.errors import from_wire
 from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import ModelInfo, PeerAddress, PullReceipt, PullSpec, RankAddress
-from pdserve.core.request import EngineTrace, FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
 from pdserve.core.shards import KVPart, KVShard
-from pdserve.core.ticket import PrefillDone, RegionReady, TicketGone, TransferTicket
+from pdserve.core.ticket import KVSource, Lent, PrefillDone, RegionReady, TicketGone, TransferTicket
 from pdserve.rpc import convert
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import kv_pb2
@@ -162,7 +162,13 @@ _DELTA = TokenDelta(
     logprobs=(-0.5,),
     finish_reason=FinishReason.STOP,
     error=("transfer_failed", "no"),
-    trace=EngineTrace(engine_id="d", epoch=3, cached_tokens=16, stamps=(("queued", 1e9),)),
+    trace=EngineTrace(
+        engine_id="d",
+        epoch=3,
+        cached_tokens=16,
+        stamps=(("queued", 1e9),),
+        fetch=PrefixFetch(engine_id="p", tokens=16, num_bytes=9, seconds=0.1, backend="nixl"),
+    ),
 )
 _LOAD = LoadSnapshot(
     engine_id="d",
@@ -242,7 +248,9 @@ def _session_commands() -> tuple[bytes, ...]:
     submit = pb.Submit(
         request=convert.request_to_proto(_REQUEST), handoff=False, ticket=convert.ticket_to_proto(_TICKET)
     )
-    return (submit.SerializeToString(),)
+    source = KVSource(engine_id="d", epoch=3, address="10.0.0.1:4000", num_blocks=4, least_blocks=2)
+    fetching = pb.Submit(request=convert.request_to_proto(_REQUEST), source=convert.source_to_proto(source))
+    return submit.SerializeToString(), fetching.SerializeToString()
 
 
 def _handoff_events() -> tuple[bytes, ...]:
@@ -254,6 +262,7 @@ def _handoff_events() -> tuple[bytes, ...]:
             pb.HandoffEvent(source_epoch=1, region=convert.region_to_proto(_REGION)),
             pb.HandoffEvent(source_epoch=1, done=convert.done_to_proto(done)),
             pb.HandoffEvent(source_epoch=1, gone=convert.gone_to_proto(gone)),
+            pb.HandoffEvent(source_epoch=1, lent=convert.lent_to_proto(Lent(ticket_id="ticket-0", num_blocks=2))),
             pb.HandoffEvent(source_epoch=1, released=pb.Released(ticket_id="ticket-0", expired=True)),
         )
     )
@@ -303,7 +312,13 @@ TARGETS: dict[str, Fuzzed] = {
     "frame_start": Fuzzed(_start, (_frame(frames.Start(1, _SPEC)),)),
     "frame_answer": Fuzzed(_answer, tuple(map(_frame, _ANSWERS))),
     "submit": Fuzzed(
-        _protobuf(pb.Submit, ("request", convert.request_from_proto), ("ticket", _ticket)), _session_commands()
+        _protobuf(
+            pb.Submit,
+            ("request", convert.request_from_proto),
+            ("ticket", _ticket),
+            ("source", convert.source_from_proto),
+        ),
+        _session_commands(),
     ),
     "session_event": Fuzzed(
         _protobuf(
@@ -318,8 +333,11 @@ TARGETS: dict[str, Fuzzed] = {
         _session_events(),
     ),
     "handoff_command": Fuzzed(
-        _protobuf(pb.HandoffCommand, ("attach", _attach)),
+        _protobuf(pb.HandoffCommand, ("attach", _attach), ("lend", convert.lend_from_proto)),
         (
+            pb.HandoffCommand(
+                source_epoch=1, lend=convert.lend_to_proto("ticket-0", (bytes(16),), (_PART,))
+            ).SerializeToString(),
             pb.HandoffCommand(
                 source_epoch=1,
                 attach=pb.Attach(ticket_id="ticket-0", first_block=1, parts=[convert.part_to_proto(_PART)]),
@@ -332,6 +350,7 @@ TARGETS: dict[str, Fuzzed] = {
             ("region", convert.region_from_proto),
             ("done", convert.done_from_proto),
             ("gone", _gone),
+            ("lent", convert.lent_from_proto),
         ),
         _handoff_events(),
     ),

@@ -1,5 +1,6 @@
 """Defects the model check must find: each takes one rule out of the product."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pdserve.core.ticket import PrefillDone
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.held_tickets import HeldTickets
+from pdserve.engine.prefix_fetches import PrefixFetches
 from pdserve.kvcache.manager import KVCacheManager
 from pdserve.transfer.pull import LocalPull
 from pdserve.transfer.service import LocalTransferService
@@ -145,6 +147,30 @@ def runs_before_everything_arrived() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def lends_without_a_lease() -> Iterator[None]:
+    """Blocks are lent that nothing keeps from being handed out."""
+
+    def careless(self: KVCacheManager, ticket_id: str, hashes: Any) -> tuple[int, ...]:
+        return self._cache.lookup(hashes)
+
+    with patch.object(KVCacheManager, "lend", careless):
+        yield
+
+
+@contextmanager
+def a_fetch_given_up_is_forgotten() -> Iterator[None]:
+    """What a fetch's reads may still write into is free at once."""
+    run = PrefixFetches._settle
+
+    async def hasty(self: PrefixFetches, fetch: Any, pulls: Any, summary: Any) -> None:
+        with patch.object(type(pulls), "settled", lambda _: asyncio.sleep(0)):
+            await run(self, fetch, pulls, summary)
+
+    with patch.object(PrefixFetches, "_settle", hasty):
+        yield
+
+
 MUTANTS: tuple[Callable[[], AbstractContextManager[None]], ...] = (
     no_quarantine_after_failure,
     no_quarantine_after_cancel,
@@ -156,4 +182,6 @@ MUTANTS: tuple[Callable[[], AbstractContextManager[None]], ...] = (
     cancel_frees_under_a_reader,
     digests_not_compared,
     runs_before_everything_arrived,
+    lends_without_a_lease,
+    a_fetch_given_up_is_forgotten,
 )
