@@ -80,7 +80,7 @@ class HandoffMachine(RuleBasedStateMachine):
         lender=LENDER,
     )
     def submit(
-        self, first: int, length: int, max_tokens: int, prefill: str, decode: str, late: bool, lender: str
+        self, first: int, length: int, max_tokens: int, prefill: str, decode: str, late: bool, lender: str = ""
     ) -> None:
         """Prompts share prefixes, so that caches hit."""
         prompt = (first, *range(2, 2 + length))

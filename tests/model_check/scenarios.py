@@ -90,6 +90,22 @@ def runs_before_everything_arrived(happens: HandoffMachine) -> None:
     happens.time_passes(seconds=0.03)
 
 
+def lends_without_a_lease(happens: HandoffMachine) -> None:
+    """The next turn is asked of an engine that reads the history from another one's cache."""
+    happens.begin(prefill="p0", decode="d0", held=False)
+    happens.time_passes(seconds=0.6)
+    happens.go_on(index=0, where=("p1", "d1"), handoff=False, question=1, stalled=False)
+    happens.time_passes(seconds=0.1)
+
+
+def a_fetch_given_up_is_forgotten(happens: HandoffMachine) -> None:
+    """As before, but the reads outlive the fetch."""
+    happens.begin(prefill="p0", decode="d0", held=False)
+    happens.time_passes(seconds=0.6)
+    happens.go_on(index=0, where=("p1", "d1"), handoff=False, question=1, stalled=True)
+    happens.time_passes(seconds=1.9)
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -103,6 +119,8 @@ SCENARIOS: dict[str, Scenario] = {
         cancel_frees_under_a_reader,
         digests_not_compared,
         runs_before_everything_arrived,
+        lends_without_a_lease,
+        a_fetch_given_up_is_forgotten,
     )
 }
 """By the name of the mutant."""
