@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pdserve.core.blocks import BlockHash
 from pdserve.core.endpoint import EngineLimits
 from pdserve.core.request import FinishReason, Request
+from pdserve.core.ticket import KVSource
 from pdserve.core.tiers import Tier, TierNews
 from pdserve.engine.core_events import CoreEvent, HandoffScheduled, RestoreReady, SaveReady
 from pdserve.kvcache.tier_index import TierIndex
@@ -20,6 +21,8 @@ from tests.unit.engine.test_same_tokens import MAX_MOVES, assert_answer, engine_
 from tests.unit.engine.toy import ToyEngine, make_request, oracle
 
 PROMPT = list(range(1, 14))
+SOURCE = KVSource(engine_id="d0", epoch=1, address="127.0.0.1:1", num_blocks=3)
+"""In these tests it has what the tiers have, but is not known to."""
 
 
 class Tiers:
@@ -211,7 +214,7 @@ def test_blocks_being_copied_out_are_not_handed_out() -> None:
 @given(
     limits=engine_limits(), asks=requests(max_prompt=15), extra_blocks=st.integers(0, 8), chance=st.integers(0, 10**6)
 )
-def test_an_engine_with_hostile_tiers_equals_the_oracle(
+def test_an_engine_with_hostile_tiers_and_sources_equals_the_oracle(
     limits: EngineLimits, asks: list[Request], extra_blocks: int, chance: int
 ) -> None:
     rng = Random(chance)
@@ -222,7 +225,7 @@ def test_an_engine_with_hostile_tiers_equals_the_oracle(
         move = rng.random()
         if pending and move < 0.1:
             request = pending.pop(0)
-            ids[request.id] = engine.add(request)
+            ids[request.id] = engine.add(request, source=rng.choice([None, SOURCE]))
         elif ids and move < 0.12:
             aborted.add(victim := rng.choice(list(ids.values())))
             engine.absorb(engine.core.abort(victim))

@@ -11,7 +11,7 @@ from pdserve.core.errors import Cancelled, LayoutMismatch, LeaseExpired, Transfe
 from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
 from pdserve.core.shards import KVPart, KVShard, plan_parts, sole_shard
-from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, region_seed
+from pdserve.core.ticket import HandoffNews, Lent, PrefillDone, RegionReady, TicketGone, region_seed
 from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, HandoffSource
 from tests.clocks import ManualClock, settle
 
@@ -242,3 +242,62 @@ async def test_only_tickets_that_still_have_a_lease_are_renewed() -> None:
     await bench.clock.advance(TIMES.lease)
     bench.source.expire()
     assert bench.source.renew(("t", "another")) == ()
+
+
+def lend(bench: Bench, ticket_id: str, num_blocks: int, part: KVPart | None = None) -> list[str]:
+    """Ask for blocks of which num_blocks are there; returns the tickets they were leased under."""
+    leased: list[str] = []
+
+    def lease(name: str) -> tuple[int, ...]:
+        leased.append(name)
+        return tuple(range(200, 200 + num_blocks))
+
+    bench.source.lend(ticket_id, bench.news.append, (part,), lease)
+    return leased
+
+
+async def test_a_loan_says_how_much_it_is_and_offers_all_of_it() -> None:
+    bench = Bench(num_tokens=10)
+    assert lend(bench, "loan", 3) == ["loan"]
+    await settle()
+    assert bench.news[0] == Lent(ticket_id="loan", num_blocks=3)
+    assert bench.regions() == [(0, (200, 201, 202))]
+    assert bench.source.num_open == 2
+    assert bench.source.release("loan") is False
+    assert bench.source.release("loan") is True
+    assert bench.ended == [("loan", None)]
+
+
+async def test_a_loan_without_renewal_ends() -> None:
+    bench = Bench(num_tokens=10)
+    lend(bench, "loan", 1)
+    await bench.clock.advance(TIMES.lease / 2)
+    assert bench.source.renew(("loan",)) == ("loan",)
+    await bench.clock.advance(TIMES.lease * 0.75)
+    bench.source.expire()
+    assert ("loan", None) not in bench.ended
+    await bench.clock.advance(TIMES.lease)
+    bench.source.expire()
+    assert ("loan", None) in bench.ended
+
+
+async def test_a_loan_is_given_once_however_often_it_is_asked_for() -> None:
+    bench = Bench(num_tokens=10)
+    assert lend(bench, "loan", 1) == ["loan"]
+    assert lend(bench, "loan", 1) == []
+    bench.source.release("loan")
+    bench.news.clear()
+    assert lend(bench, "loan", 1) == []
+    assert [type(news) for news in bench.news] == [TicketGone]
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "part", "code"),
+    [(0, None, "unavailable"), (2, KVPart(source_rank=1, target_rank=0, heads=(0, 1)), "layout_mismatch")],
+)
+async def test_a_loan_that_cannot_be_is_refused(num_blocks: int, part: KVPart | None, code: str) -> None:
+    bench = Bench(num_tokens=10)
+    lend(bench, "loan", num_blocks, part)
+    await settle()
+    assert [news.code for news in bench.news if isinstance(news, TicketGone)] == [code]
+    assert (len(bench.news), bench.source.num_open) == (1, 1)

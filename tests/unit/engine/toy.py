@@ -14,7 +14,7 @@ from pdserve.core.endpoint import EngineLimits
 from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.core.protocols import ModelInfo
 from pdserve.core.request import FinishReason, Request, SamplingParams
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.engine.core import EngineCore
 from pdserve.engine.core_events import (
     Computed,
@@ -64,7 +64,7 @@ def make_core(
     clock: FakeClock | None = None,
     tiers: TierIndex | None = None,
 ) -> EngineCore:
-    """With tiers, everything they hold is restored."""
+    """With tiers, everything they hold is restored; with a source, everything it should hold is fetched."""
     numbers = iter(range(10**9))
     return EngineCore(
         info=INFO,
@@ -74,6 +74,7 @@ def make_core(
         new_ticket_id=lambda: f"ticket-{next(numbers)}",
         tiers=tiers,
         choose_restore=len,
+        choose_fetch=lambda source, num_blocks: num_blocks,
     )
 
 
@@ -233,8 +234,15 @@ class ToyEngine:
         self.log: list[CoreEvent] = []
         self.on_event: Callable[[CoreEvent], None] = lambda event: None
 
-    def add(self, request: Request, *, handoff: bool = False, ticket: TransferTicket | None = None) -> int:
-        sequence_id = self.core.add(request, handoff=handoff, ticket=ticket)
+    def add(
+        self,
+        request: Request,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
+    ) -> int:
+        sequence_id = self.core.add(request, handoff=handoff, ticket=ticket, source=source)
         self.answers[sequence_id] = Answer()
         return sequence_id
 

@@ -168,3 +168,29 @@ def test_a_hit_for_a_sequence_that_has_blocks_is_refused() -> None:
     assert manager.allocate(owner, 4)
     with pytest.raises(ValueError, match="already has blocks"):
         manager.allocate(owner, 8, blocks)
+
+
+def test_lent_blocks_are_kept_although_no_sequence_holds_them() -> None:
+    manager = make_manager(num_blocks=8)
+    owner = Owner(1, list(range(12)))
+    blocks = leave_cached(manager, owner)
+    assert manager.lend("loan", owner.block_hashes) == blocks[:2], "a quarter of the pool at most"
+    assert (manager.counts().leased, manager.counts().free) == (2, 6)
+    assert not manager.allocate(Owner(2, [7] * 28), 28)
+    assert manager.lend("more", owner.block_hashes) == ()
+    assert manager.release("loan")
+    assert not manager.release("loan")
+    assert manager.match(Owner(3, list(range(12))), 12) == blocks, "still cached"
+    manager.check()
+
+
+def test_a_loan_is_the_cached_run_from_the_first_block_asked_for() -> None:
+    manager = make_manager(num_blocks=16)
+    owner = Owner(1, list(range(12)))
+    blocks = leave_cached(manager, owner)
+    assert manager.lend("tail", owner.block_hashes[1:]) == blocks[1:]
+    assert manager.lend("other", [b"?" * 16, *owner.block_hashes]) == ()
+    with pytest.raises(ValueError, match="already has a lease"):
+        manager.lend("tail", owner.block_hashes)
+    manager.release("tail")
+    assert manager.counts().free == 16

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pdserve.core.blocks import BlockHash, KVEventKind
+from pdserve.core.blocks import BlockHash, KVEventKind, block_hashes
 from pdserve.core.tiers import Tier, TierNews
 from pdserve.kvcache.manager import KVCacheManager
 from pdserve.kvcache.tier_index import TierIndex
@@ -107,6 +107,27 @@ class BlockManagerMachine(RuleBasedStateMachine):
         ticket_id = f"t{len(self.tickets)}-{self.next_id}-{choice}"
         if ticket_id not in self.tickets:
             self.tickets[ticket_id] = self.manager.lease(owner, ticket_id, len(owner.token_ids))
+
+    @rule(
+        tokens=st.lists(st.integers(0, 1), min_size=2, max_size=9),
+        salt=st.sampled_from([b"x", b"x", b"y"]),
+        first=st.integers(0, 2),
+    )
+    def lend(self, tokens: list[int], salt: bytes, first: int) -> None:
+        """A run of the chain from any block on, of what is computed and nothing else, a quarter of the pool at most."""
+        hashes = block_hashes(tokens, SIZE, Owner(-1, tokens, salt).namespace)[first:]
+        ticket_id = f"l{len(self.tickets)}-{self.next_id}-{self.last_event}-{tokens}-{first}-{salt!r}"
+        if ticket_id in self.tickets:
+            return
+        blocks = self.manager.lend(ticket_id, hashes)
+        for index, block_id in enumerate(blocks, first):
+            assert self.contents[block_id] == (salt, tuple(tokens[: (index + 1) * SIZE]))
+        if blocks:
+            self.tickets[ticket_id] = blocks
+        else:
+            assert not self.manager.release(ticket_id)
+        lent = [blocks for name, blocks in self.tickets.items() if name.startswith("l")]
+        assert sum(map(len, lent)) <= NUM_BLOCKS // 4
 
     @precondition(lambda self: self.tickets)
     @rule(choice=st.integers(0, 99))
