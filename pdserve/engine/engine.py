@@ -13,14 +13,13 @@ from secrets import token_hex
 from typing import Self
 
 from pdserve.config.times import Times
-from pdserve.core.blocks import BlockHash
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot
 from pdserve.core.errors import EngineDied, InvalidRequest, LeaseExpired, PdserveError, Unavailable
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
 from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, TokenDelta
-from pdserve.core.ticket import KVSource, TicketGone, TransferTicket
+from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.core.tiers import TierService
 from pdserve.engine.core import EngineCore
 from pdserve.engine.core_events import (
@@ -34,9 +33,10 @@ from pdserve.engine.core_events import (
     RestoreReady,
     SaveReady,
 )
-from pdserve.engine.handoff_source import Deliver, HandoffSource, Parts
+from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.kv_feed import KVFeed
+from pdserve.engine.lender import Lender
 from pdserve.engine.pull_tally import PullTally
 from pdserve.engine.pump import StepPump
 from pdserve.engine.restoring import Restoring
@@ -114,6 +114,13 @@ class Engine:
         self.source = HandoffSource(
             endpoint=endpoint, transfer=transfer, times=times, clock=clock, on_end=self._on_lease_end
         )
+        self.lender = Lender(
+            source=self.source,
+            kv=self._core.kv,
+            restoring=self._restoring,
+            refusal=self._refusal,
+            on_change=self._pump.wake,
+        )
         self._target = HandoffTarget(
             transfer=transfer,
             links=self._links,
@@ -145,6 +152,7 @@ class Engine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._abort_all(Unavailable(f"{self.endpoint.engine_id} has shut down"))
         await self._target.close()
+        await self.lender.close()
         await self._restoring.close()
         await self._links.close()
         await self.source.close()
@@ -165,10 +173,8 @@ class Engine:
         source: KVSource | None = None,
     ) -> None:
         """Begin a request; everything it produces goes to sink. Raises PdserveError to refuse it."""
-        if self._died:
-            raise self._died
-        if self._draining:
-            raise Unavailable(f"{self.endpoint.engine_id} is draining")
+        if refusal := self._refusal():
+            raise refusal
         if request.id in self._by_request:
             raise InvalidRequest(f"request id {request.id!r} is already running here", "id")
         sequence_id = self._core.add(request, handoff=handoff, ticket=ticket, source=source)
@@ -187,14 +193,6 @@ class Engine:
         sequence_id = self._by_request.get(request_id)
         if sequence_id is not None:
             self._abort(sequence_id, None)
-
-    def lend(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts) -> None:
-        """Another engine asks for cached KV; deliver hears what comes of it."""
-        if self._died or self._draining:
-            message = f"{self.endpoint.engine_id} lends nothing any more"
-            deliver(TicketGone(ticket_id=ticket_id, code=Unavailable.code, message=message))
-            return
-        self.source.lend(ticket_id, deliver, parts, lambda lease_id: self._core.kv.lend(lease_id, hashes))
 
     def borrow_blocks(self, most: int) -> tuple[int, ...]:
         """Spare blocks for a check of the transfers, at most so many. Raises Unavailable when there are none."""
@@ -242,6 +240,12 @@ class Engine:
         except TimeoutError:
             return False
         return True
+
+    def _refusal(self) -> PdserveError | None:
+        """Why nothing new is taken on, if so."""
+        if self._draining and not self._died:
+            return Unavailable(f"{self.endpoint.engine_id} is draining")
+        return self._died
 
     async def _guard(self, work: Coroutine[None, None, None]) -> None:
         try:

@@ -194,6 +194,7 @@ class HandoffSource:
         """The target is done reading. True if the lease had already ended: it must discard the KV."""
         offer = self._offers.get(ticket_id)
         if offer is None:
+            self._remember(ticket_id, None)
             return True
         self._end(offer, None)
         return False
@@ -273,10 +274,14 @@ class HandoffSource:
         del self._offers[offer.ticket.id]
         if offer.sequence_id is not None:
             del self._by_sequence[offer.sequence_id]
-        self._ended[offer.ticket.id] = gone
+        self._remember(offer.ticket.id, gone)
+        self._on_end(offer.ticket.id, offer.sequence_id)
+
+    def _remember(self, ticket_id: str, gone: TicketGone | None) -> None:
+        """Nothing is offered under this ticket (again); it may also be one whose Release overtook its loan."""
+        self._ended.setdefault(ticket_id, gone)
         if len(self._ended) > _REMEMBERED_TICKETS:
             del self._ended[next(iter(self._ended))]
-        self._on_end(offer.ticket.id, offer.sequence_id)
 
 
 def _holds(ranks: tuple[KVShard, ...], part: KVPart | None) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from secrets import token_hex
 
 from pdserve.config.times import Times
+from pdserve.core.blocks import BlockHash
 from pdserve.core.clock import Clock
 from pdserve.core.protocols import TransferService
 from pdserve.core.request import PrefixFetch
@@ -100,6 +101,11 @@ class Restoring:
             self._fetches.restore(event)
         elif self._tiering:
             self._tiering.restore(event)
+
+    async def bring(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> int:
+        """Restore blocks from the tiers for no sequence; how many verified. Returns when nothing writes into them any
+        more."""
+        return await self._tiering.bring(hashes, blocks) if self._tiering else 0
 
     def save(self, event: SaveReady) -> None:
         if self._tiering:

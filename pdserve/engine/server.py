@@ -171,7 +171,7 @@ class HandoffService(pb_grpc.HandoffServiceServicer):
         except MalformedMessage as error:
             deliver(_refusal(lend.ticket_id, error))
             return
-        self._engine.lend(lend.ticket_id, hashes, deliver, parts or (None,))
+        self._engine.lender.lend(lend.ticket_id, hashes, deliver, parts or (None,))
 
 
 def _refusal(ticket_id: str, error: PdserveError) -> TicketGone:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
 
+from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import RestoreReceipt, Tier, TierNews, TierService, TierTally
 from pdserve.engine.core_events import RestoreReady, SaveReady
 from pdserve.engine.restore_choice import RestoreChoice, seconds_per_token
@@ -61,6 +62,15 @@ class Tiering:
 
     def restore(self, event: RestoreReady) -> None:
         self._keep(self._restore(event))
+
+    async def bring(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> int:
+        """Restore blocks for no sequence; how many verified. Returns when nothing writes into them any more."""
+        work = asyncio.ensure_future(self._tiers.restore(hashes, blocks))
+        try:
+            await asyncio.wait({work})
+        finally:
+            work.cancel()
+        return self._num_restored(work)
 
     async def close(self) -> None:
         for task in self._tasks:

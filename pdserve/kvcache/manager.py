@@ -209,6 +209,18 @@ class KVCacheManager:
         self._borrowed.update(taken)
         return tuple(taken)
 
+    def continuation(self, hashes: Sequence[BlockHash]) -> tuple[int, tuple[Tier, ...]]:
+        """(how many blocks of a chain are cached here, the tiers of those behind, as far as they lie in one)."""
+        here = len(self._cache.lookup(hashes))
+        return here, self._tiers.run(hashes[here:])
+
+    def adopt(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> None:
+        """The first of these borrowed blocks hold verified KV under these hashes: they become hits for others. All are
+        given back."""
+        for block_id in self._cache.insert(hashes, block_ids[: len(hashes)]):
+            self._pool.mark_cached(block_id)
+        self.give_back(block_ids)
+
     def give_back(self, block_ids: Sequence[int]) -> None:
         """No step has touched them, so they are free at once."""
         self._borrowed.difference_update(block_ids)

@@ -31,8 +31,8 @@ class SimLink:
         self.error: PdserveError | None = None
         self.backend = ""
         self._node, self._transfer = here
-        self._peer, self._lender, self._address = there
-        self._source = self._lender.source
+        self._peer, engine, self._address = there
+        self._source, self._lender = engine.source, engine.lender
         self.engine_id = self._address.engine_id
         self.epoch = self._address.epoch
         self.shards = self._address.shards

@@ -15,6 +15,7 @@ from pdserve.core.cluster import ClusterState, EngineView, FetchPlan, Route, Rou
 from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.request import PrefixFetch, SamplingParams
 from pdserve.core.ticket import KVSource
+from pdserve.tiers.spec import TierSpec
 from pdserve.transfer.loopback import LoopbackBackend
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.flows.inproc import Answer, Cluster, NodeSpec, PairsOnly, open_cluster
@@ -256,3 +257,26 @@ async def test_a_client_that_leaves_during_a_fetch_leaves_nothing_behind(bench: 
     assert p1.snapshot().blocks.quarantined == HELD_TOKENS // BLOCK_SIZE
     bench.wire.held = False
     await bench.cluster.until_idle()
+
+
+async def test_what_the_source_holds_in_a_tier_is_restored_and_lent(
+    checkpoint: Path, expected: tuple[Answer, Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether restoring is faster than computing depends on the machine: not here."""
+    monkeypatch.setattr("pdserve.engine.tiering.seconds_per_token", lambda steps: None)
+    decode = NodeSpec(role=Role.DECODE, num_blocks=40, tiers=TierSpec(host_bytes=2**24))
+    async with open_bench(checkpoint, expected, decode=decode) as bench:
+        prompt = await bench.first_turn()
+        lender = bench.cluster.engines["d"]
+        hashes = block_hashes(prompt, BLOCK_SIZE, hash_namespace(b"", lender.info.revision))
+        bench.policy.prefill, bench.policy.source = "p0", ""
+        for other in range(4):
+            await bench.cluster.answer([other] * 400, replace(SAMPLING, max_tokens=2))
+        assert len(lender._core.kv._cache.lookup(hashes)) < 4, "most of it has left the device pool"
+        bench.policy.prefill, bench.policy.source = "p1", "d"
+        answer = await bench.cluster.answer(prompt, SAMPLING)
+        bench.check(answer)
+        assert fetch_of(answer).tokens >= 4 * BLOCK_SIZE
+        (host,) = lender.snapshot().tiers
+        assert host.restored_blocks > 0
+        await bench.cluster.until_idle()

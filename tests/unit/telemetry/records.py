@@ -1,9 +1,12 @@
 """Records of requests as dispatch and gateway would have left them. Times are in seconds after START."""
 
-from pdserve.core.cluster import Candidate, Mode, Prediction, Route
+from dataclasses import replace
+
+from pdserve.core.cluster import Candidate, FetchPlan, Mode, Prediction, Route
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied
-from pdserve.core.request import EngineTrace
+from pdserve.core.request import EngineTrace, PrefixFetch
+from pdserve.core.ticket import KVSource
 from pdserve.telemetry.record import RequestRecord
 
 START = 1_000_000.0
@@ -94,6 +97,21 @@ def disaggregated(request_id: str = "cmpl-abc", client_id: str = "") -> RequestR
             ("finished", 0.105),
         ),
     )
+
+
+def fetching(tokens: int = 48, error: str = "") -> RequestRecord:
+    """As disaggregated, after a fetch of 48 planned tokens that brought so many, or ended with an error."""
+    record = disaggregated()
+    assert record.route
+    assert record.prefill_trace
+    source = KVSource(engine_id="decode-1", epoch=EPOCH, address="127.0.0.1:9", num_blocks=3)
+    plan = FetchPlan(source=source, tokens=48, seconds=0.006, saved_seconds=0.020)
+    record.route = replace(record.route, fetch=plan)
+    fetch = PrefixFetch(
+        engine_id="decode-1", tokens=tokens, num_bytes=2048, seconds=0.004, backend="shared_memory", error=error
+    )
+    record.prefill_trace = replace(record.prefill_trace, fetch=fetch)
+    return record
 
 
 def replayed() -> RequestRecord:

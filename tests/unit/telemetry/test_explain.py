@@ -1,11 +1,14 @@
 """What `pdserve explain` is told: enough to see why, JSON throughout."""
 
+from dataclasses import replace
+
 import orjson
 import pytest
 
+from pdserve.cli.explain import render
 from pdserve.telemetry.explain import explain
 from pdserve.telemetry.record import RequestRecord
-from tests.unit.telemetry.records import START, disaggregated, replayed, stamps
+from tests.unit.telemetry.records import START, disaggregated, fetching, replayed, stamps
 
 
 def told(record: RequestRecord) -> dict[str, object]:
@@ -59,3 +62,25 @@ def test_stages_overlap_and_each_has_its_own_seconds() -> None:
     assert disaggregated().durations() == pytest.approx(
         {"queue": 0.005, "prefill": 0.020, "transfer": 0.019, "decode": 0.054}
     )
+
+
+def test_a_fetch_is_shown_as_it_was_planned_and_as_it_went() -> None:
+    fetch = told(fetching())["fetch"]
+    assert isinstance(fetch, dict)
+    assert (fetch["source"], fetch["planned_tokens"], fetch["tokens"], fetch["error"]) == ("decode-1", 48, 48, "")
+    assert told(disaggregated())["fetch"] is None
+
+
+@pytest.mark.parametrize(
+    ("record", "shown"),
+    [
+        (fetching(), "48 tokens, 2.0 KiB over shared_memory in 4.0 ms"),
+        (fetching(0, "transfer_timeout"), "failed after 4.0 ms (transfer_timeout), so they were computed"),
+        (replace(fetching(), prefill_trace=disaggregated().prefill_trace), "not done"),
+    ],
+    ids=["fetched", "failed", "not needed"],
+)
+def test_people_are_told_what_a_fetch_was_for_and_what_came_of_it(record: RequestRecord, shown: str) -> None:
+    (line,) = [line for line in render(orjson.dumps(explain(record))).splitlines() if line.startswith("fetch: ")]
+    assert "48 tokens of the prompt from decode-1, predicted 6.0 ms rather than 20.0 ms of computing" in line
+    assert shown in line

@@ -10,7 +10,7 @@ from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapsh
 from pdserve.core.errors import DigestMismatch
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.metrics_table import document
-from tests.unit.telemetry.records import START, disaggregated, replayed, route
+from tests.unit.telemetry.records import START, disaggregated, fetching, replayed, route
 
 
 def view(free: int) -> EngineView:
@@ -114,3 +114,14 @@ def test_the_table_has_every_exported_metric() -> None:
     exported = {line.split()[2] for line in metrics.exposition().decode().splitlines() if line.startswith("# TYPE")}
     described = {description.name for description in metrics.described}
     assert described == {name for name in exported if not name.endswith("_created")}
+
+
+def test_fetches_of_a_prompts_beginning_count_by_result_and_only_what_arrived_counts_as_fetched() -> None:
+    metrics = Metrics()
+    metrics.count(fetching())
+    metrics.count(fetching(0, "transfer_timeout"))
+    value = metrics.registry.get_sample_value
+    assert value("pdserve_prefix_fetches_total", {"result": "ok"}) == 1
+    assert value("pdserve_prefix_fetches_total", {"result": "transfer_timeout"}) == 1
+    assert value("pdserve_prefix_fetched_tokens_total") == 48
+    assert value("pdserve_prefix_fetch_seconds_sum") == pytest.approx(0.004)
