@@ -1,6 +1,7 @@
 """What fetching a prompt's beginning from another engine's cache would take, and what it would save. Pure."""
 
 from collections.abc import Iterable
+from heapq import nsmallest
 from math import ceil, inf
 
 from pdserve.core.cluster import FETCH_SECONDS, ClusterState, EngineView, FetchPlan, RouteAsk
@@ -11,17 +12,22 @@ from pdserve.router.rules import RoutingRules
 
 
 def find_sources(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> tuple[EngineView, ...]:
-    """Engines that have announced KV of the prompt's beginning and may be asked for it."""
+    """Engines that have announced KV of the prompt's beginning and may be asked for it: the few that hold most, so that
+    a beginning which hundreds share costs no more to route."""
     if not rules.fetch:
         return ()
-    return tuple(
+    holders = (
         view
         for view in state.engines
         if (hit := ask.hits.get(view.key))
         and hit.tokens
         and view.endpoint.state is EngineState.READY
         and not (view.load and view.load.draining)
-        and view.key not in ask.excluded | ask.parted
+        and view.key not in ask.excluded
+        and view.key not in ask.parted
+    )
+    return tuple(
+        nsmallest(rules.pool_top, holders, key=lambda view: (-ask.hits[view.key].tokens, view.endpoint.engine_id))
     )
 
 

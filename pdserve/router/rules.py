@@ -20,7 +20,8 @@ class RoutingRules:
     another's cache where that is predicted to be sooner there than computed; where no fetch was measured,
     fetch_seconds_per_token prices it, and the gain must exceed the price by this share (fetch_margin) of it.
     rebind_gain: a reserved decode engine is left only for one whose cost is lower by this share of it and by
-    rebind_seconds. pool_top: pairs are formed of so many of the best engines of each pool.
+    rebind_seconds. pool_top: pairs are formed of so many of the best engines of each pool, and so many of
+    those that hold most of a prompt come into question as sources of a fetch.
     """
 
     decode_local_below: int = 32

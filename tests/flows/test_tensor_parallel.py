@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def deployment(cell: Cell, checkpoint: Path, tmp_path_factory: pytest.TempPathFa
         "kv": {"num_blocks": 256},
         "routing": {"decode_local_below": 0},
         "pools": {
-            "prefill": {"tensor_parallel": cell[0], "chunk_size": 32},
+            # Small steps, so that computing a history takes longer than fetching it wherever this runs.
+            "prefill": {"tensor_parallel": cell[0], "chunk_size": 32, "max_tokens_per_step": 32},
             "decode": {"tensor_parallel": cell[1]},
         },
     }
@@ -93,6 +95,20 @@ def test_an_answer_is_the_same_however_many_ranks_prefill_and_decode_it(
     for stream, answer in zip(streams, wanted, strict=True):
         assert not difference(stream, answer)
         assert stream.record["mode"] == "disaggregated"
+    deployment.eventually(lambda: all_free(deployment))
+
+
+@pytest.mark.timeout(240)
+def test_a_history_is_fetched_back_however_many_ranks_hold_it(deployment: Deployment, checkpoint: Path) -> None:
+    first = Ask(ASKS[0].prompt, replace(ASKS[0].sampling, max_tokens=600))
+    (said,) = expected(checkpoint, [first])
+    second = Ask(first.prompt + said.token_ids + ASKS[1].prompt, ASKS[1].sampling)
+    streams = [ask(deployment, first), ask(deployment, second)]
+    for stream, answer in zip(streams, [said, *expected(checkpoint, [second])], strict=True):
+        assert not difference(stream, answer)
+    fetch = streams[1].record["fetch"]
+    assert (fetch["source"], fetch["error"]) == ("decode-0", "")
+    assert fetch["tokens"] >= 592
     deployment.eventually(lambda: all_free(deployment))
 
 

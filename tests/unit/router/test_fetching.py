@@ -86,6 +86,15 @@ def test_of_several_sources_the_one_that_makes_it_soonest_is_asked() -> None:
     assert route.fetch.source.engine_id == "d1"
 
 
+def test_of_hundreds_that_share_a_beginning_only_the_few_that_hold_most_come_into_question() -> None:
+    views = [view(f"d{i:03}", Role.DECODE) for i in range(300)]
+    request = ask(500, **{v.endpoint.engine_id: 16 * (i % 30) for i, v in enumerate(views)})
+    sources = find_sources(request, cluster(*views), RULES)
+    assert [(v.endpoint.engine_id, request.hits[v.key].tokens) for v in sources] == [
+        (f"d{i:03}", 464) for i in range(29, 29 + 30 * RULES.pool_top, 30)
+    ]
+
+
 def test_an_engine_that_does_both_may_fetch_too() -> None:
     route = choose(ask(500, u1=480), view("u0", Role.UNIFIED), view("u1", Role.UNIFIED, backlog=2000))
     assert (route.prefill.engine_id, route.decode.engine_id) == ("u0", "u0")
