@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 from pdserve.core.endpoint import Role
+from pdserve.router.rules import RoutingRules
 from pdserve.simulator.report import SimulationReport
 from pdserve.simulator.simulation import Simulation
 from pdserve.simulator.workload import from_trace
@@ -30,8 +32,8 @@ def conversations() -> Iterator[TraceEntry]:
         )
 
 
-def run(policy: str, engines: dict[Role, int]) -> SimulationReport:
-    return Simulation(spec(engines, policy=policy, block_size=BLOCK)).run(from_trace(conversations()))
+def run(policy: str, engines: dict[Role, int], **settings: Any) -> SimulationReport:
+    return Simulation(spec(engines, policy=policy, block_size=BLOCK, **settings)).run(from_trace(conversations()))
 
 
 def test_kv_aware_finds_at_least_twice_the_prefixes_of_round_robin_and_stays_even() -> None:
@@ -50,3 +52,17 @@ def test_prefill_pools_find_prefixes_too() -> None:
     aware, blind = run("kv_aware", engines), run("round_robin", engines)
     assert aware.prefix_hit_share >= 2 * blind.prefix_hit_share > 0
     assert aware.load.failed == blind.load.failed == 0
+
+
+def test_beginnings_are_fetched_between_simulated_engines_by_the_same_rules() -> None:
+    engines = {Role.PREFILL: 4, Role.DECODE: 4}
+    fetching = run("kv_aware", engines)
+    computing = run("kv_aware", engines, rules=RoutingRules(fetch=False))
+    fetched = [trace.fetch for r in fetching.requests if (trace := r.record.prompt_trace) and trace.fetch]
+    assert len(fetched) > 10
+    assert not [fetch.error for fetch in fetched if fetch.error]
+    assert all(fetch.tokens >= BLOCK and fetch.seconds > 0 for fetch in fetched)
+    assert not [r for r in computing.requests if r.record.prompt_trace and r.record.prompt_trace.fetch]
+    assert [r.token_ids for r in fetching.requests] == [r.token_ids for r in computing.requests]
+    assert fetching.load.failed == 0
+    assert all(use.blocks.free == use.blocks.total for use in fetching.engines)
