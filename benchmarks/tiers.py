@@ -18,7 +18,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -30,10 +29,10 @@ from pdserve.config.schema import Config
 from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.core.request import SamplingParams
-from pdserve.tiers.device import DeviceBlocks
+from pdserve.tiers.device import device_blocks
 from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.host import HostTier
-from pdserve.tiers.restore import THREADS, Restorer
+from pdserve.tiers.restore import Restorer
 from pdserve.tiers.slot_file import Label
 from pdserve.tiers.spec import TierSpec
 from pdserve.tiers.store import TierStore
@@ -65,9 +64,8 @@ class Bench:
         self.memory = HostMemory(self.total)
         rng = np.random.default_rng(0)
         self.memory.array[:] = rng.integers(0, 256, self.total, dtype=np.uint8)
-        self.device = DeviceBlocks(self.memory, self.layout)
+        self.device = device_blocks(self.memory, self.layout)
         self.hashes = names(self.layout.num_blocks)
-        self.pool = ThreadPoolExecutor(THREADS)
         self.host = self._store(HostTier(self.layout.num_blocks, block_bytes), None)
         self.host.save(list(zip(self.hashes, range(self.layout.num_blocks), strict=True)), ())
         self.disk_tier = DiskTier.open(
@@ -102,7 +100,7 @@ class Bench:
         self.memory.array[::4096] ^= 1
 
     def restore(self, store: TierStore) -> None:
-        count, _ = Restorer(store, self.device, self.pool).restore(self.hashes, range(self.layout.num_blocks))
+        count, _ = Restorer(store, self.device).restore(self.hashes, range(self.layout.num_blocks))
         assert count == self.layout.num_blocks
 
     def memcpy(self) -> None:
@@ -122,7 +120,6 @@ class Bench:
         os.close(fd)
 
     def close(self) -> None:
-        self.pool.shutdown()
         self.host.close(1)
         self.disk.close(1)
         self.memory.close()

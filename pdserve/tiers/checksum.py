@@ -5,20 +5,20 @@ another model's engine, does not verify. Equal names may have different bytes on
 speaks only of the copy it was taken of, and travels with it.
 """
 
-from collections.abc import Iterable
-
 import xxhash
-from numpy import uint8
-from numpy.typing import NDArray
 
 from pdserve.core.blocks import BlockHash
+from pdserve.tiers.arena import Bytes
 
 CHECKSUM_BYTES = 16
 
 
-def block_checksum(identity: bytes, block_hash: BlockHash, pieces: Iterable[NDArray[uint8]]) -> bytes:
-    """16 bytes; pieces are the block's bytes in order [layer][k|v][head][slot][dim]."""
-    digest = xxhash.xxh3_128(seed=xxhash.xxh3_64_intdigest(identity + block_hash))
-    for piece in pieces:
-        digest.update(piece.data)
+def block_checksum(identity: bytes, block_hash: BlockHash, block: Bytes) -> bytes:
+    """16 bytes; block are its bytes in order [layer][k|v][head][slot][dim], flat or in pieces."""
+    seed = xxhash.xxh3_64_intdigest(identity + block_hash)
+    if block.ndim == 1:
+        return bytes(xxhash.xxh3_128_digest(block, seed))
+    digest = xxhash.xxh3_128(seed=seed)
+    for piece in block:
+        digest.update(piece)
     return bytes(digest.digest())

@@ -22,8 +22,8 @@ import xxhash
 
 from pdserve.core.blocks import HASH_BYTES, BlockHash
 from pdserve.core.errors import ConfigError
+from pdserve.tiers.arena import Bytes
 from pdserve.tiers.checksum import CHECKSUM_BYTES
-from pdserve.tiers.device import Bytes
 
 ALIGNMENT = 4096
 IDENTITY_BYTES = 32
@@ -93,9 +93,10 @@ class SlotFile:
     def blank(self, slot: int) -> None:
         self._write(memoryview(bytes(_LABEL.size)), ALIGNMENT + slot * _LABEL.size)
 
-    def read(self, slot: int, targets: Sequence[Sequence[Bytes]]) -> None:
-        """Read the blocks of slots slot, slot + 1, … each into its pieces, with as few calls as possible."""
-        vectors = [piece for pieces in targets for piece in (*pieces, self._padding)]
+    def read(self, slot: int, targets: Sequence[Bytes]) -> None:
+        """Read the blocks of slots slot, slot + 1, … each into its target, flat or in pieces, with as few calls as
+        possible."""
+        vectors = [piece for target in targets for piece in (*_pieces(target), self._padding)]
         for at, group in self._vector_groups(vectors, self._offset(slot)):
             _read_fully(self._fd, group, at)
 
@@ -126,6 +127,10 @@ def slots_within(size: int, block_bytes: int) -> int:
     while slots and _size(block_bytes, slots) > size:
         slots -= 1
     return slots
+
+
+def _pieces(target: Bytes) -> Sequence[Bytes]:
+    return (target,) if target.ndim == 1 else tuple(target)
 
 
 def _read_fully(fd: int, vectors: list[memoryview], at: int) -> None:
