@@ -139,6 +139,12 @@ class KVCacheManager:
             self._save(block_id)
         table.num_published = full
 
+    def forget(self, owner: KVOwner) -> None:
+        """The sequence's blocks are hits for others no more, unless others use them already; a sequence without
+        blocks is fine."""
+        if table := self._tables.get(owner.sequence_id):
+            self._cache.forget(block_id for block_id in table.block_ids if self._pool.references(block_id) == 1)
+
     def match_tiers(self, owner: KVOwner, num_hit_blocks: int, limit: int) -> tuple[Tier, ...]:
         """Where the blocks lie that continue a device hit, up to limit tokens, as far as they lie anywhere."""
         if not self._prefix_caching:
