@@ -2,7 +2,7 @@
 
 `speed` restores a whole store, every block verified, and compares it with the plain operation of the same bytes in
 the same repetition: memcpy for the host tier, a sequential read() of the tier's own file for the disk tier, with its
-pages in the page cache (warm) and dropped from it (cold). Two threads restore, each copying and verifying.
+pages in the page cache (warm) and dropped from it (cold). Plain operations move 1 MiB at a time.
 
 `conversations` talks to an engine of the demo model whose pool holds a tenth of what is said, with tiers and
 without: hits by tier, and the time to the first token of every turn but the first.
@@ -41,7 +41,13 @@ from tests.flows.inproc import NodeSpec, open_cluster
 
 MIB = 2**20
 TOTAL = 256 * MIB
-BLOCK_SIZES = {"96 KiB (demo model)": 96 * 1024, "256 KiB": 256 * 1024, "2 MiB": 2 * MIB}
+BLOCK_SIZES = {
+    "64 KiB": 64 * 1024,
+    "96 KiB (demo model)": 96 * 1024,
+    "256 KiB": 256 * 1024,
+    "1 MiB": MIB,
+    "2 MiB": 2 * MIB,
+}
 READ_CHUNK = MIB
 IDENTITY = bytes(32)
 

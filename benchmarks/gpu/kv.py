@@ -176,9 +176,7 @@ def tier(machine: Machine, block_bytes: int, total: int, repetitions: int) -> di
     original = memory.tensor.clone()
     runs: dict[str, list[float]] = {}
     for repetition in range(repetitions + 1):
-        store = TierStore(
-            blocks, HostTier(layout.num_blocks, block_bytes, pinned=blocks.pinned), None, bytes(32)
-        )
+        store = TierStore(blocks, HostTier(layout.num_blocks, block_bytes, pinned=blocks.pinned), None, bytes(32))
         restorer = Restorer(store, blocks)
         saved = list(zip(names, range(layout.num_blocks), strict=True))
         works: dict[str, Callable[[], object]] = {

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Rows = NDArray[np.uint8]
 """Shape [n, block_bytes]: a block each."""
+Slots = NDArray[np.intp]
+"""Numbers of rows."""
 
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
@@ -35,6 +37,6 @@ def _pin(array: Bytes) -> None:
     """Registered, not allocated by torch: its pinned allocator rounds up to a power of two."""
     import torch
 
-    error = int(torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0))
+    error = int(torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0))  # type: ignore[no-untyped-call]
     if error:
         raise MemoryError(f"{array.nbytes} bytes of host memory cannot be pinned (CUDA error {error})")

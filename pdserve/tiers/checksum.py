@@ -17,8 +17,8 @@ def block_checksum(identity: bytes, block_hash: BlockHash, block: Bytes) -> byte
     """16 bytes; block are its bytes in order [layer][k|v][head][slot][dim], flat or in pieces."""
     seed = xxhash.xxh3_64_intdigest(identity + block_hash)
     if block.ndim == 1:
-        return bytes(xxhash.xxh3_128_digest(block, seed))
+        return xxhash.xxh3_128_digest(block.data, seed)
     digest = xxhash.xxh3_128(seed=seed)
     for piece in block:
-        digest.update(piece)
-    return bytes(digest.digest())
+        digest.update(piece.data)
+    return digest.digest()

@@ -12,7 +12,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 
 from pdserve.core.layout import KVLayout
-from pdserve.tiers.arena import Bytes, Rows
+from pdserve.tiers.arena import Bytes, Rows, Slots
 from pdserve.transfer.memory import HostMemory, KVMemory, MemoryKind, TensorMemory
 
 
@@ -33,7 +33,7 @@ class DeviceBlocks(Protocol):
         """Copy a block into block_bytes of the host's; returns when they are there."""
         ...
 
-    def write(self, blocks: Sequence[int], rows: Rows, slots: Sequence[int]) -> None:
+    def write(self, blocks: Sequence[int], rows: Rows, slots: Slots) -> None:
         """Begin to overwrite blocks with those of the rows, which stay as they are until `settle`."""
         ...
 
@@ -70,8 +70,8 @@ class HostBlocks:
     def read(self, block: int, into: Bytes) -> None:
         into.reshape(self._blocks.shape[1:])[...] = self._blocks[block]
 
-    def write(self, blocks: Sequence[int], rows: Rows, slots: Sequence[int]) -> None:
-        if self._flat is not None and _are_adjacent(blocks):
+    def write(self, blocks: Sequence[int], rows: Rows, slots: Slots) -> None:
+        if self._flat is not None and tuple(blocks) == tuple(range(blocks[0], blocks[0] + len(blocks))):
             # One call for all of them; clip spares it a second buffer.
             rows.take(slots, axis=0, out=self._flat[blocks[0] : blocks[0] + len(blocks)], mode="clip")
             return
@@ -102,7 +102,7 @@ class TensorBlocks:
             self._host_tensor(into).copy_(self._blocks[block], non_blocking=True)
         self.settle()
 
-    def write(self, blocks: Sequence[int], rows: Rows, slots: Sequence[int]) -> None:
+    def write(self, blocks: Sequence[int], rows: Rows, slots: Slots) -> None:
         with self._memory.beside_steps():
             for block, slot in zip(blocks, slots, strict=True):
                 self._blocks[block].copy_(self._host_tensor(rows[slot]), non_blocking=True)
@@ -114,10 +114,6 @@ class TensorBlocks:
 
     def _host_tensor(self, block: Bytes) -> torch.Tensor:
         return torch.from_numpy(block).view(self._blocks.shape[1:])
-
-
-def _are_adjacent(blocks: Sequence[int]) -> bool:
-    return all(block == blocks[0] + index for index, block in enumerate(blocks))
 
 
 def _shape_and_strides(layout: KVLayout) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

@@ -7,20 +7,20 @@ block (xxhash keeps it for blocks below 100 kB).
 """
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from time import perf_counter
+
+import numpy as np
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import Tier, TierRead
-from pdserve.tiers.arena import Bytes, Rows, allocate_rows
+from pdserve.tiers.arena import Bytes, Rows, Slots, allocate_rows
 from pdserve.tiers.device import DeviceBlocks
 from pdserve.tiers.entry import Entry
 from pdserve.tiers.store import TierStore
 
-COPY_BYTES = 2**18
-"""Copied from the host tier before it is verified: with its source it lies in a core's own cache."""
-READ_BYTES = 2**20
-"""Read from disk before it is verified."""
+PART_BYTES = 2**20
+"""Copied or read before it is verified: it still lies in a core's cache then."""
 
 
 class Restorer:
@@ -30,10 +30,10 @@ class Restorer:
         self._store = store
         self._device = device
         block_bytes = device.layout.block_bytes
-        self._steps = {Tier.HOST: max(1, COPY_BYTES // block_bytes), Tier.DISK: max(1, READ_BYTES // block_bytes)}
+        self._step = max(1, PART_BYTES // block_bytes)
         self._staging: Rows | None = None
         if not device.in_place:
-            self._staging = allocate_rows(self._steps[Tier.DISK], block_bytes, pinned=device.pinned)
+            self._staging = allocate_rows(self._step, block_bytes, pinned=device.pinned)
 
     def restore(self, hashes: Sequence[BlockHash], blocks: Sequence[int]) -> tuple[int, tuple[TierRead, ...]]:
         """(number of leading target blocks that hold verified bytes, what came from where).
@@ -58,14 +58,14 @@ class Restorer:
 
     def _bring(self, tier: Tier, sources: Sequence[Entry], targets: Sequence[int]) -> int:
         """How many leading blocks, all of one tier, came and are verified."""
-        bring, step = self._from_host if tier is Tier.HOST else self._from_disk, self._steps[tier]
+        bring = self._from_host if tier is Tier.HOST else self._from_disk
+        slots = np.array([source.slot for source in sources])
         done = 0
         try:
-            for first in range(0, len(sources), step):
-                part = sources[first : first + step]
-                count = bring(part, targets[first : first + step])
-                done += count
-                if count < len(part):
+            for first in range(0, len(sources), self._step):
+                part = slice(first, first + self._step)
+                done += bring(sources[part], slots[part], targets[part])
+                if done < min(part.stop, len(sources)):
                     break
         except OSError:
             self._store.drop(sources[done], corrupt=False)
@@ -73,8 +73,8 @@ class Restorer:
             self._device.settle()
         return done
 
-    def _from_host(self, sources: Sequence[Entry], targets: Sequence[int]) -> int:
-        rows, slots = self._store.host_rows, [source.slot for source in sources]
+    def _from_host(self, sources: Sequence[Entry], slots: Slots, targets: Sequence[int]) -> int:
+        rows = self._store.host_rows
         if self._device.in_place:
             self._device.write(targets, rows, slots)
             return self._num_verified(sources, [self._device.view(block) for block in targets])
@@ -82,27 +82,24 @@ class Restorer:
         self._device.write(targets[:count], rows, slots[:count])
         return count
 
-    def _from_disk(self, sources: Sequence[Entry], targets: Sequence[int]) -> int:
+    def _from_disk(self, sources: Sequence[Entry], slots: Slots, targets: Sequence[int]) -> int:
         """Into the target itself, or by way of staging rows where that is not host memory."""
         if self._staging is None:
             views = [self._device.view(block) for block in targets]
-            self._read(sources, views)
+            self._read(slots, views)
             return self._num_verified(sources, views)
         self._device.settle()
         views = list(self._staging[: len(sources)])
-        self._read(sources, views)
+        self._read(slots, views)
         count = self._num_verified(sources, views)
-        self._device.write(targets[:count], self._staging, range(count))
+        self._device.write(targets[:count], self._staging, np.arange(count))
         return count
 
-    def _read(self, sources: Sequence[Entry], targets: Sequence[Bytes]) -> None:
+    def _read(self, slots: Slots, targets: Sequence[Bytes]) -> None:
         """Adjacent slots in one go."""
-        slots = [source.slot for source in sources]
-        first = 0
-        for end in range(1, len(slots) + 1):
-            if end == len(slots) or slots[end] != slots[end - 1] + 1:
-                self._store.read_disk(slots[first], targets[first:end])
-                first = end
+        ends = [*(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
+        for first, end in pairwise([0, *ends]):
+            self._store.read_disk(int(slots[first]), targets[first:end])
 
     def _num_verified(self, sources: Sequence[Entry], views: Sequence[Bytes]) -> int:
         """How many leading blocks have their checksum; the first that has not is dropped."""
