@@ -42,6 +42,13 @@ def block_hashes(token_ids: Seq[int], block_size: int, namespace: bytes) -> list
     return hashes
 
 
+class Tier(StrEnum):
+    """Where a block lies that the device pool does not (or not only) hold; nearest first."""
+
+    HOST = "host"
+    DISK = "disk"
+
+
 class KVEventKind(StrEnum):
     STORED = "stored"
     REMOVED = "removed"
@@ -50,18 +57,28 @@ class KVEventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVEvent:
-    """A change of one engine's prefix cache. number counts up by one per engine and epoch."""
+    """A change of what one engine holds. number counts up by one per engine and epoch.
+
+    tier: where blocks that are STORED lie from now on, at the nearest; None is the device pool. A block that moves is
+    stored again."""
 
     number: int
     kind: KVEventKind
     hashes: tuple[BlockHash, ...] = ()
+    tier: Tier | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVSnapshot:
-    """Part of all hashes an engine holds after event `number`; the parts from first to last make a whole."""
+    """Part of all hashes an engine holds after event `number`, of one tier as in KVEvent; the parts from first to last
+    make a whole."""
 
     number: int
     hashes: tuple[BlockHash, ...]
     first: bool
     last: bool
+    tier: Tier | None = None
+
+
+HeldBlocks = dict[Tier | None, tuple[BlockHash, ...]]
+"""All hashes an engine holds, each once, by the nearest place; None is the device pool."""

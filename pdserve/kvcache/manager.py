@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pdserve.core.blocks import BlockHash, KVEvent, next_block_hash
+from pdserve.core.blocks import BlockHash, HeldBlocks, KVEvent, next_block_hash
 from pdserve.core.endpoint import BlockCounts
 from pdserve.core.tiers import SavedBlock, Tier, TierNews
 from pdserve.kvcache.block_pool import BlockPool, BlockState
@@ -230,9 +230,9 @@ class KVCacheManager:
     def drain_events(self) -> list[KVEvent]:
         return self._cache.drain_events()
 
-    def snapshot(self) -> tuple[int, tuple[BlockHash, ...]]:
-        """(number of the last event, hashes of all cached blocks)."""
-        return self._cache.last_number, self._cache.hashes()
+    def snapshot(self) -> tuple[int, HeldBlocks]:
+        """(number of the last event, all cached blocks)."""
+        return self._cache.last_number, self._cache.held()
 
     def check(self) -> None:
         """Audit every count against the tables and tickets; raises AssertionError. For tests."""

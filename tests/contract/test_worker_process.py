@@ -136,7 +136,7 @@ async def test_a_frozen_worker_is_killed_and_its_step_fails_long_before_the_step
 async def test_a_worker_is_not_blamed_for_a_stop_of_its_engine(spec: WorkerSpec) -> None:
     worker = await open_worker(spec, "process", QUICK)
     try:
-        time.sleep(2 * QUICK.fence)  # as if this process had been stopped
+        time.sleep(2 * QUICK.fence)  # noqa: ASYNC251  as if this process had been stopped
         await asyncio.sleep(QUICK.heartbeat)
         assert (await worker.transfer_stats()).pulls == 0
     finally:

@@ -41,7 +41,7 @@ MODES: list[tuple[WorkerMode, KVOrder]] = [
 
 @pytest_asyncio.fixture(params=MODES)
 async def subject(
-    checkpoint: Path,  # noqa: F811  the contract's own
+    checkpoint: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> AsyncIterator[Subject]:

@@ -98,7 +98,9 @@ def test_a_sequence_preempted_with_its_last_token_in_flight_ends_while_it_waits(
 
 def test_a_prompt_whose_scores_are_no_numbers_fails_and_is_no_hit_for_others() -> None:
     engine = ToyEngine(EngineLimits(chunk_size=4, depth=2))
-    broken, sound = (engine.add(make_request(name, [*range(first, first + 9)])) for name, first in (("a", 1), ("b", 20)))
+    broken, sound = (
+        engine.add(make_request(name, [*range(first, first + 9)])) for name, first in (("a", 1), ("b", 20))
+    )
     engine.device.breaks = broken
     engine.run()
     answer = engine.answers[broken]

@@ -1,6 +1,7 @@
 """What the joint cost must and must not do, whatever the numbers."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -127,6 +128,23 @@ def test_a_likely_prefix_counts_like_one_that_was_announced() -> None:
     request = replace(ask(500), hits={("p1", 1): PrefixHit(tokens=0, likely_tokens=480)})
     route = KVAware(RULES).choose(request, state)
     assert (route.prefill.engine_id, route.uncached_tokens) == ("p1", 20)
+
+
+@given(P0, D0, Prompts, st.floats(0, 1), st.floats(0, 10))
+def test_what_a_tier_holds_costs_its_restore_but_never_more_than_computing_it(
+    prefill: EngineView, decode: EngineView, prompt: int, share: float, seconds: float
+) -> None:
+    """In the pool is cheapest, then a fast tier, then a slow one; the slowest is as good as none."""
+    tokens = int(share * prompt)
+
+    def cost(held: int, below: int, taking: float) -> tuple[float, float]:
+        hit = PrefixHit(tokens=held, likely_tokens=held, restored_tokens=below, restore_seconds=taking)
+        request = replace(ask(prompt), hits={prefill.key: hit, decode.key: hit})
+        return costs(request, prefill, decode)
+
+    ladder = [cost(tokens, 0, 0.0), cost(tokens, tokens, seconds), cost(tokens, tokens, 2 * seconds), cost(0, 0, 0.0)]
+    for cheaper, dearer in pairwise(ladder):
+        assert all(one <= other * (1 + 1e-9) for one, other in zip(cheaper, dearer, strict=True))
 
 
 def test_a_backlog_is_worked_off_between_snapshots() -> None:
