@@ -127,6 +127,7 @@ async def _pulls(
             digest=digest,
             seed=SEED,
             deadline=DEADLINE,
+            start_within=DEADLINE,
         )
         copied = machine.seconds(lambda: mine.copy_(theirs))
         began = time.perf_counter()
@@ -197,12 +198,12 @@ def tier(machine: Machine, block_bytes: int, total: int, repetitions: int) -> di
     return {"block_bytes": block_bytes, "bytes": num_bytes, **compared(num_bytes, runs, plain)}
 
 
-def measure(device: str, total: int, repetitions: int) -> dict[str, Any]:
+def measure(device: str, total: int, repetitions: int, block_tokens: tuple[int, ...] = BLOCK_TOKENS) -> dict[str, Any]:
     machine = Machine(device)
     return {
         "machine": machine.facts(),
         "nixl_between_processes": [
-            asyncio.run(transfers(machine, tokens, total, repetitions)) for tokens in BLOCK_TOKENS
+            asyncio.run(transfers(machine, tokens, total, repetitions)) for tokens in block_tokens
         ],
         "digest": digests(machine, total, repetitions),
         "host_tier": [tier(machine, block_bytes, total, repetitions) for block_bytes in TIER_BLOCKS],

@@ -2,6 +2,7 @@
 
 import mmap
 from contextlib import suppress
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,13 @@ def allocate_rows(num_rows: int, block_bytes: int, *, pinned: bool = False) -> R
 
 
 def _pin(array: Bytes) -> None:
-    """Registered, not allocated by torch: its pinned allocator rounds up to a power of two."""
+    """As long as the array or a view of it lives. Registered, not allocated by torch: its pinned allocator rounds up
+    to a power of two."""
     import torch
 
-    error = int(torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0))  # type: ignore[no-untyped-call]
-    if error:
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = array.ctypes.data
+    if error := int(runtime.cudaHostRegister(address, array.nbytes, 0)):
         raise MemoryError(f"{array.nbytes} bytes of host memory cannot be pinned (CUDA error {error})")
+    # Its addresses may be given to other memory afterwards, which then could not be pinned.
+    finalize(array, runtime.cudaHostUnregister, address).atexit = False

@@ -52,5 +52,8 @@ async def subject(
     await worker.close()
 
 
-def test_rows_for_a_gpu_are_pinned() -> None:
-    assert torch.from_numpy(allocate_rows(3, 4096 * 5, pinned=True)).is_pinned()
+def test_rows_for_a_gpu_are_pinned_and_can_be_so_again() -> None:
+    for _ in range(20):
+        rows = allocate_rows(3, 4096 * 5, pinned=True)
+        assert torch.from_numpy(rows[1]).is_pinned()
+        del rows
