@@ -97,15 +97,17 @@ class Restorer:
 
     def _read(self, slots: Slots, targets: Sequence[Bytes]) -> None:
         """Adjacent slots in one go."""
-        ends = [*(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
-        for first, end in pairwise([0, *ends]):
+        ends = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
+        for first, end in pairwise(ends):
             self._store.read_disk(int(slots[first]), targets[first:end])
 
     def _num_verified(self, sources: Sequence[Entry], views: Sequence[Bytes]) -> int:
         """How many leading blocks have their checksum; the first that has not is dropped."""
         checksum = self._store.checksum
-        for index, (source, view) in enumerate(zip(sources, views, strict=True)):
+        verified = 0
+        for source, view in zip(sources, views, strict=True):
             if checksum(source.block_hash, view) != source.checksum:
                 self._store.drop(source, corrupt=True)
-                return index
-        return len(sources)
+                break
+            verified += 1
+        return verified

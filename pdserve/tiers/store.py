@@ -11,14 +11,13 @@ never waits for a disk.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import SavedBlock, Tier, TierNews
 from pdserve.tiers.arena import Bytes, Rows
-from pdserve.tiers.checksum import block_checksum
+from pdserve.tiers.checksum import checksum_of
 from pdserve.tiers.device import DeviceBlocks
 from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.entry import Entry
@@ -37,7 +36,7 @@ class TierStore:
         self._device = device
         self._host = host
         self._disk = disk
-        self.checksum = partial(block_checksum, identity)
+        self.checksum = checksum_of(identity)
         """(block hash, block) → 16 bytes."""
         block_bytes = device.layout.block_bytes
         self._ahead = max(1, min(host.num_slots // _AHEAD_SHARE, _AHEAD_BYTES // block_bytes)) if disk else 0
