@@ -117,6 +117,12 @@ class PrefixHit:
     restored_tokens: int = 0
     restore_seconds: float = 0.0
 
+    @property
+    def pool_tokens(self) -> int:
+        """Those in the device pool, which is all an engine lends. A pool keeps a beginning longest, so they lie
+        before the others as a rule."""
+        return self.tokens - self.restored_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteAsk:
