@@ -32,8 +32,8 @@ check: .venv/.dev
 	$(BIN)/python protos/generate.py --check
 
 # On a machine that reaches a package index: what `make test-gpu` installs where there is none, for CPython 3.12.
-gpu-wheels:
-	$(PYTHON) -m tests.gpu.wheels build/wheels
+gpu-wheels: .venv/.torch
+	$(BIN)/python -m tests.gpu.wheels build/wheels
 
 # Needs torch with CUDA, Triton, NumPy, safetensors, transformers and pytest; the rest comes from build/wheels.
 build/gpu-site: $(wildcard build/wheels/*.whl)
