@@ -13,7 +13,7 @@ GPU_PYTHON ?= python3
 FUZZ_RUNS ?= 100000
 BIN := .venv/bin
 
-.PHONY: serve test test-slow check test-gpu fuzz bench protos metrics-table clean
+.PHONY: serve test test-slow check gpu-wheels test-gpu bench-gpu fuzz bench protos metrics-table clean
 
 serve: .venv/.serve
 	$(BIN)/pdserve serve $(SERVE_ARGS)
@@ -31,8 +31,21 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 
-test-gpu:
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu
+# On a machine that reaches a package index: what `make test-gpu` installs where there is none, for CPython 3.12.
+gpu-wheels: .venv/.torch
+	$(BIN)/python -m tests.gpu.wheels build/wheels
+
+# Needs torch with CUDA, Triton, NumPy, safetensors, transformers and pytest; the rest comes from build/wheels.
+build/gpu-site: $(wildcard build/wheels/*.whl)
+	mkdir -p $@
+	if [ -n "$^" ]; then $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $@ $^; fi
+	touch $@
+
+test-gpu: build/gpu-site
+	PYTHONPATH=.:kernels:build/gpu-site $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu
+
+bench-gpu: build/gpu-site
+	PYTHONPATH=.:kernels:build/gpu-site $(GPU_PYTHON) -m benchmarks.gpu.kv --out $(or $(OUT),build)/gpu_kv.json
 
 # Coverage-guided; FUZZ_RUNS inputs for each parser of peers' bytes. What breaks one is left in build/.
 fuzz: .venv/.dev

@@ -2,7 +2,7 @@
 
 `speed` restores a whole store, every block verified, and compares it with the plain operation of the same bytes in
 the same repetition: memcpy for the host tier, a sequential read() of the tier's own file for the disk tier, with its
-pages in the page cache (warm) and dropped from it (cold). Two threads restore, each copying and verifying.
+pages in the page cache (warm) and dropped from it (cold). Plain operations move 1 MiB at a time.
 
 `conversations` talks to an engine of the demo model whose pool holds a tenth of what is said, with tiers and
 without: hits by tier, and the time to the first token of every turn but the first.
@@ -18,7 +18,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -30,10 +29,10 @@ from pdserve.config.schema import Config
 from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.core.request import SamplingParams
-from pdserve.tiers.device import DeviceBlocks
+from pdserve.tiers.device import device_blocks
 from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.host import HostTier
-from pdserve.tiers.restore import THREADS, Restorer
+from pdserve.tiers.restore import Restorer
 from pdserve.tiers.slot_file import Label
 from pdserve.tiers.spec import TierSpec
 from pdserve.tiers.store import TierStore
@@ -42,7 +41,13 @@ from tests.flows.inproc import NodeSpec, open_cluster
 
 MIB = 2**20
 TOTAL = 256 * MIB
-BLOCK_SIZES = {"96 KiB (demo model)": 96 * 1024, "256 KiB": 256 * 1024, "2 MiB": 2 * MIB}
+BLOCK_SIZES = {
+    "64 KiB": 64 * 1024,
+    "96 KiB (demo model)": 96 * 1024,
+    "256 KiB": 256 * 1024,
+    "1 MiB": MIB,
+    "2 MiB": 2 * MIB,
+}
 READ_CHUNK = MIB
 IDENTITY = bytes(32)
 
@@ -65,9 +70,8 @@ class Bench:
         self.memory = HostMemory(self.total)
         rng = np.random.default_rng(0)
         self.memory.array[:] = rng.integers(0, 256, self.total, dtype=np.uint8)
-        self.device = DeviceBlocks(self.memory, self.layout)
+        self.device = device_blocks(self.memory, self.layout)
         self.hashes = names(self.layout.num_blocks)
-        self.pool = ThreadPoolExecutor(THREADS)
         self.host = self._store(HostTier(self.layout.num_blocks, block_bytes), None)
         self.host.save(list(zip(self.hashes, range(self.layout.num_blocks), strict=True)), ())
         self.disk_tier = DiskTier.open(
@@ -102,7 +106,7 @@ class Bench:
         self.memory.array[::4096] ^= 1
 
     def restore(self, store: TierStore) -> None:
-        count, _ = Restorer(store, self.device, self.pool).restore(self.hashes, range(self.layout.num_blocks))
+        count, _ = Restorer(store, self.device).restore(self.hashes, range(self.layout.num_blocks))
         assert count == self.layout.num_blocks
 
     def memcpy(self) -> None:
@@ -122,7 +126,6 @@ class Bench:
         os.close(fd)
 
     def close(self) -> None:
-        self.pool.shutdown()
         self.host.close(1)
         self.disk.close(1)
         self.memory.close()

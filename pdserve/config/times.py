@@ -14,7 +14,8 @@ class Times:
     suspect: float = 3.0
     """Silence after which an engine gets no new work and its waiting requests fail."""
     fence: float = 4.0
-    """Silence after which the supervisor kills an engine; only then is its memory nobody's."""
+    """Silence after which the supervisor kills an engine, or an engine its worker process; only then is its memory
+    nobody's."""
     lease: float = 10.0
     """A ticket's life without renewal."""
     lease_guard: float = 1.0

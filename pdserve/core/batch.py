@@ -77,7 +77,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowOutput:
-    """Tokens a step produced for one sampled row (one token; more with speculation)."""
+    """Tokens a step produced for one sampled row (one token; more with speculation).
+
+    None at all when the row's logits were not finite: whatever were chosen from them would be wrong."""
 
     sequence_id: int
     token_ids: tuple[int, ...]

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from struct import pack
 
-from blake3 import blake3
-
 BlockHash = bytes
 """16 bytes naming a block's tokens, all tokens before it, and the namespace they were hashed in."""
 
@@ -19,6 +17,8 @@ def hash_namespace(salt: bytes, model_revision: str, extra_keys: tuple[str, ...]
 
     Fields are length-prefixed, so no two different triples give the same input.
     """
+    from blake3 import blake3  # where used: whoever only passes hashes on, as a worker does, needs no hash function
+
     fields = [salt, model_revision.encode(), *(key.encode() for key in extra_keys)]
     material = b"".join(pack("<Q", len(f)) + f for f in fields)
     return blake3(material, derive_key_context=_CONTEXT).digest()
@@ -26,6 +26,8 @@ def hash_namespace(salt: bytes, model_revision: str, extra_keys: tuple[str, ...]
 
 def next_block_hash(namespace: bytes, parent: BlockHash | None, token_ids: Seq[int]) -> BlockHash:
     """Hash of one full block given the hash of the block before it (None for the first)."""
+    from blake3 import blake3
+
     tokens = pack(f"<{len(token_ids)}I", *token_ids)
     return blake3((parent or bytes(HASH_BYTES)) + tokens, key=namespace).digest(HASH_BYTES)
 
@@ -40,6 +42,13 @@ def block_hashes(token_ids: Seq[int], block_size: int, namespace: bytes) -> list
     return hashes
 
 
+class Tier(StrEnum):
+    """Where a block lies that the device pool does not (or not only) hold; nearest first."""
+
+    HOST = "host"
+    DISK = "disk"
+
+
 class KVEventKind(StrEnum):
     STORED = "stored"
     REMOVED = "removed"
@@ -48,18 +57,28 @@ class KVEventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVEvent:
-    """A change of one engine's prefix cache. number counts up by one per engine and epoch."""
+    """A change of what one engine holds. number counts up by one per engine and epoch.
+
+    tier: where blocks that are STORED lie from now on, at the nearest; None is the device pool. A block that moves is
+    stored again."""
 
     number: int
     kind: KVEventKind
     hashes: tuple[BlockHash, ...] = ()
+    tier: Tier | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVSnapshot:
-    """Part of all hashes an engine holds after event `number`; the parts from first to last make a whole."""
+    """Part of all hashes an engine holds after event `number`, of one tier as in KVEvent; the parts from first to last
+    make a whole."""
 
     number: int
     hashes: tuple[BlockHash, ...]
     first: bool
     last: bool
+    tier: Tier | None = None
+
+
+HeldBlocks = dict[Tier | None, tuple[BlockHash, ...]]
+"""All hashes an engine holds, each once, by the nearest place; None is the device pool."""

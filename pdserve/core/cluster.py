@@ -109,10 +109,19 @@ class ClusterState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixHit:
     """Leading prompt tokens whose KV an engine holds: tokens by its own events, likely_tokens (never fewer)
-    with those of prompts just dispatched there, which it is about to hold."""
+    with those of prompts just dispatched there, which it is about to hold. restored_tokens of them lie in a tier below
+    its device pool; to bring them back takes it restore_seconds."""
 
     tokens: int = 0
     likely_tokens: int = 0
+    restored_tokens: int = 0
+    restore_seconds: float = 0.0
+
+    @property
+    def pool_tokens(self) -> int:
+        """Those in the device pool, which is all an engine lends. A pool keeps a beginning longest, so they lie
+        before the others as a rule."""
+        return self.tokens - self.restored_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

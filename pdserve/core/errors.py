@@ -11,6 +11,7 @@ PdserveError
 │   └── EngineDied            the engine holding the work is gone
 ├── DeadlineExceeded
 ├── Cancelled
+├── NotANumber                the model's own output is unusable
 └── TransferError             a KV handoff that did not complete
     ├── TransferTimeout       our deadline passed; the destination is quarantined
     ├── TransferFailed        the backend reported an error; the transfer is over
@@ -79,6 +80,10 @@ class DeadlineExceeded(PdserveError):
 
 class Cancelled(PdserveError):
     code = "cancelled"
+
+
+class NotANumber(PdserveError):
+    code = "not_a_number"
 
 
 class TransferError(PdserveError):

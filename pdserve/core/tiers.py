@@ -2,17 +2,10 @@
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from pdserve.core.blocks import BlockHash
-
-
-class Tier(StrEnum):
-    """Where a block lies that the device pool does not (or not only) hold; nearest first."""
-
-    HOST = "host"
-    DISK = "disk"
+from pdserve.core.blocks import Tier as Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +26,8 @@ class TierTally:
     refused: int = 0
     corrupt: int = 0
     failed: int = 0
+    seconds_per_block: float = 0.0
+    """What a restore from here takes, as the engine has measured it; 0 when it has not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
 from pdserve.core.blocks import hash_namespace
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import BlockCounts, EngineLimits
-from pdserve.core.errors import DeadlineExceeded, PdserveError
+from pdserve.core.errors import DeadlineExceeded, NotANumber, PdserveError
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo
 from pdserve.core.request import FinishReason, Request
@@ -308,6 +308,9 @@ class EngineCore:
 
     def _collect(self, sequence: Sequence, entry: _InFlight, result: RowOutput | None) -> None:
         row = entry.row
+        if result is not None and not result.token_ids:
+            self._fail_computation(sequence)
+            return
         if entry.admission == sequence.admission and sequence.state is SequenceState.RUNNING:
             self._computed(sequence, row.start + row.num_tokens)
         if result is not None:
@@ -320,6 +323,12 @@ class EngineCore:
             self._stamp(sequence, "prompt_computed")
         if sequence.handoff:
             self._events.append(Computed(sequence_id=sequence.sequence_id, num_tokens=num_tokens))
+
+    def _fail_computation(self, sequence: Sequence) -> None:
+        """Its KV is not to be trusted either, so nobody else shall find it."""
+        self.kv.forget(sequence)
+        text = "the model computed NaN or infinity instead of scores for the next token; its weights may be damaged"
+        self._abort(sequence, NotANumber(text))
 
     def _receive(self, sequence: Sequence, result: RowOutput) -> None:
         """A sampled token: also of a sequence preempted since, for its KV was right when it was drawn."""

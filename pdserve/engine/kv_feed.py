@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from pdserve.core.blocks import BlockHash, KVEvent, KVSnapshot
+from pdserve.core.blocks import HeldBlocks, KVEvent, KVSnapshot
 
 _PART = 16_384
 """Hashes in one part of a snapshot: 256 KiB on the wire."""
@@ -20,7 +20,7 @@ class KVFeed:
     def __init__(
         self,
         drain: Callable[[], list[KVEvent]],
-        snapshot: Callable[[], tuple[int, tuple[BlockHash, ...]]],
+        snapshot: Callable[[], tuple[int, HeldBlocks]],
         *,
         max_hashes: int = 65_536,
     ) -> None:
@@ -50,14 +50,12 @@ class KVFeed:
 
     def snapshot(self) -> Iterator[KVSnapshot]:
         """Everything held now, in parts; the events that follow its number continue it."""
-        number, hashes = self._snapshot()
-        for at in range(0, max(1, len(hashes)), _PART):
-            yield KVSnapshot(
-                number=number,
-                hashes=hashes[at : at + _PART],
-                first=at == 0,
-                last=at + _PART >= len(hashes),
-            )
+        number, held = self._snapshot()
+        parts = [
+            (tier, hashes[at : at + _PART]) for tier, hashes in held.items() for at in range(0, len(hashes), _PART)
+        ] or [(None, ())]
+        for index, (tier, hashes) in enumerate(parts):
+            yield KVSnapshot(number=number, hashes=hashes, first=index == 0, last=index == len(parts) - 1, tier=tier)
 
 
 class KVReader:

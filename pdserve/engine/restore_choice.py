@@ -47,6 +47,10 @@ class RestoreChoice:
             old = self._seconds.get(read.tier, new)
             self._seconds[read.tier] = old + _NEW_SHARE * (new - old)
 
+    def seconds_per_block(self, tier: Tier) -> float:
+        """0 when nobody has measured it yet."""
+        return self._seconds.get(tier, 0.0)
+
     def late(self) -> None:
         """A restore did not end in time: no others are begun until `settled`."""
         self._late += 1

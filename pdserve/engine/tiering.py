@@ -8,6 +8,7 @@ A restore, as its sequence sees it:
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -37,8 +38,7 @@ class Tiering:
         on_late: Callable[[RestoreReady], None],
     ) -> None:
         self.index = TierIndex()
-        self.tallies: tuple[TierTally, ...] = ()
-        """Of each tier, as last heard."""
+        self._tallies: tuple[TierTally, ...] = ()
         self._tiers = tiers
         self._timer = timer
         self._choice = RestoreChoice(block_size)
@@ -48,6 +48,13 @@ class Tiering:
         self._on_restored = on_restored
         self._on_late = on_late
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def tallies(self) -> tuple[TierTally, ...]:
+        """Of each tier, as last heard, with what its restores take."""
+        return tuple(
+            replace(tally, seconds_per_block=self._choice.seconds_per_block(tally.tier)) for tally in self._tallies
+        )
 
     async def open(self) -> None:
         """Learn what the tiers hold from before. Raises EngineDied when the worker is gone."""
@@ -117,4 +124,4 @@ class Tiering:
 
     def _hear(self, news: TierNews) -> None:
         self._on_news(news)
-        self.tallies = news.tallies
+        self._tallies = news.tallies

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pdserve.core.blocks import BlockHash, KVEvent, next_block_hash
+from pdserve.core.blocks import BlockHash, HeldBlocks, KVEvent, next_block_hash
 from pdserve.core.endpoint import BlockCounts
 from pdserve.core.tiers import SavedBlock, Tier, TierNews
 from pdserve.kvcache.block_pool import BlockPool, BlockState
@@ -139,6 +139,12 @@ class KVCacheManager:
             self._save(block_id)
         table.num_published = full
 
+    def forget(self, owner: KVOwner) -> None:
+        """The sequence's blocks are hits for others no more, unless others use them already; a sequence without
+        blocks is fine."""
+        if table := self._tables.get(owner.sequence_id):
+            self._cache.forget(block_id for block_id in table.block_ids if self._pool.references(block_id) == 1)
+
     def match_tiers(self, owner: KVOwner, num_hit_blocks: int, limit: int) -> tuple[Tier, ...]:
         """Where the blocks lie that continue a device hit, up to limit tokens, as far as they lie anywhere."""
         if not self._prefix_caching:
@@ -236,9 +242,9 @@ class KVCacheManager:
     def drain_events(self) -> list[KVEvent]:
         return self._cache.drain_events()
 
-    def snapshot(self) -> tuple[int, tuple[BlockHash, ...]]:
-        """(number of the last event, hashes of all cached blocks)."""
-        return self._cache.last_number, self._cache.hashes()
+    def snapshot(self) -> tuple[int, HeldBlocks]:
+        """(number of the last event, all cached blocks)."""
+        return self._cache.last_number, self._cache.held()
 
     def check(self) -> None:
         """Audit every count against the tables and tickets; raises AssertionError. For tests."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind
+from pdserve.core.blocks import BlockHash, HeldBlocks, KVEvent, KVEventKind, Tier
 from pdserve.core.tiers import TierNews
 from pdserve.kvcache.tier_index import TierIndex
 
@@ -11,8 +11,8 @@ class PrefixCache:
     """An exact map of computed or verified blocks.
 
     A hash is held by one block: a second block with the same tokens stays anonymous. Events are numbered
-    from 1 without gaps and wait until drained. They tell what this engine need not compute: what the tiers hold
-    counts as held, so a block that only moves between here and there makes no event.
+    from 1 without gaps and wait until drained. They tell what this engine need not compute, and where it
+    lies at the nearest: here, or in a tier.
     """
 
     def __init__(self, tiers: TierIndex | None = None) -> None:
@@ -30,15 +30,17 @@ class PrefixCache:
         """Of the last event recorded, drained or not."""
         return self._last_number
 
-    def hashes(self) -> tuple[BlockHash, ...]:
+    def held(self) -> HeldBlocks:
         """Everything held here, oldest first, or in a tier."""
-        return *self._blocks, *(found for found in self._tiers.hashes() if found not in self._blocks)
+        below: dict[Tier, list[BlockHash]] = {tier: [] for tier in Tier}
+        for block_hash, tier in self._tiers.items():
+            if block_hash not in self._blocks:
+                below[tier].append(block_hash)
+        return {None: tuple(self._blocks), **{tier: tuple(hashes) for tier, hashes in below.items()}}
 
     def hear(self, news: TierNews) -> None:
         """What the tiers hold has changed."""
-        gained, lost = self._tiers.apply(news)
-        self._record(KVEventKind.STORED, [found for found in gained if found not in self._blocks])
-        self._record(KVEventKind.REMOVED, [gone for gone in lost if gone not in self._blocks])
+        self._record_left(moved for moved in self._tiers.apply(news) if moved not in self._blocks)
 
     def hash_of(self, block_id: int) -> BlockHash | None:
         return self._hashes.get(block_id)
@@ -62,7 +64,7 @@ class PrefixCache:
             self._blocks[block_hash] = block_id
             self._hashes[block_id] = block_hash
             stored.append(block_id)
-        self._record(KVEventKind.STORED, self._only_here(self._hashes[block_id] for block_id in stored))
+        self._record(KVEventKind.STORED, [self._hashes[block_id] for block_id in stored])
         return stored
 
     def forget(self, block_ids: Iterable[int]) -> None:
@@ -73,7 +75,7 @@ class PrefixCache:
             if block_hash is not None:
                 del self._blocks[block_hash]
                 removed.append(block_hash)
-        self._record(KVEventKind.REMOVED, self._only_here(removed))
+        self._record_left(removed)
 
     def drain_events(self) -> list[KVEvent]:
         events, self._events = self._events, []
@@ -83,10 +85,15 @@ class PrefixCache:
         """Both maps must mirror each other; raises AssertionError. For tests."""
         assert {b: h for h, b in self._blocks.items()} == self._hashes, "hash and block maps disagree"
 
-    def _only_here(self, hashes: Iterable[BlockHash]) -> list[BlockHash]:
-        return [block_hash for block_hash in hashes if self._tiers.where(block_hash) is None]
+    def _record_left(self, hashes: Iterable[BlockHash]) -> None:
+        """These do not lie here: they are in a tier, or nowhere."""
+        places: dict[Tier | None, list[BlockHash]] = {}
+        for block_hash in hashes:
+            places.setdefault(self._tiers.where(block_hash), []).append(block_hash)
+        for tier, found in places.items():
+            self._record(KVEventKind.REMOVED if tier is None else KVEventKind.STORED, found, tier)
 
-    def _record(self, kind: KVEventKind, hashes: list[BlockHash]) -> None:
+    def _record(self, kind: KVEventKind, hashes: list[BlockHash], tier: Tier | None = None) -> None:
         if hashes:
             self._last_number += 1
-            self._events.append(KVEvent(number=self._last_number, kind=kind, hashes=tuple(hashes)))
+            self._events.append(KVEvent(number=self._last_number, kind=kind, hashes=tuple(hashes), tier=tier))

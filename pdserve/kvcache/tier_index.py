@@ -1,6 +1,6 @@
 """What the tiers below the device pool hold, as the engine last heard, and the blocks being copied there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import ItemsView, Iterable, Sequence
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import Tier, TierNews
@@ -28,22 +28,21 @@ class TierIndex:
             tiers.append(tier)
         return tuple(tiers)
 
-    def hashes(self) -> tuple[BlockHash, ...]:
-        return tuple(self._tiers)
+    def items(self) -> ItemsView[BlockHash, Tier]:
+        return self._tiers.items()
 
-    def apply(self, news: TierNews) -> tuple[list[BlockHash], list[BlockHash]]:
-        """(hashes held since now, hashes held no more)."""
-        gained, lost = [], []
+    def apply(self, news: TierNews) -> list[BlockHash]:
+        """The hashes that lie elsewhere now, or nowhere any more."""
+        moved = []
         for block_hash, tier in news.changes:
-            held = block_hash in self._tiers
-            if tier is not None:
-                self._tiers[block_hash] = tier
-                if not held:
-                    gained.append(block_hash)
-            elif held:
+            if self._tiers.get(block_hash) is tier:
+                continue
+            moved.append(block_hash)
+            if tier is None:
                 del self._tiers[block_hash]
-                lost.append(block_hash)
-        return gained, lost
+            else:
+                self._tiers[block_hash] = tier
+        return moved
 
 
 class SaveQueue:

@@ -137,8 +137,15 @@ class CostModel:
         return load.backlog_tokens(view, self._now) * load.seconds_per_prompt_token(view)
 
     def _compute(self, view: EngineView) -> float:
-        prompt = self._ask.prompt_tokens
-        return load.prompt_seconds(view.step_model, view.capacity, prompt, prompt - self._ask.uncached(view.key))
+        """With what a tier gives back in time; what takes longer than computing, the engine computes."""
+        prompt, hit = self._ask.prompt_tokens, self._ask.hits.get(view.key)
+        cached = prompt - self._ask.uncached(view.key)
+        seconds = load.prompt_seconds(view.step_model, view.capacity, prompt, cached)
+        if not hit or not hit.restored_tokens:
+            return seconds
+        pool_only = max(0, cached - hit.restored_tokens)
+        computed = load.prompt_seconds(view.step_model, view.capacity, prompt, pool_only)
+        return min(seconds + hit.restore_seconds, computed)
 
     def _decode(self, view: EngineView) -> tuple[float, float]:
         """Seconds per token with this request among the rows, and until there is room for it: the share of

@@ -20,7 +20,7 @@ def find_sources(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> tup
         view
         for view in state.engines
         if (hit := ask.hits.get(view.key))
-        and hit.tokens
+        and hit.pool_tokens
         and view.endpoint.state is EngineState.READY
         and not (view.load and view.load.draining)
         and view.key not in ask.excluded
@@ -44,7 +44,7 @@ def _plan(ask: RouteAsk, target: EngineView, source: EngineView, rules: RoutingR
     if source.key == target.key or source.key in target.lost_links or target.capacity is None:
         return None
     size = target.capacity.block_size
-    blocks = min(ask.hits[source.key].tokens, ask.prompt_tokens - 1) // size
+    blocks = min(ask.hits[source.key].pool_tokens, ask.prompt_tokens - 1) // size
     cached = ask.prompt_tokens - ask.uncached(target.key)
     tokens = blocks * size
     if not target.capacity.prefix_caching or tokens <= cached:

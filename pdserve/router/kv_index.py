@@ -4,16 +4,19 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot
+from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot, Tier
 from pdserve.core.cluster import EngineKey
 
 
 @dataclass(frozen=True, slots=True)
 class BlockHit:
-    """Leading blocks of a chain: those announced, and those announced or expected."""
+    """Leading blocks of a chain: those announced, and those announced or expected. Of the announced ones, in_host and
+    in_disk lie in a tier below the device pool."""
 
     blocks: int
     likely_blocks: int
+    in_host: int = 0
+    in_disk: int = 0
 
 
 @dataclass(slots=True)
@@ -22,6 +25,8 @@ class _Slot:
 
     bit: int
     hashes: set[BlockHash] = field(default_factory=set)
+    below: dict[BlockHash, Tier] = field(default_factory=dict)
+    """Those of them that lie in a tier only."""
     last_number: int | None = None
     """The last event taken in; None until a snapshot is complete."""
     lost: bool = False
@@ -75,7 +80,15 @@ class KVIndex:
                     break
         blocks.update(dict.fromkeys(_bits(exact), len(hashes)))
         likely_blocks.update(dict.fromkeys(_bits(likely), len(hashes)))
-        return {self._keys[bit]: BlockHit(blocks[bit], depth) for bit, depth in likely_blocks.items() if depth}
+        found = {self._keys[bit]: (blocks[bit], depth) for bit, depth in likely_blocks.items() if depth}
+        return {key: self._hit(key, hashes[:exact], exact, depth) for key, (exact, depth) in found.items()}
+
+    def _hit(self, key: EngineKey, chain: Sequence[BlockHash], blocks: int, likely_blocks: int) -> BlockHit:
+        below = self._slots[key].below
+        if not below:
+            return BlockHit(blocks, likely_blocks)
+        tiers = [below[block_hash] for block_hash in chain if block_hash in below]
+        return BlockHit(blocks, likely_blocks, tiers.count(Tier.HOST), tiers.count(Tier.DISK))
 
     def apply(self, key: EngineKey, events: Sequence[KVEvent]) -> bool:
         """Take in events of one incarnation; False when some before them are missing, or no snapshot has
@@ -96,7 +109,7 @@ class KVIndex:
         if snapshot.first:
             self.drop(key)
         slot = self._slot(key)
-        self._store(slot, snapshot.hashes)
+        self._store(slot, snapshot.hashes, snapshot.tier)
         if snapshot.last:
             slot.last_number = snapshot.number
             slot.lost = False
@@ -136,21 +149,29 @@ class KVIndex:
     def _take(self, slot: _Slot, event: KVEvent) -> None:
         match event.kind:
             case KVEventKind.STORED:
-                self._store(slot, event.hashes)
+                self._store(slot, event.hashes, event.tier)
             case KVEventKind.REMOVED:
                 self._remove(slot, event.hashes)
             case KVEventKind.CLEARED:
                 self._remove(slot, tuple(slot.hashes))
 
-    def _store(self, slot: _Slot, hashes: Sequence[BlockHash]) -> None:
-        for block_hash in hashes[: max(0, self._max_blocks - len(slot.hashes))]:
-            slot.hashes.add(block_hash)
-            self._holders[block_hash] = self._holders.get(block_hash, 0) | slot.bit
+    def _store(self, slot: _Slot, hashes: Sequence[BlockHash], tier: Tier | None) -> None:
+        for block_hash in hashes:
+            if block_hash not in slot.hashes:
+                if len(slot.hashes) >= self._max_blocks:
+                    continue
+                slot.hashes.add(block_hash)
+                self._holders[block_hash] = self._holders.get(block_hash, 0) | slot.bit
+            if tier is None:
+                slot.below.pop(block_hash, None)
+            else:
+                slot.below[block_hash] = tier
 
     def _remove(self, slot: _Slot, hashes: Sequence[BlockHash]) -> None:
         for block_hash in hashes:
             if block_hash in slot.hashes:
                 slot.hashes.remove(block_hash)
+                slot.below.pop(block_hash, None)
                 self._clear(block_hash, slot.bit)
 
     def _clear(self, block_hash: BlockHash, bit: int) -> None:

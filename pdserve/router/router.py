@@ -3,13 +3,13 @@
 from collections import OrderedDict
 from dataclasses import replace
 
-from pdserve.core.blocks import BlockHash, block_hashes, hash_namespace
+from pdserve.core.blocks import BlockHash, Tier, block_hashes, hash_namespace
 from pdserve.core.cluster import ClusterState, EngineKey, EngineView, Mode, PrefixHit, Route, RouteAsk, expected_output
-from pdserve.core.endpoint import Endpoint, EngineCapacity, Role
+from pdserve.core.endpoint import Endpoint, EngineCapacity, LoadSnapshot, Role
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
 from pdserve.router.cost import CostModel
-from pdserve.router.kv_index import KVIndex
+from pdserve.router.kv_index import BlockHit, KVIndex
 from pdserve.router.options import find_options, ready_engines
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rules import RoutingRules
@@ -109,12 +109,19 @@ class Router:
     def _hits(self, request: Request, state: ClusterState) -> dict[EngineKey, PrefixHit]:
         """One walk of the index per way of naming blocks; all engines of a deployment share one."""
         capacities = {view.key: view.capacity for view in state.engines if view.capacity}
+        loads = {view.key: view.load for view in state.engines}
         hits: dict[EngineKey, PrefixHit] = {}
         for naming in {_naming(capacity): capacity for capacity in capacities.values()}.values():
             size = naming.block_size
             for key, hit in self._index.match(self._chain(request, naming), state.now).items():
                 if key in capacities and _naming(capacities[key]) == _naming(naming):
-                    hits[key] = PrefixHit(tokens=hit.blocks * size, likely_tokens=hit.likely_blocks * size)
+                    seconds = _restore_seconds(hit, loads[key]) if hit.in_host or hit.in_disk else 0.0
+                    hits[key] = PrefixHit(
+                        tokens=hit.blocks * size,
+                        likely_tokens=hit.likely_blocks * size,
+                        restored_tokens=(hit.in_host + hit.in_disk) * size,
+                        restore_seconds=seconds,
+                    )
         return hits
 
     def _chain(self, request: Request, capacity: EngineCapacity) -> tuple[BlockHash, ...]:
@@ -159,3 +166,9 @@ def _without(view: EngineView, request: Request) -> EngineView:
             reserved_tokens=max(0, booked.reserved_tokens - prompt - expected_output(request.sampling.max_tokens)),
         ),
     )
+
+
+def _restore_seconds(hit: BlockHit, load: LoadSnapshot | None) -> float:
+    """What the engine has not measured yet counts as nothing: it is then tried."""
+    seconds = {tally.tier: tally.seconds_per_block for tally in load.tiers} if load else {}
+    return hit.in_host * seconds.get(Tier.HOST, 0.0) + hit.in_disk * seconds.get(Tier.DISK, 0.0)

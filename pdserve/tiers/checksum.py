@@ -5,20 +5,30 @@ another model's engine, does not verify. Equal names may have different bytes on
 speaks only of the copy it was taken of, and travels with it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import xxhash
-from numpy import uint8
-from numpy.typing import NDArray
 
 from pdserve.core.blocks import BlockHash
+from pdserve.tiers.arena import Bytes
 
 CHECKSUM_BYTES = 16
 
+Checksum = Callable[[BlockHash, Bytes], bytes]
+"""(hash, bytes of a block in order [layer][k|v][head][slot][dim], flat or in pieces) → 16 bytes."""
 
-def block_checksum(identity: bytes, block_hash: BlockHash, pieces: Iterable[NDArray[uint8]]) -> bytes:
-    """16 bytes; pieces are the block's bytes in order [layer][k|v][head][slot][dim]."""
-    digest = xxhash.xxh3_128(seed=xxhash.xxh3_64_intdigest(identity + block_hash))
-    for piece in pieces:
-        digest.update(piece.data)
-    return bytes(digest.digest())
+
+def checksum_of(identity: bytes) -> Checksum:
+    """The checksum of a store's blocks. Hashes are random bits already, so their first half joins the seed as it is."""
+    own = xxhash.xxh3_64_intdigest(identity)
+
+    def checksum(block_hash: BlockHash, block: Bytes) -> bytes:
+        seed = own ^ int.from_bytes(block_hash[:8], "little")
+        if block.ndim == 1:
+            return xxhash.xxh3_128_digest(block.data, seed)
+        digest = xxhash.xxh3_128(seed=seed)
+        for piece in block:
+            digest.update(piece.data)
+        return digest.digest()
+
+    return checksum

@@ -1,45 +1,125 @@
-"""A worker's KV memory block by block, whatever it is made of."""
+"""A worker's KV memory block by block, whatever it is made of.
 
-import numpy as np
-from numpy.typing import NDArray
+Host memory is read and written in place. What torch allocated, on a GPU as a rule, is copied asynchronously in a
+stream of its own, so that copies run beside the steps; from pinned rows (`arena.allocate_rows`) the GPU copies by
+itself, otherwise the driver does.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from numpy.lib.stride_tricks import as_strided
 
 from pdserve.core.layout import KVLayout
-from pdserve.transfer.memory import HostMemory, KVMemory
+from pdserve.tiers.arena import Bytes, Rows, Slots
+from pdserve.transfer.memory import HostMemory, KVMemory, MemoryKind, TensorMemory
 
-Bytes = NDArray[np.uint8]
 
+class DeviceBlocks(Protocol):
+    """Whole blocks in canonical order: [layer][k|v][head][slot][dim]."""
 
-class DeviceBlocks:
-    """Copies whole blocks between a KV memory and host buffers, in canonical order.
+    layout: KVLayout
+    in_place: bool
+    """Whether `view` shows the blocks themselves; otherwise there is no view."""
+    pinned: bool
+    """Whether rows for it should be."""
 
-    Host memory is used in place; what lies on a GPU goes through buffers.
-    """
-
-    def __init__(self, memory: KVMemory, layout: KVLayout) -> None:
-        self.layout = layout
-        self._memory = memory
-        self._array = memory.array if isinstance(memory, HostMemory) else None
-
-    def pieces(self, block: int) -> list[Bytes] | None:
-        """The block's bytes themselves, in order; None when they are not in host memory."""
-        if self._array is None:
-            return None
-        return [self._array[offset : offset + length] for offset, length in self.layout.spans(block)]
+    def view(self, block: int) -> Bytes:
+        """The block's bytes: flat, or where it lies in pieces of shape [pieces, bytes of a piece]."""
+        ...
 
     def read(self, block: int, into: Bytes) -> None:
-        """Fill a buffer of block_bytes."""
-        at = 0
-        for piece in self.pieces(block) or self._fetched(block):
-            into[at : at + piece.nbytes] = piece
-            at += piece.nbytes
+        """Copy a block into block_bytes of the host's; returns when they are there."""
+        ...
 
-    def write(self, block: int, source: Bytes) -> None:
-        """Overwrite the block with a buffer of block_bytes; returns when the bytes are there."""
-        at = 0
-        for offset, length in self.layout.spans(block):
-            self._memory.write(offset, source[at : at + length])
-            at += length
+    def write(self, blocks: Sequence[int], rows: Rows, slots: Slots) -> None:
+        """Begin to overwrite blocks with those of the rows, which stay as they are until `settle`."""
+        ...
 
-    def _fetched(self, block: int) -> list[Bytes]:
-        spans = np.array(list(self.layout.spans(block)), dtype=np.uint64)
-        return list(self._memory.chunks(spans[:, 0], spans[:, 1]))
+    def settle(self) -> None:
+        """Wait until what was begun is there."""
+        ...
+
+
+def device_blocks(memory: KVMemory, layout: KVLayout) -> DeviceBlocks:
+    """layout is that of the memory: of a rank, where it holds a part of every block."""
+    if isinstance(memory, HostMemory):
+        return HostBlocks(memory, layout)
+    if isinstance(memory, TensorMemory):
+        return TensorBlocks(memory, layout)
+    raise TypeError(f"no blocks in a {type(memory).__name__}")
+
+
+class HostBlocks:
+    """Blocks in host memory."""
+
+    in_place = True
+    pinned = False
+
+    def __init__(self, memory: HostMemory, layout: KVLayout) -> None:
+        self.layout = layout
+        shape, strides = _shape_and_strides(layout)
+        self._blocks = as_strided(memory.array, shape, strides)
+        self._flat: Rows | None = self._blocks[:, 0] if shape[1] == 1 else None
+
+    def view(self, block: int) -> Bytes:
+        view: Bytes = (self._blocks if self._flat is None else self._flat)[block]
+        return view
+
+    def read(self, block: int, into: Bytes) -> None:
+        into.reshape(self._blocks.shape[1:])[...] = self._blocks[block]
+
+    def write(self, blocks: Sequence[int], rows: Rows, slots: Slots) -> None:
+        if self._flat is not None and tuple(blocks) == tuple(range(blocks[0], blocks[0] + len(blocks))):
+            # One call for all of them; clip spares it a second buffer.
+            rows.take(slots, axis=0, out=self._flat[blocks[0] : blocks[0] + len(blocks)], mode="clip")
+            return
+        shaped = rows.reshape(-1, *self._blocks.shape[1:])
+        for block, slot in zip(blocks, slots, strict=True):
+            self._blocks[block] = shaped[slot]
+
+    def settle(self) -> None:
+        """Nothing is ever under way."""
+
+
+class TensorBlocks:
+    """Blocks in a tensor, reached by copies only."""
+
+    in_place = False
+
+    def __init__(self, memory: TensorMemory, layout: KVLayout) -> None:
+        self.layout = layout
+        self.pinned = memory.kind is MemoryKind.CUDA
+        self._memory = memory
+        self._blocks = torch.as_strided(memory.tensor, *_shape_and_strides(layout))
+
+    def view(self, block: int) -> Bytes:
+        raise TypeError(f"block {block} does not lie in host memory")
+
+    def read(self, block: int, into: Bytes) -> None:
+        with self._memory.beside_steps():
+            self._host_tensor(into).copy_(self._blocks[block], non_blocking=True)
+        self.settle()
+
+    def write(self, blocks: Sequence[int], rows: Rows, slots: Slots) -> None:
+        with self._memory.beside_steps():
+            for block, slot in zip(blocks, slots, strict=True):
+                self._blocks[block].copy_(self._host_tensor(rows[slot]), non_blocking=True)
+
+    def settle(self) -> None:
+        if self.pinned:
+            with self._memory.beside_steps():
+                torch.cuda.current_stream(self._blocks.device).synchronize()
+
+    def _host_tensor(self, block: Bytes) -> torch.Tensor:
+        return torch.from_numpy(block).view(self._blocks.shape[1:])
+
+
+def _shape_and_strides(layout: KVLayout) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Of memory seen as [block, piece, byte], in bytes."""
+    spans = list(layout.spans(0))
+    length = spans[0][1]
+    next_block = next(iter(layout.spans(1)))[0] if layout.num_blocks > 1 else length
+    between = spans[1][0] - spans[0][0] if len(spans) > 1 else length
+    return (layout.num_blocks, len(spans), length), (next_block, between, 1)

@@ -10,26 +10,19 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.errors import ConfigError
+from pdserve.core.tiers import Tier
+from pdserve.tiers.entry import Entry
 from pdserve.tiers.eviction import SegmentedLRU
 from pdserve.tiers.slot_file import Label, SlotFile, slots_within
 
 _LOCK_PATIENCE = 5.0
 """Seconds an engine waits for its predecessor, killed already, to be gone."""
 _LOCK_RETRY = 0.05
-
-
-@dataclass(slots=True, eq=False)
-class DiskEntry:
-    """pins counts those that read or write its slot just now; it is not given away meanwhile."""
-
-    label: Label
-    pins: int = 0
 
 
 class DiskTier:
@@ -40,13 +33,13 @@ class DiskTier:
         self._lock = lock
         labels, self.num_damaged = file.labels()
         self._order = SegmentedLRU(file.num_slots)
-        self._entries: dict[BlockHash, DiskEntry] = {}
+        self._entries: dict[BlockHash, Entry] = {}
         for label in labels:
             # Of two with one name, which only a torn write can leave, the newer one counts.
             self._order.remove(label.block_hash)
             self._order.add(label.block_hash)
-            self._entries[label.block_hash] = DiskEntry(label)
-        taken = {entry.label.slot for entry in self._entries.values()}
+            self._entries[label.block_hash] = _entry(label)
+        taken = {entry.slot for entry in self._entries.values()}
         self._free = [slot for slot in range(file.num_slots - 1, -1, -1) if slot not in taken]
         self._stamp = max((label.stamp for label in labels), default=0)
         self._refused: OrderedDict[BlockHash, None] = OrderedDict()
@@ -77,7 +70,7 @@ class DiskTier:
     def __contains__(self, block_hash: BlockHash) -> bool:
         return block_hash in self._entries
 
-    def get(self, block_hash: BlockHash) -> DiskEntry | None:
+    def get(self, block_hash: BlockHash) -> Entry | None:
         return self._entries.get(block_hash)
 
     def hashes(self) -> tuple[BlockHash, ...]:
@@ -106,16 +99,16 @@ class DiskTier:
             evicted = self._order.victim(lambda victim: not self._entries[victim].pins)
             if evicted is None:
                 return None
-            self._free.append(self.remove(evicted).label.slot)
+            self._free.append(self.remove(evicted).slot)
         self._stamp += 1
         return Label(self._free.pop(), self._stamp, block_hash, checksum), evicted
 
     def put(self, label: Label) -> None:
         """The label and its block are written."""
-        self._entries[label.block_hash] = DiskEntry(label)
+        self._entries[label.block_hash] = _entry(label)
         self._order.add(label.block_hash)
 
-    def remove(self, block_hash: BlockHash) -> DiskEntry:
+    def remove(self, block_hash: BlockHash) -> Entry:
         """Take an entry out; its slot is the caller's."""
         self._order.remove(block_hash)
         return self._entries.pop(block_hash)
@@ -129,6 +122,10 @@ class DiskTier:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _entry(label: Label) -> Entry:
+    return Entry(label.block_hash, Tier.DISK, label.slot, label.checksum)
 
 
 def _locked(path: Path) -> int:

@@ -1,146 +1,113 @@
-"""One restore: copy blocks to the device and verify them there, a few batches at a time.
+"""One restore: copy blocks to the device and verify them there, a little at a time.
 
-Each thread copies a block (or reads a batch from disk) and computes its checksum while the bytes are still in the
-core's cache, in the target memory itself where that is host memory. So two threads restore at about the speed at
-which one copies.
+What was copied is verified while it is still in the core's cache, in the target memory itself where that is host
+memory; for a GPU it is verified in the host's, just before its asynchronous copy begins. One thread does all of it:
+a core copies about as fast as its memory goes, and two would wait for each other at the interpreter's lock with every
+block (xxhash keeps it for blocks below 100 kB).
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, wait
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import groupby, pairwise
 from time import perf_counter
 
 import numpy as np
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import Tier, TierRead
-from pdserve.tiers.device import Bytes, DeviceBlocks
-from pdserve.tiers.store import Source, TierStore
+from pdserve.tiers.arena import Bytes, Rows, Slots, allocate_rows
+from pdserve.tiers.device import DeviceBlocks
+from pdserve.tiers.entry import Entry
+from pdserve.tiers.store import TierStore
 
-THREADS = 2
-_BATCH_BYTES = 2**20
-
-_Pair = tuple[Source, int]
-"""A block in a tier and its target."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Brought:
-    """What became of a batch: how many leading blocks are verified, and the seconds a thread was busy with it."""
-
-    tier: Tier
-    verified: int
-    complete: bool
-    seconds: float
+PART_BYTES = 2**20
+"""Copied or read before it is verified: it still lies in a core's cache then."""
 
 
 class Restorer:
-    """Runs restores, one at a time, for its caller to wait for; the copying is done by the pool's threads."""
+    """Runs restores, one at a time, on the caller's thread. Raises MemoryError when staging rows are not to be had."""
 
-    def __init__(self, store: TierStore, device: DeviceBlocks, pool: Executor) -> None:
+    def __init__(self, store: TierStore, device: DeviceBlocks) -> None:
         self._store = store
         self._device = device
-        self._pool = pool
-        self._batch = max(1, _BATCH_BYTES // device.layout.block_bytes)
+        block_bytes = device.layout.block_bytes
+        self._step = max(1, PART_BYTES // block_bytes)
+        self._staging: Rows | None = None
+        if not device.in_place:
+            self._staging = allocate_rows(self._step, block_bytes, pinned=device.pinned)
 
     def restore(self, hashes: Sequence[BlockHash], blocks: Sequence[int]) -> tuple[int, tuple[TierRead, ...]]:
         """(number of leading target blocks that hold verified bytes, what came from where).
 
-        Returns, or raises, only when no thread touches the targets any more."""
-        sources = self._store.pin(hashes)
-        began = perf_counter()
+        Returns, or raises, only when nothing touches the targets any more."""
+        entries = self._store.pin(hashes)
+        counts, seconds = dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0.0)
         try:
-            batches = self._batches(list(zip(sources, blocks, strict=False)))
-            bringing = [self._pool.submit(self._bring, batch) for batch in batches]
-            wait(bringing)
-            brought = [batch.result() for batch in bringing]
-            verified = _leading(brought)
-            self._store.restored(sources[:verified])
+            for tier, run in groupby(zip(entries, blocks, strict=False), key=lambda pair: pair[0].tier):
+                began = perf_counter()
+                sources, targets = zip(*run, strict=True)
+                count = self._bring(tier, sources, targets)
+                counts[tier] += count
+                seconds[tier] += perf_counter() - began
+                if count < len(sources):
+                    break
+            self._store.restored(counts)
         finally:
-            self._store.release(sources)
-        return verified, tuple(_reads(sources[:verified], brought, perf_counter() - began))
+            self._store.release(entries)
+        reads = [TierRead(tier=tier, blocks=counts[tier], seconds=seconds[tier]) for tier in Tier if counts[tier]]
+        return sum(counts.values()), tuple(reads)
 
-    def _batches(self, pairs: list[_Pair]) -> Iterator[list[_Pair]]:
-        """Each of one tier."""
-        for _, group in groupby(pairs, key=lambda pair: pair[0].tier):
-            run = list(group)
-            for first in range(0, len(run), self._batch):
-                yield run[first : first + self._batch]
-
-    def _bring(self, batch: list[_Pair]) -> _Brought:
-        began = perf_counter()
-        tier = batch[0][0].tier
+    def _bring(self, tier: Tier, sources: Sequence[Entry], targets: Sequence[int]) -> int:
+        """How many leading blocks, all of one tier, came and are verified."""
+        bring = self._from_host if tier is Tier.HOST else self._from_disk
+        slots = np.array([source.slot for source in sources])
+        done = 0
         try:
-            count = self._from_host(batch) if tier is Tier.HOST else self._from_disk(batch)
+            for first in range(0, len(sources), self._step):
+                part = slice(first, first + self._step)
+                done += bring(sources[part], slots[part], targets[part])
+                if done < min(part.stop, len(sources)):
+                    break
         except OSError:
-            self._store.drop(batch[0][0], corrupt=False)
-            count = 0
-        return _Brought(tier, count, count == len(batch), perf_counter() - began)
+            self._store.drop(sources[done], corrupt=False)
+        finally:
+            self._device.settle()
+        return done
 
-    def _from_host(self, batch: list[_Pair]) -> int:
-        for index, (source, block) in enumerate(batch):
-            view = self._store.host_view(source.slot)
-            pieces = self._device.pieces(block)
-            if pieces is not None:
-                _scatter(view, pieces)
-            if not self._verify(source, pieces or [view]):
-                return index
-            if pieces is None:
-                self._device.write(block, view)
-        return len(batch)
+    def _from_host(self, sources: Sequence[Entry], slots: Slots, targets: Sequence[int]) -> int:
+        rows = self._store.host_rows
+        if self._device.in_place:
+            self._device.write(targets, rows, slots)
+            return self._num_verified(sources, [self._device.view(block) for block in targets])
+        count = self._num_verified(sources, [rows[slot] for slot in slots])
+        self._device.write(targets[:count], rows, slots[:count])
+        return count
 
-    def _from_disk(self, batch: list[_Pair]) -> int:
-        """Into the target itself, or by way of a buffer where that is not host memory."""
-        targets = [self._device.pieces(block) or [self._buffer()] for _, block in batch]
-        self._read(batch, targets)
-        for index, ((source, block), pieces) in enumerate(zip(batch, targets, strict=True)):
-            if not self._verify(source, pieces):
-                return index
-            if self._device.pieces(block) is None:
-                self._device.write(block, pieces[0])
-        return len(batch)
+    def _from_disk(self, sources: Sequence[Entry], slots: Slots, targets: Sequence[int]) -> int:
+        """Into the target itself, or by way of staging rows where that is not host memory."""
+        if self._staging is None:
+            views = [self._device.view(block) for block in targets]
+            self._read(slots, views)
+            return self._num_verified(sources, views)
+        self._device.settle()
+        views = list(self._staging[: len(sources)])
+        self._read(slots, views)
+        count = self._num_verified(sources, views)
+        self._device.write(targets[:count], self._staging, np.arange(count))
+        return count
 
-    def _read(self, batch: list[_Pair], targets: list[list[Bytes]]) -> None:
+    def _read(self, slots: Slots, targets: Sequence[Bytes]) -> None:
         """Adjacent slots in one go."""
-        slots = [source.slot for source, _ in batch]
-        first = 0
-        for end in range(1, len(slots) + 1):
-            if end == len(slots) or slots[end] != slots[end - 1] + 1:
-                self._store.read_disk(slots[first], targets[first:end])
-                first = end
+        ends = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
+        for first, end in pairwise(ends):
+            self._store.read_disk(int(slots[first]), targets[first:end])
 
-    def _verify(self, source: Source, pieces: list[Bytes]) -> bool:
-        if self._store.checksum(source.block_hash, pieces) == source.checksum:
-            return True
-        self._store.drop(source, corrupt=True)
-        return False
-
-    def _buffer(self) -> Bytes:
-        return np.empty(self._device.layout.block_bytes, dtype=np.uint8)
-
-
-def _scatter(source: Bytes, pieces: list[Bytes]) -> None:
-    at = 0
-    for piece in pieces:
-        piece[...] = source[at : at + piece.nbytes]
-        at += piece.nbytes
-
-
-def _leading(brought: Sequence[_Brought]) -> int:
-    """Blocks before the first that did not verify."""
-    total = 0
-    for batch in brought:
-        total += batch.verified
-        if not batch.complete:
-            break
-    return total
-
-
-def _reads(sources: Sequence[Source], brought: Sequence[_Brought], seconds: float) -> Iterator[TierRead]:
-    """The time the restore took, divided as the threads were busy with each tier."""
-    busy = sum(batch.seconds for batch in brought)
-    for tier in Tier:
-        if blocks := sum(source.tier is tier for source in sources):
-            share = sum(batch.seconds for batch in brought if batch.tier is tier) / busy
-            yield TierRead(tier=tier, blocks=blocks, seconds=share * seconds)
+    def _num_verified(self, sources: Sequence[Entry], views: Sequence[Bytes]) -> int:
+        """How many leading blocks have their checksum; the first that has not is dropped."""
+        checksum = self._store.checksum
+        verified = 0
+        for source, view in zip(sources, views, strict=True):
+            if checksum(source.block_hash, view) != source.checksum:
+                self._store.drop(source, corrupt=True)
+                break
+            verified += 1
+        return verified

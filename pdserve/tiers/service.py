@@ -1,4 +1,4 @@
-"""The store on an event loop: saves and restores each on a thread of their own, answers with news."""
+"""The store on an event loop: saves and restores, each on a thread of their own; they are answered with news."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +8,10 @@ from pdserve.core.blocks import BlockHash
 from pdserve.core.errors import ConfigError
 from pdserve.core.layout import KVLayout
 from pdserve.core.tiers import RestoreReceipt, SavedBlock, TierNews
-from pdserve.tiers.device import DeviceBlocks
+from pdserve.tiers.device import device_blocks
 from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.host import HostTier
-from pdserve.tiers.restore import THREADS, Restorer
+from pdserve.tiers.restore import Restorer
 from pdserve.tiers.spec import TierSpec
 from pdserve.tiers.store import TierStore
 from pdserve.transfer.memory import KVMemory
@@ -23,12 +23,11 @@ CLOSE_DEADLINE = 2.0
 class LocalTierService:
     """Implements core.tiers.TierService over the worker's own memory. Open with `open`."""
 
-    def __init__(self, store: TierStore, device: DeviceBlocks) -> None:
+    def __init__(self, store: TierStore, restorer: Restorer) -> None:
         self._store = store
+        self._restorer = restorer
         self._saves = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-save")
         self._restores = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-restore")
-        self._copies = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="kv-copy")
-        self._restorer = Restorer(store, device, self._copies)
 
     @classmethod
     async def open(
@@ -38,8 +37,7 @@ class LocalTierService:
 
         name is the engine's, or its rank's, and the same after a restart; the part of a shared folder that is its own.
         computed_by names whatever else decides a block's bytes: blocks on disk are used by its equals only."""
-        store, device = await asyncio.to_thread(_open, spec, name, layout, memory, computed_by)
-        return cls(store, device)
+        return cls(*await asyncio.to_thread(_open, spec, name, layout, memory, computed_by))
 
     async def contents(self) -> TierNews:
         return self._store.contents()
@@ -58,21 +56,21 @@ class LocalTierService:
 
     async def close(self) -> None:
         """Finish what is under way, within CLOSE_DEADLINE; the disk tier stays for the next incarnation."""
-        pools = (self._saves, self._restores, self._copies)
-        for pool in pools:
+        for pool in (self._saves, self._restores):
             pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._store.close, CLOSE_DEADLINE)
 
 
 def _open(
     spec: TierSpec, name: str, layout: KVLayout, memory: KVMemory, computed_by: str
-) -> tuple[TierStore, DeviceBlocks]:
+) -> tuple[TierStore, Restorer]:
     identity = sha256(layout.wire_hash + computed_by.encode()).digest()
     slots = spec.host_bytes // layout.block_bytes
     if not slots:
         raise ConfigError(f"kv.tiers.host: {spec.host_bytes} bytes hold no block of {layout.block_bytes}; raise it")
+    device = device_blocks(memory, layout)
     try:
-        host = HostTier(slots, layout.block_bytes)
+        host = HostTier(slots, layout.block_bytes, pinned=device.pinned)
     except MemoryError as error:
         raise ConfigError(f"kv.tiers.host: {error}; lower it") from error
     disk = None
@@ -84,5 +82,5 @@ def _open(
             block_bytes=layout.block_bytes,
             identity=identity,
         )
-    device = DeviceBlocks(memory, layout)
-    return TierStore(device, host, disk, identity), device
+    store = TierStore(device, host, disk, identity)
+    return store, Restorer(store, device)

@@ -12,7 +12,7 @@ checksum when it is read, does not fit. So nothing is ever synced: a cache need 
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ import xxhash
 
 from pdserve.core.blocks import HASH_BYTES, BlockHash
 from pdserve.core.errors import ConfigError
+from pdserve.tiers.arena import Bytes
 from pdserve.tiers.checksum import CHECKSUM_BYTES
-from pdserve.tiers.device import Bytes
 
 ALIGNMENT = 4096
 IDENTITY_BYTES = 32
-_MAGIC = b"pdserve-kv-tier1"
+_MAGIC = b"pdserve-kv-tier2"
 _HEADER = struct.Struct(f"<16sQQ{IDENTITY_BYTES}sQ")
 _LABEL = struct.Struct(f"<QQ{HASH_BYTES}s{CHECKSUM_BYTES}s8xQ")
 """Stamp (never 0), slot, block hash, checksum, check."""
@@ -93,11 +93,17 @@ class SlotFile:
     def blank(self, slot: int) -> None:
         self._write(memoryview(bytes(_LABEL.size)), ALIGNMENT + slot * _LABEL.size)
 
-    def read(self, slot: int, targets: Sequence[Sequence[Bytes]]) -> None:
-        """Read the blocks of slots slot, slot + 1, … each into its pieces, with as few calls as possible."""
-        vectors = [piece for pieces in targets for piece in (*pieces, self._padding)]
-        for at, group in self._vector_groups(vectors, self._offset(slot)):
-            _read_fully(self._fd, group, at)
+    def read(self, slot: int, targets: Sequence[Bytes]) -> None:
+        """Read the blocks of slots slot, slot + 1, … each into its target, flat or in pieces, with as few calls as
+        possible."""
+        vectors: list[memoryview] = []
+        for target in targets:
+            vectors += [target.data] if target.ndim == 1 else [piece.data for piece in target]
+            if self._padding.nbytes:
+                vectors.append(self._padding.data)
+        at = self._offset(slot)
+        for first in range(0, len(vectors), _MAX_VECTORS):
+            at += _read_fully(self._fd, vectors[first : first + _MAX_VECTORS], at)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -112,13 +118,6 @@ class SlotFile:
             written = os.pwrite(self._fd, data, offset)
             data, offset = data[written:], offset + written
 
-    def _vector_groups(self, vectors: list[Bytes], at: int) -> Iterator[tuple[int, list[memoryview]]]:
-        whole = [vector.data for vector in vectors if vector.nbytes]
-        for first in range(0, len(whole), _MAX_VECTORS):
-            group = whole[first : first + _MAX_VECTORS]
-            yield at, group
-            at += sum(vector.nbytes for vector in group)
-
 
 def slots_within(size: int, block_bytes: int) -> int:
     """How many blocks fit into a file of at most size bytes."""
@@ -128,7 +127,9 @@ def slots_within(size: int, block_bytes: int) -> int:
     return slots
 
 
-def _read_fully(fd: int, vectors: list[memoryview], at: int) -> None:
+def _read_fully(fd: int, vectors: list[memoryview], at: int) -> int:
+    """How many bytes they take."""
+    begun = at
     while vectors:
         count = os.preadv(fd, vectors, at)
         if count == 0:
@@ -138,6 +139,7 @@ def _read_fully(fd: int, vectors: list[memoryview], at: int) -> None:
             count -= vectors.pop(0).nbytes
         if count:
             vectors[0] = vectors[0][count:]
+    return at - begun
 
 
 def _create(path: Path, header: bytes, size: int) -> int:

@@ -9,34 +9,24 @@ a thread of its own, readable all the while. When the disk does not keep up, blo
 never waits for a disk.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import SavedBlock, Tier, TierNews
-from pdserve.tiers.checksum import block_checksum
-from pdserve.tiers.device import Bytes, DeviceBlocks
-from pdserve.tiers.disk import DiskEntry, DiskTier
-from pdserve.tiers.host import HostEntry, HostTier
+from pdserve.tiers.arena import Bytes, Rows
+from pdserve.tiers.checksum import checksum_of
+from pdserve.tiers.device import DeviceBlocks
+from pdserve.tiers.disk import DiskTier
+from pdserve.tiers.entry import Entry
+from pdserve.tiers.host import HostTier
 from pdserve.tiers.tally import TierCounter
 
 _AHEAD_SHARE = 8
 _AHEAD_BYTES = 64 * 2**20
 """Slots kept free or being written to disk: this part of the host tier, but not more than these bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A block found for a restore, pinned until released."""
-
-    block_hash: BlockHash
-    tier: Tier
-    slot: int
-    checksum: bytes
-    entry: HostEntry | DiskEntry
 
 
 class TierStore:
@@ -46,7 +36,8 @@ class TierStore:
         self._device = device
         self._host = host
         self._disk = disk
-        self._identity = identity
+        self.checksum = checksum_of(identity)
+        """(block hash, block) → 16 bytes."""
         block_bytes = device.layout.block_bytes
         self._ahead = max(1, min(host.num_slots // _AHEAD_SHARE, _AHEAD_BYTES // block_bytes)) if disk else 0
         self._lock = Lock()
@@ -55,7 +46,7 @@ class TierStore:
             counter = TierCounter(Tier.DISK, disk.file.num_slots, block_bytes, corrupt=disk.num_damaged)
             self._counts[Tier.DISK] = counter
         self._changed: set[BlockHash] = set()
-        self._spilling: dict[BlockHash, HostEntry] = {}
+        self._spilling: dict[BlockHash, Entry] = {}
         self._spills: SimpleQueue[BlockHash | None] = SimpleQueue()
         self._spiller = Thread(target=self._spill_all, name="kv-spill", daemon=True)
         if disk:
@@ -86,66 +77,68 @@ class TierStore:
                 continue
             view = self._host.view(slot)
             self._device.read(block, view)
-            checksum = self.checksum(block_hash, [view])
+            checksum = self.checksum(block_hash, view)
             with self._lock:
                 self._host.put(block_hash, slot, checksum)
                 self._counts[Tier.HOST].saved += 1
                 self._changed.add(block_hash)
                 self._make_room()
 
-    def pin(self, hashes: Sequence[BlockHash]) -> list[Source]:
+    def pin(self, hashes: Sequence[BlockHash]) -> list[Entry]:
         """The longest held prefix of a chain, to be released after use; that counts as use."""
-        sources: list[Source] = []
+        entries: list[Entry] = []
         with self._lock:
             for block_hash in hashes:
-                if (source := self._find(block_hash)) is None:
+                if (entry := self._find(block_hash)) is None:
                     self._changed.add(block_hash)
                     break
-                source.entry.pins += 1
-                sources.append(source)
-            self._use([source.block_hash for source in sources])
-        return sources
+                entry.pins += 1
+                entries.append(entry)
+            self._use([entry.block_hash for entry in entries])
+        return entries
 
-    def release(self, sources: Sequence[Source]) -> None:
+    def release(self, entries: Sequence[Entry]) -> None:
         with self._lock:
-            for source in sources:
-                source.entry.pins -= 1
-                if isinstance(source.entry, HostEntry):
-                    self._give_back_left(source.entry)
+            for entry in entries:
+                entry.pins -= 1
+                if entry.left:
+                    self._give_back_left(entry)
 
-    def restored(self, sources: Sequence[Source]) -> None:
-        """These were copied to the device and verified there."""
+    def restored(self, counts: Mapping[Tier, int]) -> None:
+        """So many blocks of each tier were copied to the device and verified there."""
         with self._lock:
-            for source in sources:
-                self._counts[source.tier].restored += 1
+            for tier in counts.keys() & self._counts.keys():
+                self._counts[tier].restored += counts[tier]
 
-    def drop(self, source: Source, *, corrupt: bool) -> None:
+    def drop(self, entry: Entry, *, corrupt: bool) -> None:
         """A pinned block is damaged, or could not be read: it is not asked for again."""
         with self._lock:
-            counter = self._counts[source.tier]
+            counter = self._counts[entry.tier]
             counter.corrupt += corrupt
             counter.failed += not corrupt
-            self._changed.add(source.block_hash)
-            if isinstance(source.entry, HostEntry):
-                if self._host.get(source.block_hash) is source.entry:
-                    self._host.remove(source.block_hash).left = True
+            self._changed.add(entry.block_hash)
+            if entry.tier is Tier.HOST:
+                if self._host.get(entry.block_hash) is entry:
+                    self._host.remove(entry.block_hash).left = True
                 return
-            if not self._disk or self._disk.get(source.block_hash) is not source.entry:
+            if not self._disk or self._disk.get(entry.block_hash) is not entry:
                 return
-            self._disk.remove(source.block_hash)
+            self._disk.remove(entry.block_hash)
         if corrupt:
-            self._blank(self._disk, source.slot)
+            self._blank(self._disk, entry.slot)
 
     def host_view(self, slot: int) -> Bytes:
         return self._host.view(slot)
 
-    def read_disk(self, slot: int, targets: Sequence[Sequence[Bytes]]) -> None:
-        """Adjacent slots from this one on, each into its pieces. Raises OSError."""
+    @property
+    def host_rows(self) -> Rows:
+        """The host tier's slots, shape [slots, block_bytes]."""
+        return self._host.rows
+
+    def read_disk(self, slot: int, targets: Sequence[Bytes]) -> None:
+        """Adjacent slots from this one on, each into its target. Raises OSError."""
         assert self._disk
         self._disk.file.read(slot, targets)
-
-    def checksum(self, block_hash: BlockHash, pieces: Iterable[Bytes]) -> bytes:
-        return block_checksum(self._identity, block_hash, pieces)
 
     def close(self, timeout: float) -> None:
         """Write what is already on its way to disk, at most timeout seconds long, and free the folder."""
@@ -167,12 +160,9 @@ class TierStore:
             return Tier.HOST
         return Tier.DISK if self._disk and block_hash in self._disk else None
 
-    def _find(self, block_hash: BlockHash) -> Source | None:
+    def _find(self, block_hash: BlockHash) -> Entry | None:
         entry = self._host.get(block_hash) or self._spilling.get(block_hash)
-        if entry:
-            return Source(block_hash, Tier.HOST, entry.slot, entry.checksum, entry)
-        found = self._disk.get(block_hash) if self._disk else None
-        return Source(block_hash, Tier.DISK, found.label.slot, found.label.checksum, found) if found else None
+        return entry or (self._disk.get(block_hash) if self._disk else None)
 
     def _use(self, chain: Sequence[BlockHash]) -> None:
         self._host.use(chain)
@@ -206,7 +196,7 @@ class TierStore:
             else:
                 self._host.give_back(entry.slot)
 
-    def _is_worth_writing(self, block_hash: BlockHash, entry: HostEntry) -> bool:
+    def _is_worth_writing(self, block_hash: BlockHash, entry: Entry) -> bool:
         assert self._disk
         if block_hash in self._disk:
             return False
@@ -248,6 +238,6 @@ class TierStore:
             entry.left = True
             self._give_back_left(entry)
 
-    def _give_back_left(self, entry: HostEntry) -> None:
+    def _give_back_left(self, entry: Entry) -> None:
         if entry.left and not entry.pins:
             self._host.give_back(entry.slot)

@@ -2,7 +2,6 @@
 
 from pdserve.core.errors import ConfigError
 from pdserve.transfer.base import TransferBackend
-from pdserve.transfer.grpc_stream import GrpcStreamBackend
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.nixl import NixlBackend
 from pdserve.transfer.shared_memory import SharedMemoryBackend
@@ -31,7 +30,9 @@ def _make(name: str, worker_name: str, epoch: int, host: str) -> TransferBackend
             return SharedMemoryBackend()
         case "gloo" | "nccl":
             return TwoSidedBackend(name, host, epoch)
-        case GrpcStreamBackend.name:
+        case "grpc":
+            from pdserve.transfer.grpc_stream import GrpcStreamBackend  # the only one that needs grpc
+
             return GrpcStreamBackend(host, epoch)
         case LoopbackBackend.name:
             return LoopbackBackend()

@@ -129,6 +129,12 @@ class RestoreBlocks(msgspec.Struct, tag=True, frozen=True):
     blocks: tuple[int, ...]
 
 
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """Answered with nothing, at once: the process lives."""
+
+    reply: int
+
+
 class Close(msgspec.Struct, tag=True, frozen=True):
     """The process frees everything and ends."""
 
@@ -147,6 +153,7 @@ Command = (
     | GetStats
     | CheckCommand
     | TierCommand
+    | Ping
     | Close
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from pdserve.config.times import Times
 from pdserve.core.batch import Batch, StepOutput
 from pdserve.core.errors import EngineDied
 from pdserve.core.layout import KVLayout
@@ -32,8 +33,8 @@ class WorkerGang:
         self._death = asyncio.create_task(self._die_together(), name="worker gang")
 
     @classmethod
-    async def open(cls, spec: WorkerSpec, deadline: float) -> "WorkerGang":
-        """Start a process per rank and load each one's part of the model within deadline seconds.
+    async def open(cls, spec: WorkerSpec, times: Times) -> "WorkerGang":
+        """Start a process per rank and load each one's part of the model within times.start_timeout.
 
         Raises CheckpointError or ConfigError as the ranks do, EngineDied when one ends or is late.
         """
@@ -42,7 +43,7 @@ class WorkerGang:
             places = [RankPlace(rank=0, port=port, listener=meeting.fileno())]
             places += [RankPlace(rank=rank, port=port, listener=None) for rank in range(1, spec.tensor_parallel)]
             specs = [replace(spec, place=place) for place in places]
-            return cls(await _all_or_none([RemoteWorker.open(one, deadline) for one in specs]))
+            return cls(await _all_or_none([RemoteWorker.open(one, times) for one in specs]))
 
     @property
     def info(self) -> ModelInfo:

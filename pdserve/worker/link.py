@@ -9,8 +9,9 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
 
+from pdserve.config.times import Times
 from pdserve.core.errors import EngineDied, MalformedMessage
-from pdserve.worker.frames import Answer, Close, Command, decode, error_of, read_frame, write_frame
+from pdserve.worker.frames import Answer, Close, Command, Ping, decode, error_of, read_frame, write_frame
 
 CLOSE_DEADLINE = 5.0
 """Seconds a worker process gets to end by itself."""
@@ -36,6 +37,8 @@ class WorkerLink:
         self._numbers = count(1)
         self._waiting: dict[int, tuple[asyncio.Future[Any], Any]] = {}
         self.death: EngineDied | None = None
+        self._verdict = ""
+        self._watch: asyncio.Task[None] | None = None
         self._listener = asyncio.create_task(self._listen(), name=f"worker {process.pid}")
 
     @classmethod
@@ -80,6 +83,11 @@ class WorkerLink:
         except TimeoutError:
             raise EngineDied(f"the worker process {self.pid} did not answer within {deadline:g} s") from None
 
+    def watch(self, times: Times) -> None:
+        """Kill the process when it answers nothing for times.fence seconds: a frozen one would hold its engine's
+        requests until the step's deadline."""
+        self._watch = asyncio.create_task(self._fence_when_silent(times), name=f"watch of worker {self.pid}")
+
     async def ended(self) -> EngineDied:
         """Wait until the process is gone; how it ended."""
         await asyncio.wait({self._listener})
@@ -93,6 +101,8 @@ class WorkerLink:
 
     async def close(self) -> None:
         """Let the process end; kill it when it does not within CLOSE_DEADLINE."""
+        if self._watch:
+            self._watch.cancel()
         if self.death is None:
             self.send(Close())
         await asyncio.wait({self._listener}, timeout=CLOSE_DEADLINE)
@@ -100,16 +110,35 @@ class WorkerLink:
             self._process.kill()
             await asyncio.wait({self._listener}, timeout=REAP_DEADLINE)
 
+    async def _fence_when_silent(self, times: Times) -> None:
+        """Silence is counted in looks, not by the clock: when this process itself was stopped for a while, its
+        worker is not to blame."""
+        interval = times.heartbeat / 2
+        patience = max(1, round(times.fence / interval) - 1)
+        silent = 0
+        while self.death is None and silent < patience:
+            number, answered = self.expect(type(None))
+            self.send(Ping(number))
+            await asyncio.wait({answered}, timeout=interval)
+            if answered.done():
+                silent = 0
+                await asyncio.sleep(interval)
+            else:
+                silent += 1
+        if self.death is None:
+            self._verdict = f"answered nothing for {times.fence:g} s and "
+            self.kill()
+
     async def _listen(self) -> None:
-        nonsense = ""
         try:
             while (frame := await read_frame(self._reader)) is not None:
                 self._deliver(decode(frame, Answer))
         except MalformedMessage as error:
-            nonsense = f"answered nonsense ({error}) and "
+            self._verdict = f"answered nonsense ({error}) and "
         finally:
             self._writer.close()
-            self._fail_all(EngineDied(f"the worker process {self.pid} {nonsense}{await self._reap()}"))
+            how = await self._reap()
+            self._fail_all(EngineDied(f"the worker process {self.pid} {self._verdict}{how}"))
 
     def _deliver(self, reply: Answer) -> None:
         """Raises MalformedMessage, and leaves whoever waits to the end of the process."""
@@ -127,6 +156,8 @@ class WorkerLink:
 
     def _fail_all(self, death: EngineDied) -> None:
         self.death = death
+        if self._watch:
+            self._watch.cancel()
         waiting, self._waiting = self._waiting, {}
         for future, _ in waiting.values():
             if not future.done():

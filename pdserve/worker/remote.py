@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pdserve.config.times import Times
 from pdserve.core.batch import Batch, StepOutput
 from pdserve.core.errors import EngineDied
 from pdserve.core.layout import KVLayout
@@ -29,19 +30,21 @@ class RemoteWorker:
     tiers: RemoteTiers | None
 
     @classmethod
-    async def open(cls, spec: WorkerSpec, deadline: float) -> "RemoteWorker":
-        """Start the process and load the model within deadline seconds.
+    async def open(cls, spec: WorkerSpec, times: Times) -> "RemoteWorker":
+        """Start the process and load the model within times.start_timeout. From then on it is killed when it is
+        silent for times.fence.
 
         Raises CheckpointError or ConfigError as the worker does, EngineDied when the process ends or is late.
         """
         listener = None if spec.place is None else spec.place.listener
         link = await WorkerLink.spawn(spec.threads, () if listener is None else (listener,))
         try:
-            started = await link.call(lambda reply: Start(reply, spec), Started, deadline)
+            started = await link.call(lambda reply: Start(reply, spec), Started, times.start_timeout)
         except BaseException:
             link.kill()
             await link.close()
             raise
+        link.watch(times)
         transfer = RemoteTransfer(link, started.layout, started.address)
         tiers = RemoteTiers(link) if started.has_tiers else None
         return cls(link, RemoteExecutor(link), transfer, started, tiers)

@@ -28,6 +28,7 @@ from pdserve.worker.frames import (
     GetStats,
     GetTierContents,
     GetWireBytes,
+    Ping,
     RestoreBlocks,
     Sample,
     SaveBlocks,
@@ -71,6 +72,8 @@ class Host:
             case CancelPull(number):
                 if number in self._pulls:
                     self._pulls[number].cancel()
+            case Ping(reply):
+                self._send(answer(reply, None))
             case GetStats(reply):
                 self._answer_later(reply, self._worker.transfer_stats())
             case GetTierContents() | SaveBlocks() | RestoreBlocks() if tiers := self._worker.tiers:

@@ -11,7 +11,7 @@ from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
 from pdserve.model.loader import LoadedModel
 from pdserve.worker.inputs import build_inputs
 from pdserve.worker.kv_tensors import KVTensors
-from pdserve.worker.sampler import Sampler
+from pdserve.worker.sampler import NO_TOKEN, Sampler, row_output
 
 BatchLayersDone = Callable[[Batch, int, int], None]
 """Called as (batch, first, end) on the thread that computes, once layers [first, end) have written the batch's KV."""
@@ -67,17 +67,15 @@ class Runner:
         if not rows and self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         outputs = self._choose(rows, logits, masks) if rows else []
-        self._previous = {output.sequence_id: output.token_ids[-1] for output in outputs}
+        # A sequence without a token ends; a step of it that is submitted already computes with any.
+        self._previous = {output.sequence_id: (output.token_ids or (0,))[-1] for output in outputs}
         return StepOutput(step=batch.step, rows=tuple(outputs))
 
     def _choose(self, rows: Sequence[Row], logits: Tensor, masks: Sequence[bytes | None] | None) -> list[RowOutput]:
         if self._parallel.rank > 0:
             chosen = self._parallel.broadcast(torch.empty(len(rows), dtype=torch.int64, device=self._device))
-            return [
-                RowOutput(sequence_id=row.sequence_id, token_ids=(token,))
-                for row, token in zip(rows, chosen.tolist(), strict=True)
-            ]
+            return [row_output(row, token) for row, token in zip(rows, chosen.tolist(), strict=True)]
         outputs = self._sampler.sample(logits, rows, masks)
-        tokens = [output.token_ids[0] for output in outputs]
+        tokens = [(output.token_ids or (NO_TOKEN,))[0] for output in outputs]
         self._parallel.broadcast(torch.tensor(tokens, dtype=torch.int64, device=self._device))
         return outputs

@@ -10,6 +10,9 @@ from pdserve.worker.filters import filter_scores, penalise_repetition
 from pdserve.worker.noise import Purpose, gumbel_noise, noise_key
 from pdserve.worker.seen_tokens import SeenTokens
 
+NO_TOKEN = -1
+"""Stands for a row that has none."""
+
 _REMOVED = float("-inf")
 
 
@@ -28,7 +31,8 @@ class Sampler:
             self._seen.drop(sequence_id)
 
     def sample(self, logits: Tensor, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> list[RowOutput]:
-        """One token per row. logits (rows, vocab) float32; the token stands at position start + num_tokens.
+        """One token per row, or none where the best score is not finite: logits of NaN or infinity, or a mask that
+        allows nothing. logits (rows, vocab) float32; the token stands at position start + num_tokens.
 
         masks: per row, None or the allowed tokens as bits, token 0 in the lowest bit of the first byte.
         """
@@ -36,16 +40,18 @@ class Sampler:
         scores = self._adjusted(logits, rows, settings)
         _apply_masks(scores, masks)
         chosen = scores.argmax(dim=1)
+        # argmax takes a NaN for the greatest, so one look at what it found tells of all.
+        usable = scores.gather(1, chosen[:, None]).squeeze(1).isfinite()
         drawn = [i for i, s in enumerate(settings) if s.temperature > 0]
         if drawn:
             chosen[drawn] = _draw(scores[drawn], [settings[i] for i in drawn], [_position(rows[i]) for i in drawn])
-        token_ids = chosen.tolist()
+        token_ids = torch.where(usable, chosen, NO_TOKEN).tolist()
         for row, token_id in zip(rows, token_ids, strict=True):
-            if row.sequence_id in self._seen:
+            if row.sequence_id in self._seen and token_id != NO_TOKEN:
                 self._seen.add(row.sequence_id, token_id)
         logprobs = _logprobs(logits, chosen, settings)
         return [
-            RowOutput(sequence_id=row.sequence_id, token_ids=(token_id,), logprobs=logprobs.get(i))
+            row_output(row, token_id, logprobs.get(i))
             for i, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
         ]
 
@@ -71,6 +77,13 @@ class Sampler:
             if init.banned_token_ids and _position(row) - init.prompt_len < init.min_tokens:
                 scores[i, list(init.banned_token_ids)] = _REMOVED
         return scores
+
+
+def row_output(row: Row, token_id: int, logprobs: tuple[float, ...] | None = None) -> RowOutput:
+    """token_id may be NO_TOKEN."""
+    if token_id == NO_TOKEN:
+        return RowOutput(sequence_id=row.sequence_id, token_ids=())
+    return RowOutput(sequence_id=row.sequence_id, token_ids=(token_id,), logprobs=logprobs)
 
 
 def _position(row: Row) -> int:

@@ -59,19 +59,19 @@ async def open_worker(spec: WorkerSpec, mode: WorkerMode, times: Times | None = 
 
     "process" keeps the computation's GIL, torch and NIXL out of this process, and is what several ranks need;
     "inproc" spares a process. Raises CheckpointError or ConfigError for what the operator can mend, EngineDied when
-    a worker process ends or is not ready within times.start_timeout.
+    a worker process ends or is not ready within times.start_timeout. One that is silent for times.fence is killed.
     """
-    deadline = (times or Times()).start_timeout
+    times = times or Times()
     if spec.tensor_parallel > 1:
         from pdserve.worker.gang import WorkerGang
 
         if mode == "inproc":
             raise ConfigError(f"tensor_parallel {spec.tensor_parallel} needs a process per rank: set worker to process")
-        return await WorkerGang.open(spec, deadline)
+        return await WorkerGang.open(spec, times)
     if mode == "process":
         from pdserve.worker.remote import RemoteWorker
 
-        return await RemoteWorker.open(spec, deadline)
+        return await RemoteWorker.open(spec, times)
     from pdserve.worker.local import LocalWorker
 
     return await LocalWorker.open(spec)

@@ -15,8 +15,13 @@ from pdserve.core.endpoint import new_epoch
 from pdserve.core.errors import ConfigError, EngineDied
 from pdserve.core.layout import KVOrder
 from pdserve.core.tiers import Tier, TierNews, TierService
+from pdserve.tiers.service import LocalTierService
 from pdserve.tiers.spec import TierSpec
+from pdserve.transfer.memory import TensorMemory
+from pdserve.transfer.service import LocalTransferService
+from pdserve.worker.local import LocalWorker
 from pdserve.worker.service import WorkerHandle, WorkerSpec, open_worker
+from pdserve.worker.worker import WorkerOptions, build_worker
 from tests.checkpoints import make_checkpoint
 from tests.contract.worker_batches import BLOCK_SIZE, prefill
 from tests.unit.tiers.blocks import name
@@ -65,12 +70,34 @@ def spec_of(checkpoint: Path, folder: Path, order: KVOrder) -> WorkerSpec:
     )
 
 
+async def open_on_tensor(spec: WorkerSpec) -> LocalWorker:
+    """A worker whose KV lies in memory that torch allocated, as on a GPU: reached by copies only."""
+    options = WorkerOptions(num_blocks=spec.num_blocks, block_size=spec.block_size, order=spec.order)
+    worker = build_worker(spec.model, options)
+    memory = TensorMemory(worker.kv.memory)
+    assert spec.tiers
+    tiers = await LocalTierService.open(
+        spec.tiers, name=spec.engine_id, layout=worker.layout, memory=memory, computed_by="this test"
+    )
+    transfer = await LocalTransferService.open(
+        engine_id=spec.engine_id, epoch=spec.epoch, layout=worker.layout, memory=memory, backends=()
+    )
+    return LocalWorker(worker, transfer, tiers)
+
+
 @pytest.fixture(
-    params=[("inproc", KVOrder.BLOCK_MAJOR), ("inproc", KVOrder.LAYER_MAJOR), ("process", KVOrder.BLOCK_MAJOR)]
+    params=[
+        ("inproc", KVOrder.BLOCK_MAJOR),
+        ("inproc", KVOrder.LAYER_MAJOR),
+        ("process", KVOrder.BLOCK_MAJOR),
+        ("tensor", KVOrder.BLOCK_MAJOR),
+        ("tensor", KVOrder.LAYER_MAJOR),
+    ]
 )
 async def subject(checkpoint: Path, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     mode, order = request.param
-    worker = await open_worker(spec_of(checkpoint, tmp_path, order), mode)
+    spec = spec_of(checkpoint, tmp_path, order)
+    worker = await (open_on_tensor(spec) if mode == "tensor" else open_worker(spec, mode))
     yield Subject(worker)
     await worker.close()
 
@@ -91,6 +118,23 @@ async def test_blocks_come_back_bit_by_bit_up_to_the_first_that_is_missing(subje
     assert sum(read.blocks for read in receipt.reads) == 2
     assert all(read.seconds > 0 for read in receipt.reads)
     assert sum(tally.restored_blocks for tally in receipt.news.tallies) == 2
+
+
+async def test_what_the_host_tier_gave_up_comes_back_from_disk(subject: Subject) -> None:
+    await subject.compute(0, (0, 1, 2))
+    wanted = await subject.digest(1)
+    slots = 2**14 // subject.worker.layout.block_bytes
+    held: dict[BlockHash, Tier | None] = {}
+    for number in range(slots + 8):
+        held |= where(await subject.tiers.save(((name(number), 1),), ()))
+    async with asyncio.timeout(20):
+        while Tier.DISK not in held.values():
+            held |= where(await subject.tiers.contents())
+    lost = next(block_hash for block_hash, tier in held.items() if tier is Tier.DISK)
+    receipt = await subject.tiers.restore((lost, name(slots + 7)), (4, 6))
+    assert receipt.num_blocks == 2
+    assert {read.tier for read in receipt.reads} == set(Tier)
+    assert [await subject.digest(block) for block in (4, 6)] == [wanted, wanted]
 
 
 async def test_lists_that_do_not_pair_up_are_refused(subject: Subject) -> None:

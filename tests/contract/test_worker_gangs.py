@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from pdserve.config.times import Times
 from pdserve.core.endpoint import new_epoch
 from pdserve.core.errors import CheckpointError, ConfigError, DigestMismatch, EngineDied, TransferFailed
 from pdserve.core.layout import KVOrder
@@ -175,7 +176,7 @@ async def test_a_rank_takes_no_device_it_cannot_share_a_model_on(spec: WorkerSpe
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 async def test_one_rank_s_death_in_the_midst_of_a_step_is_the_death_of_all(spec: WorkerSpec, victim: int) -> None:
-    gang = await WorkerGang.open(replace(spec, tensor_parallel=2), 60)
+    gang = await WorkerGang.open(replace(spec, tensor_parallel=2), Times())
     try:
         os.kill(gang.ranks[1 - victim].pid, signal.SIGSTOP)
         handle = gang.executor.forward(prefill(0, BLOCKS))
@@ -190,5 +191,18 @@ async def test_one_rank_s_death_in_the_midst_of_a_step_is_the_death_of_all(spec:
         assert all(is_gone(rank.pid, 5) for rank in gang.ranks)
         with pytest.raises(EngineDied):
             gang.executor.forward(prefill(1, BLOCKS))
+    finally:
+        await asyncio.wait_for(gang.close(), 10)
+
+
+async def test_a_rank_that_is_frozen_in_the_midst_of_a_step_ends_all(spec: WorkerSpec) -> None:
+    gang = await WorkerGang.open(replace(spec, tensor_parallel=2), replace(Times(), heartbeat=0.5, fence=2.0))
+    try:
+        os.kill(gang.ranks[1].pid, signal.SIGSTOP)
+        handle = gang.executor.forward(prefill(0, BLOCKS))
+        gang.executor.sample(handle)
+        with pytest.raises(EngineDied, match=r"answered nothing for 2 s and was killed"):
+            await asyncio.wait_for(gang.executor.collect(handle), 20)
+        assert all(is_gone(rank.pid, 5) for rank in gang.ranks)
     finally:
         await asyncio.wait_for(gang.close(), 10)

@@ -22,6 +22,7 @@ from tests.contract.processes import is_gone
 from tests.contract.worker_batches import BLOCK_SIZE, prefill
 
 BLOCKS = (0, 1, 2)
+QUICK = replace(Times(), heartbeat=0.5, fence=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,34 @@ async def test_a_frozen_worker_is_killed_when_it_is_closed(
     os.kill(worker.pid, signal.SIGSTOP)
     await asyncio.wait_for(worker.close(), 3)
     assert is_gone(worker.pid, 1)
+
+
+async def test_a_frozen_worker_is_killed_and_its_step_fails_long_before_the_step_s_deadline(spec: WorkerSpec) -> None:
+    worker = await open_worker(spec, "process", QUICK)
+    try:
+        await asyncio.sleep(2 * QUICK.fence)
+        handle = worker.executor.forward(prefill(0, BLOCKS))
+        worker.executor.sample(handle)
+        await worker.executor.collect(handle)
+        os.kill(worker.pid, signal.SIGSTOP)
+        handle = worker.executor.forward(prefill(1, BLOCKS))
+        worker.executor.sample(handle)
+        with pytest.raises(EngineDied, match=f"answered nothing for {QUICK.fence:g} s and was killed by signal 9"):
+            await asyncio.wait_for(worker.executor.collect(handle), 20)
+        assert "answered nothing" in str(await asyncio.wait_for(worker.death(), 5))
+        assert is_gone(worker.pid, 1)
+    finally:
+        await worker.close()
+
+
+async def test_a_worker_is_not_blamed_for_a_stop_of_its_engine(spec: WorkerSpec) -> None:
+    worker = await open_worker(spec, "process", QUICK)
+    try:
+        time.sleep(2 * QUICK.fence)  # noqa: ASYNC251  as if this process had been stopped
+        await asyncio.sleep(QUICK.heartbeat)
+        assert (await worker.transfer_stats()).pulls == 0
+    finally:
+        await worker.close()
 
 
 async def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_engine(worker: WorkerHandle) -> None:

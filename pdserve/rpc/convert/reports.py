@@ -67,6 +67,7 @@ def load_from_proto(message: pb.LoadSnapshot) -> LoadSnapshot:
 
 
 def _tier_from_proto(message: pb.TierTally) -> TierTally:
+    require(isfinite(message.seconds_per_block), "a restore takes a finite time")
     return TierTally(
         tier=known(_TIERS, message.tier, "tier"),
         capacity=message.capacity,
@@ -78,6 +79,7 @@ def _tier_from_proto(message: pb.TierTally) -> TierTally:
         refused=message.refused,
         corrupt=message.corrupt,
         failed=message.failed,
+        seconds_per_block=message.seconds_per_block,
     )
 
 
@@ -105,7 +107,10 @@ _FROM_KV_KINDS = {number: kind for kind, number in _KV_KINDS.items()}
 
 def kv_events_to_proto(epoch: int, events: Sequence[KVEvent]) -> pb.KVEvents:
     """Events with consecutive numbers, at least one."""
-    changes = [pb.KVChange(kind=_KV_KINDS[event.kind], hashes=join_hashes(event.hashes)) for event in events]
+    changes = [
+        pb.KVChange(kind=_KV_KINDS[event.kind], hashes=join_hashes(event.hashes), tier=event.tier or "")
+        for event in events
+    ]
     return pb.KVEvents(epoch=epoch, first_number=events[0].number, changes=changes)
 
 
@@ -115,6 +120,7 @@ def kv_events_from_proto(message: pb.KVEvents) -> list[KVEvent]:
             number=number,
             kind=known(_FROM_KV_KINDS, change.kind, "kind of KV event"),
             hashes=split_hashes(change.hashes),
+            tier=_place(change.tier),
         )
         for number, change in enumerate(message.changes, message.first_number)
     ]
@@ -127,13 +133,23 @@ def kv_snapshot_to_proto(epoch: int, snapshot: KVSnapshot) -> pb.KVSnapshot:
         hashes=join_hashes(snapshot.hashes),
         first=snapshot.first,
         last=snapshot.last,
+        tier=snapshot.tier or "",
     )
 
 
 def kv_snapshot_from_proto(message: pb.KVSnapshot) -> KVSnapshot:
     return KVSnapshot(
-        number=message.number, hashes=split_hashes(message.hashes), first=message.first, last=message.last
+        number=message.number,
+        hashes=split_hashes(message.hashes),
+        first=message.first,
+        last=message.last,
+        tier=_place(message.tier),
     )
+
+
+def _place(tier: str) -> Tier | None:
+    """Where a block lies; empty is the device pool."""
+    return known(_TIERS, tier, "tier") if tier else None
 
 
 def endpoint_to_proto(endpoint: Endpoint) -> pb.Endpoint:

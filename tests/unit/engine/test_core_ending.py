@@ -3,7 +3,7 @@
 import pytest
 
 from pdserve.core.endpoint import EngineLimits
-from pdserve.core.errors import EngineDied, InvalidRequest, LayoutMismatch, PdserveError, Unsupported
+from pdserve.core.errors import EngineDied, InvalidRequest, LayoutMismatch, NotANumber, PdserveError, Unsupported
 from pdserve.core.request import FinishReason
 from tests.unit.engine.tickets import make_ticket
 from tests.unit.engine.toy import VOCAB, FakeClock, ToyEngine, make_core, make_request
@@ -94,3 +94,23 @@ def test_a_sequence_preempted_with_its_last_token_in_flight_ends_while_it_waits(
     assert len(engine.answers[old].token_ids) == 6
     assert len(engine.answers[young].token_ids) == 2
     engine.assert_idle()
+
+
+def test_a_prompt_whose_scores_are_no_numbers_fails_and_is_no_hit_for_others() -> None:
+    engine = ToyEngine(EngineLimits(chunk_size=4, depth=2))
+    broken, sound = (
+        engine.add(make_request(name, [*range(first, first + 9)])) for name, first in (("a", 1), ("b", 20))
+    )
+    engine.device.breaks = broken
+    engine.run()
+    answer = engine.answers[broken]
+    assert answer.finish_reason is FinishReason.ERROR
+    assert answer.error is not None
+    assert answer.error[0] == NotANumber.code
+    assert answer.token_ids == []
+    assert engine.answers[sound].finish_reason is not FinishReason.ERROR
+    engine.assert_idle()
+    engine.device.breaks = None
+    again = engine.add(make_request("c", [*range(1, 10)]))
+    engine.run()
+    assert engine.answers[again].cached_tokens == 0

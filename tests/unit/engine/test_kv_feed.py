@@ -14,7 +14,7 @@ def name(number: int) -> BlockHash:
 
 
 def feed_of(cache: PrefixCache, max_hashes: int = 65_536) -> KVFeed:
-    return KVFeed(cache.drain_events, lambda: (cache.last_number, cache.hashes()), max_hashes=max_hashes)
+    return KVFeed(cache.drain_events, lambda: (cache.last_number, cache.held()), max_hashes=max_hashes)
 
 
 class Follower:

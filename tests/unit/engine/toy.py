@@ -154,6 +154,8 @@ class ToyDevice:
         self._samplers: dict[int, _Sampler] = {}
         self._previous: dict[int, int] = {}
         self._steps = 0
+        self.breaks: int | None = None
+        """The sequence whose scores are no numbers."""
 
     def submit(self, batch: Batch) -> None:
         assert batch.step == self._steps, "steps are numbered from 0 without gaps"
@@ -166,7 +168,9 @@ class ToyDevice:
             del self._samplers[sequence_id]
         sampled = {row.sequence_id: self._run(row) for row in batch.rows}
         self._previous = {sequence_id: token for sequence_id, token in sampled.items() if token is not None}
-        rows = tuple(RowOutput(sequence_id=s, token_ids=(t,)) for s, t in self._previous.items())
+        rows = tuple(
+            RowOutput(sequence_id=s, token_ids=() if s == self.breaks else (t,)) for s, t in self._previous.items()
+        )
         return StepOutput(step=batch.step, rows=rows)
 
     def block(self, block_id: int) -> list[int]:

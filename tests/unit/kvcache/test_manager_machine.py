@@ -30,7 +30,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.tickets: dict[str, tuple[int, ...]] = {}
         self.quarantined: set[int] = set()
         self.borrowed: list[int] = []
-        self.index: set[BlockHash] = set()
+        self.index: dict[BlockHash, Tier | None] = {}
         self.last_event = 0
         self.next_id = 0
         self.submitted = -1
@@ -225,12 +225,13 @@ class BlockManagerMachine(RuleBasedStateMachine):
             self.last_event += 1
             assert event.number == self.last_event
             if event.kind is KVEventKind.STORED:
-                assert not self.index & set(event.hashes)
-                self.index |= set(event.hashes)
+                assert all(self.index.get(found, "nowhere") is not event.tier for found in event.hashes)
+                self.index |= dict.fromkeys(event.hashes, event.tier)
             else:
-                assert self.index >= set(event.hashes)
-                self.index -= set(event.hashes)
-        assert self.index == set(self.manager.snapshot()[1])
+                for gone in event.hashes:
+                    del self.index[gone]
+        held = self.manager.snapshot()[1]
+        assert self.index == {found: tier for tier, hashes in held.items() for found in hashes}
 
     def teardown(self) -> None:
         for owner in list(self.owners.values()):

@@ -1,5 +1,7 @@
-from pdserve.core.blocks import KVEvent, KVEventKind
+from pdserve.core.blocks import KVEvent, KVEventKind, Tier
+from pdserve.core.tiers import TierNews
 from pdserve.kvcache.prefix_cache import PrefixCache
+from pdserve.kvcache.tier_index import TierIndex
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 
@@ -18,6 +20,33 @@ def test_a_second_block_with_the_same_tokens_stays_anonymous() -> None:
     assert cache.lookup([A, B]) == (1, 3)
     assert cache.hash_of(2) is None
     cache.check()
+
+
+def test_events_tell_where_a_block_lies_at_the_nearest() -> None:
+    index = TierIndex()
+    cache = PrefixCache(index)
+
+    def hear(block_hash: bytes, tier: Tier | None) -> None:
+        cache.hear(TierNews(changes=((block_hash, tier),), tallies=()))
+
+    cache.insert([A], [1])
+    hear(A, Tier.HOST)
+    cache.forget([1])
+    hear(A, Tier.HOST)
+    hear(A, Tier.DISK)
+    cache.insert([A], [2])
+    hear(A, None)
+    cache.forget([2])
+    hear(B, Tier.DISK)
+    assert [(event.kind, event.tier) for event in cache.drain_events()] == [
+        (KVEventKind.STORED, None),
+        (KVEventKind.STORED, Tier.HOST),
+        (KVEventKind.STORED, Tier.DISK),
+        (KVEventKind.STORED, None),
+        (KVEventKind.REMOVED, None),
+        (KVEventKind.STORED, Tier.DISK),
+    ]
+    assert cache.held() == {None: (), Tier.HOST: (), Tier.DISK: (B,)}
 
 
 def test_events_tell_every_change_and_count_from_one_without_gaps() -> None:

@@ -1,6 +1,7 @@
 """What the joint cost must and must not do, whatever the numbers."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from pdserve.core.cluster import Booked, EngineView, Mode, PrefixHit, RouteAsk, StepModel
 from pdserve.core.endpoint import Role
 from pdserve.router.cost import CostModel, ranked
+from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import find_options
 from pdserve.router.policies import KVAware
 from pdserve.router.rules import RoutingRules
@@ -127,6 +129,32 @@ def test_a_likely_prefix_counts_like_one_that_was_announced() -> None:
     request = replace(ask(500), hits={("p1", 1): PrefixHit(tokens=0, likely_tokens=480)})
     route = KVAware(RULES).choose(request, state)
     assert (route.prefill.engine_id, route.uncached_tokens) == ("p1", 20)
+
+
+@given(P0, D0, Prompts, st.floats(0, 1), st.floats(0, 10))
+def test_what_a_tier_holds_costs_its_restore_but_never_more_than_computing_it(
+    prefill: EngineView, decode: EngineView, prompt: int, share: float, seconds: float
+) -> None:
+    """In the pool is cheapest, then a fast tier, then a slow one; the slowest is as good as none."""
+    tokens = int(share * prompt)
+
+    def cost(held: int, below: int, taking: float) -> tuple[float, float]:
+        hit = PrefixHit(tokens=held, likely_tokens=held, restored_tokens=below, restore_seconds=taking)
+        request = replace(ask(prompt), hits={prefill.key: hit, decode.key: hit})
+        return costs(request, prefill, decode)
+
+    ladder = [cost(tokens, 0, 0.0), cost(tokens, tokens, seconds), cost(tokens, tokens, 2 * seconds), cost(0, 0, 0.0)]
+    for cheaper, dearer in pairwise(ladder):
+        assert all(one <= other * (1 + 1e-9) for one, other in zip(cheaper, dearer, strict=True))
+
+
+@pytest.mark.parametrize(("below", "tokens"), [(0, 480), (160, 320), (480, None)])
+def test_a_fetch_is_planned_for_what_lies_in_its_source_s_pool_only(below: int, tokens: int | None) -> None:
+    target, source = view("p0", Role.PREFILL), view("d0", Role.DECODE)
+    hit = PrefixHit(tokens=480, likely_tokens=480, restored_tokens=below)
+    request = replace(ask(500), hits={source.key: hit})
+    plan = best_fetch(request, target, find_sources(request, cluster(target, source), RULES), RULES)
+    assert (plan.tokens if plan else None) == tokens
 
 
 def test_a_backlog_is_worked_off_between_snapshots() -> None:

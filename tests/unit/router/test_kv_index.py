@@ -1,10 +1,12 @@
 """KVIndex says exactly what the engines' events said, whatever is lost, repeated or restarted."""
 
+from collections.abc import Sequence
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot, block_hashes
+from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot, Tier, block_hashes
 from pdserve.core.cluster import EngineKey
 from pdserve.router.kv_index import BlockHit, KVIndex
 
@@ -25,21 +27,24 @@ def snapshot(number: int, *hashes: BlockHash) -> KVSnapshot:
     return KVSnapshot(number=number, hashes=hashes, first=True, last=True)
 
 
+Held = dict[BlockHash, Tier | None]
+
+
 class Sender:
     """An engine's cache, and what of its events the index must have taken in."""
 
     def __init__(self, name: str, epoch: int) -> None:
         self.key: EngineKey = (name, epoch)
-        self.held: set[BlockHash] = set()
+        self.held: Held = {}
         self.number = 0
         self.unsent: list[KVEvent] = []
-        self.taken: set[BlockHash] = set()
+        self.taken: Held = {}
         self.taken_number: int | None = None
         self.lost = False
 
-    def change(self, kind: KVEventKind, hashes: tuple[BlockHash, ...]) -> None:
+    def change(self, kind: KVEventKind, hashes: tuple[BlockHash, ...], tier: Tier | None) -> None:
         self.number += 1
-        self.unsent.append(KVEvent(number=self.number, kind=kind, hashes=hashes))
+        self.unsent.append(KVEvent(number=self.number, kind=kind, hashes=hashes, tier=tier))
         self.held = _after(self.held, self.unsent[-1])
 
     def take(self, events: list[KVEvent]) -> bool:
@@ -54,14 +59,14 @@ class Sender:
         return True
 
 
-def _after(held: set[BlockHash], event: KVEvent) -> set[BlockHash]:
+def _after(held: Held, event: KVEvent) -> Held:
     match event.kind:
         case KVEventKind.STORED:
-            return held | set(event.hashes)
+            return held | dict.fromkeys(event.hashes, event.tier)
         case KVEventKind.REMOVED:
-            return held - set(event.hashes)
+            return {block_hash: tier for block_hash, tier in held.items() if block_hash not in event.hashes}
         case _:
-            return set()
+            return {}
 
 
 class IndexMachine(RuleBasedStateMachine):
@@ -82,9 +87,9 @@ class IndexMachine(RuleBasedStateMachine):
         self.epochs += 1
         self.senders[name] = Sender(name, self.epochs)
 
-    @rule(name=Engine, kind=st.sampled_from(KVEventKind), hashes=Hashes)
-    def change(self, name: str, kind: KVEventKind, hashes: tuple[BlockHash, ...]) -> None:
-        self.senders[name].change(kind, () if kind is KVEventKind.CLEARED else hashes)
+    @rule(name=Engine, kind=st.sampled_from(KVEventKind), hashes=Hashes, tier=st.sampled_from([None, *Tier]))
+    def change(self, name: str, kind: KVEventKind, hashes: tuple[BlockHash, ...], tier: Tier | None) -> None:
+        self.senders[name].change(kind, () if kind is KVEventKind.CLEARED else hashes, tier)
 
     @rule(name=Engine, count=st.integers(1, 4), keep=st.booleans())
     def deliver(self, name: str, count: int, keep: bool) -> None:
@@ -107,19 +112,22 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(name=Engine, cut=st.integers(0, len(HASHES)))
     def resend(self, name: str, cut: int) -> None:
         sender = self.senders[name]
-        held = tuple(sorted(sender.held))
-        parts = (held[:cut], held[cut:])
-        for place, part in enumerate(parts):
+        parts: list[tuple[Tier | None, tuple[BlockHash, ...]]] = []
+        for tier in (None, *Tier):
+            hashes = tuple(sorted(found for found, place in sender.held.items() if place is tier))
+            parts += [(tier, hashes[:cut]), (tier, hashes[cut:])]
+        for number, (tier, part) in enumerate(parts):
+            first, last = number == 0, number == len(parts) - 1
             self.index.restore(
-                sender.key, KVSnapshot(number=sender.number, hashes=part, first=place == 0, last=place == 1)
+                sender.key, KVSnapshot(number=sender.number, hashes=part, first=first, last=last, tier=tier)
             )
-        sender.taken, sender.taken_number, sender.lost = set(sender.held), sender.number, False
+        sender.taken, sender.taken_number, sender.lost = dict(sender.held), sender.number, False
 
     @invariant()
     def matches_what_was_taken_in(self) -> None:
         for chain in CHAINS:
             expected = {
-                sender.key: BlockHit(depth, depth)
+                sender.key: BlockHit(depth, depth, *(_count(chain[:depth], sender.taken, tier) for tier in Tier))
                 for sender in self.senders.values()
                 if (depth := _depth(chain, sender.taken))
             }
@@ -130,7 +138,11 @@ class IndexMachine(RuleBasedStateMachine):
         assert len(self.index) == sum(len(sender.taken) for sender in self.senders.values())
 
 
-def _depth(chain: tuple[BlockHash, ...], held: set[BlockHash]) -> int:
+def _count(chain: Sequence[BlockHash], held: Held, tier: Tier) -> int:
+    return sum(held[block_hash] is tier for block_hash in chain)
+
+
+def _depth(chain: tuple[BlockHash, ...], held: Held) -> int:
     return next((depth for depth, block_hash in enumerate(chain) if block_hash not in held), len(chain))
 
 

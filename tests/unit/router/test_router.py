@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from pdserve.core.blocks import KVSnapshot, block_hashes, hash_namespace
+from pdserve.core.blocks import KVSnapshot, Tier, block_hashes, hash_namespace
 from pdserve.core.cluster import Booked, EngineView, Mode
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request, SamplingParams
+from pdserve.core.tiers import TierTally
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.policies import KVAware, RoundRobin
 from pdserve.router.router import Router
@@ -24,9 +25,11 @@ class Bench:
         self.index = KVIndex()
         self.router = Router(KVAware(RULES), self.index, RULES)
 
-    def hold(self, engine: str, num_tokens: int, *, salt: bytes = b"", revision: str = "r1") -> None:
+    def hold(
+        self, engine: str, num_tokens: int, *, salt: bytes = b"", revision: str = "r1", tier: Tier | None = None
+    ) -> None:
         hashes = block_hashes(PROMPT[:num_tokens], BLOCK_SIZE, hash_namespace(salt, revision))
-        self.index.restore((engine, 1), KVSnapshot(number=0, hashes=tuple(hashes), first=True, last=True))
+        self.index.restore((engine, 1), KVSnapshot(number=0, hashes=tuple(hashes), first=True, last=True, tier=tier))
 
 
 @pytest.fixture
@@ -49,6 +52,20 @@ def test_a_prompt_goes_where_its_beginning_is_held(bench: Bench) -> None:
     bench.hold("p1", 160)
     route = bench.router.route(request(), cluster(*two_by_two()))
     assert (route.prefill.engine_id, route.uncached_tokens) == ("p1", 40)
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_block", "chosen"), [(0.0, "p1"), (1e-9, "p1"), (10.0, "p0")], ids=["unknown", "fast", "slow"]
+)
+def test_a_tier_that_restores_slowly_draws_no_prompt(bench: Bench, seconds_per_block: float, chosen: str) -> None:
+    """p1 holds the prompt on disk, p0 a shorter part of it in its pool."""
+    bench.hold("p0", 64)
+    bench.hold("p1", 192, tier=Tier.DISK)
+    p1 = view("p1", Role.PREFILL)
+    assert p1.load
+    tally = TierTally(tier=Tier.DISK, capacity=99, blocks=12, seconds_per_block=seconds_per_block)
+    views = two_by_two(p1=replace(p1, load=replace(p1.load, tiers=(tally,))))
+    assert bench.router.route(request(), cluster(*views)).prefill.engine_id == chosen
 
 
 @pytest.mark.parametrize("other", [{"salt": b"tenant"}, {"revision": "r2"}], ids=["tenant", "model"])

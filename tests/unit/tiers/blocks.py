@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from pdserve.core.layout import KVGroup, KVLayout, KVOrder
-from pdserve.tiers.device import Bytes, DeviceBlocks
+from pdserve.tiers.arena import Bytes
+from pdserve.tiers.device import device_blocks
 from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.host import HostTier
 from pdserve.tiers.store import TierStore
@@ -42,7 +43,7 @@ class Device:
         else:
             host = HostMemory(layout.total_bytes)
             self.memory, self._array = host, host.array
-        self.blocks = DeviceBlocks(self.memory, layout)
+        self.blocks = device_blocks(self.memory, layout)
 
     def fill(self, block: int, block_hash: bytes) -> None:
         view = by_block(self.layout, self._array)[block]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdserve.core.errors import ConfigError
-from pdserve.tiers.checksum import block_checksum
+from pdserve.tiers.checksum import checksum_of
 from pdserve.tiers.slot_file import Label, SlotFile, slots_within
 from tests.unit.tiers.blocks import IDENTITY, name
 
@@ -30,13 +30,13 @@ def open_file(path: Path, *, identity: bytes = IDENTITY, slots: int = SLOTS) -> 
 
 
 def write(file: SlotFile, slot: int, number: int, stamp: int) -> None:
-    checksum = block_checksum(IDENTITY, name(number), [block(number)])
+    checksum = checksum_of(IDENTITY)(name(number), block(number))
     file.write(Label(slot, stamp, name(number), checksum), block(number))
 
 
 def read(file: SlotFile, slot: int) -> bytes:
     target = np.empty(BLOCK, dtype=np.uint8)
-    file.read(slot, [[target]])
+    file.read(slot, [target])
     return target.tobytes()
 
 
@@ -58,7 +58,7 @@ def test_adjacent_slots_are_read_at_once_into_pieces(tmp_path: Path) -> None:
     for slot in range(3):
         write(file, slot, slot, stamp=slot + 1)
     first, second = np.empty((2, BLOCK), dtype=np.uint8)
-    file.read(1, [[first[:100], first[100:]], [second]])
+    file.read(1, [first.reshape(4, -1), second])
     assert (first == block(1)).all()
     assert (second == block(2)).all()
     file.close()

@@ -1,13 +1,11 @@
 """The store: whatever is saved, evicted, spilled, damaged and restored, a restored block is the block of that name."""
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import ParamSpec, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -16,22 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pdserve.core.layout import KVOrder
 from pdserve.core.tiers import Tier, TierTally
-from pdserve.tiers.restore import THREADS, Restorer
+from pdserve.tiers.restore import Restorer
 from pdserve.tiers.slot_file import SlotFile
 from pdserve.tiers.store import TierStore
 from tests.unit.tiers.blocks import LAYOUT, Device, layout_of, make_store, name, open_disk
-
-T = TypeVar("T")
-P = ParamSpec("P")
-
-
-class Inline(Executor):
-    """Does it at once."""
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        future: Future[T] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 @contextmanager
@@ -40,8 +26,7 @@ def opened(
 ) -> Iterator[tuple[Device, TierStore, Restorer]]:
     device = device or Device()
     store = make_store(device, host_slots=host_slots, disk=open_disk(path, disk_slots) if path else None)
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield device, store, Restorer(store, device.blocks, pool)
+    yield device, store, Restorer(store, device.blocks)
     store.close(5)
     device.close()
 
@@ -85,7 +70,7 @@ def test_a_chain_comes_back_up_to_the_first_block_that_is_not_there() -> None:
         assert dict(store.news().changes)[name(9)] is None
 
 
-@pytest.mark.parametrize(("order", "tensor"), [(order, False) for order in KVOrder] + [(KVOrder.BLOCK_MAJOR, True)])
+@pytest.mark.parametrize(("order", "tensor"), [(order, tensor) for order in KVOrder for tensor in (False, True)])
 def test_every_memory_is_served_from_both_tiers(tmp_path: Path, order: KVOrder, tensor: bool) -> None:
     """Also memory that is reached by copies only, as a GPU's: damaged bytes never get there."""
     device = Device(layout_of(order), tensor=tensor)
@@ -228,7 +213,7 @@ class StoreMachine(RuleBasedStateMachine):
         disk = open_disk(Path(self.folder.name), self.disk_slots) if self.disk_slots else None
         self.disk = disk
         self.store = make_store(self.device, host_slots=self.host_slots, disk=disk)
-        self.restorer = Restorer(self.store, self.device.blocks, Inline())
+        self.restorer = Restorer(self.store, self.device.blocks)
         self.mirror = dict(self.store.contents().changes)
 
     def hear(self) -> None:
@@ -274,7 +259,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert sorted(slots) == list(range(host.num_slots))
         assert not any(entry.pins for entry in host._entries.values())
         if self.disk:
-            used = [entry.label.slot for entry in self.disk._entries.values()] + self.disk._free
+            used = [entry.slot for entry in self.disk._entries.values()] + self.disk._free
             assert sorted(used) == list(range(self.disk.file.num_slots))
             assert set(self.disk._order) == set(self.disk._entries)
         self.hear()

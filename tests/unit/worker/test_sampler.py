@@ -51,6 +51,20 @@ def test_temperature_zero_takes_the_best_and_of_equals_the_first() -> None:
     assert token(scores, row(1, GREEDY)) == 30
 
 
+@pytest.mark.parametrize("init", [GREEDY, RANDOM])
+def test_a_row_that_is_not_a_number_has_no_token_and_disturbs_no_other(init: SamplerInit) -> None:
+    scores = logits(4)
+    clean = [output.token_ids for output in sample(scores, *(row(i, init) for i in range(4)))]
+    scores[1, 7], scores[2, 9] = float("nan"), float("inf")
+    found = [output.token_ids for output in sample(scores, *(row(i, init) for i in range(4)))]
+    assert found == [clean[0], (), (), clean[3]]
+
+
+def test_a_mask_that_allows_nothing_has_no_token() -> None:
+    (output,) = sample(logits(), row(1, GREEDY), masks=[bytes((VOCAB + 7) // 8)])
+    assert output.token_ids == ()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

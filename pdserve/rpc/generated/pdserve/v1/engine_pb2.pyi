@@ -144,7 +144,7 @@ class KVEvents(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., first_number: _Optional[int] = ..., changes: _Optional[_Iterable[_Union[KVChange, _Mapping]]] = ...) -> None: ...
 
 class KVChange(_message.Message):
-    __slots__ = ("kind", "hashes")
+    __slots__ = ("kind", "hashes", "tier")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[KVChange.Kind]
@@ -157,23 +157,27 @@ class KVChange(_message.Message):
     KIND_CLEARED: KVChange.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     kind: KVChange.Kind
     hashes: bytes
-    def __init__(self, kind: _Optional[_Union[KVChange.Kind, str]] = ..., hashes: _Optional[bytes] = ...) -> None: ...
+    tier: str
+    def __init__(self, kind: _Optional[_Union[KVChange.Kind, str]] = ..., hashes: _Optional[bytes] = ..., tier: _Optional[str] = ...) -> None: ...
 
 class KVSnapshot(_message.Message):
-    __slots__ = ("epoch", "number", "hashes", "first", "last")
+    __slots__ = ("epoch", "number", "hashes", "first", "last", "tier")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     HASHES_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     number: int
     hashes: bytes
     first: bool
     last: bool
-    def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ..., hashes: _Optional[bytes] = ..., first: bool = ..., last: bool = ...) -> None: ...
+    tier: str
+    def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ..., hashes: _Optional[bytes] = ..., first: bool = ..., last: bool = ..., tier: _Optional[str] = ...) -> None: ...
 
 class StepEvent(_message.Message):
     __slots__ = ("epoch", "deltas")
@@ -308,7 +312,7 @@ class StepTally(_message.Message):
     def __init__(self, steps: _Optional[int] = ..., tokens: _Optional[int] = ..., context: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class TierTally(_message.Message):
-    __slots__ = ("tier", "capacity", "blocks", "saved_bytes", "restored_blocks", "restored_bytes", "evicted", "refused", "corrupt", "failed")
+    __slots__ = ("tier", "capacity", "blocks", "saved_bytes", "restored_blocks", "restored_bytes", "evicted", "refused", "corrupt", "failed", "seconds_per_block")
     TIER_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
@@ -319,6 +323,7 @@ class TierTally(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     CORRUPT_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_PER_BLOCK_FIELD_NUMBER: _ClassVar[int]
     tier: str
     capacity: int
     blocks: int
@@ -329,7 +334,8 @@ class TierTally(_message.Message):
     refused: int
     corrupt: int
     failed: int
-    def __init__(self, tier: _Optional[str] = ..., capacity: _Optional[int] = ..., blocks: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., restored_blocks: _Optional[int] = ..., restored_bytes: _Optional[int] = ..., evicted: _Optional[int] = ..., refused: _Optional[int] = ..., corrupt: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
+    seconds_per_block: float
+    def __init__(self, tier: _Optional[str] = ..., capacity: _Optional[int] = ..., blocks: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., restored_blocks: _Optional[int] = ..., restored_bytes: _Optional[int] = ..., evicted: _Optional[int] = ..., refused: _Optional[int] = ..., corrupt: _Optional[int] = ..., failed: _Optional[int] = ..., seconds_per_block: _Optional[float] = ...) -> None: ...
 
 class BlockCounts(_message.Message):
     __slots__ = ("total", "free", "used", "leased", "quarantined")

@@ -1,0 +1,42 @@
+"""A model that computes NaN: its request fails, and nobody is given a token drawn from it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pdserve.core.endpoint import Role
+from pdserve.core.errors import NotANumber
+from pdserve.core.request import SamplingParams
+from tests.checkpoints import make_checkpoint
+from tests.flows.inproc import NodeSpec, PairsOnly, open_cluster
+
+POISONED = 7
+SPECS = {
+    "unified": {"u": NodeSpec(role=Role.UNIFIED)},
+    "pair": {"p": NodeSpec(role=Role.PREFILL), "d": NodeSpec(role=Role.DECODE)},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One token's embedding is NaN; the head is another matrix, so all other prompts are well."""
+    path = make_checkpoint(tmp_path_factory.mktemp("poisoned"), "llama")
+    (file,) = path.glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][POISONED] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("kind", SPECS)
+async def test_a_poisoned_weight_fails_the_request_that_meets_it_and_no_other(checkpoint: Path, kind: str) -> None:
+    sound, sampling = [*range(20, 60)], SamplingParams(temperature=0, seed=1, max_tokens=4, ignore_eos=True)
+    policy = PairsOnly() if kind == "pair" else "kv_aware"
+    async with open_cluster(checkpoint, SPECS[kind], policy=policy) as cluster:
+        before = await cluster.answer(sound, sampling)
+        with pytest.raises(NotANumber, match="weights may be damaged"):
+            await cluster.answer([*range(20, 60), POISONED, *range(60, 80)], sampling)
+        assert (await cluster.answer(sound, sampling)).token_ids == before.token_ids
+        await cluster.until_idle()
