@@ -3,9 +3,10 @@
 import orjson
 import pytest
 
+from pdserve.cli.explain import render
 from pdserve.telemetry.explain import explain
 from pdserve.telemetry.record import RequestRecord
-from tests.unit.telemetry.records import START, disaggregated, replayed, stamps
+from tests.unit.telemetry.records import START, disaggregated, moved, replayed, stamps
 
 
 def told(record: RequestRecord) -> dict[str, object]:
@@ -59,3 +60,9 @@ def test_stages_overlap_and_each_has_its_own_seconds() -> None:
     assert disaggregated().durations() == pytest.approx(
         {"queue": 0.005, "prefill": 0.020, "transfer": 0.019, "decode": 0.054}
     )
+
+
+def test_moves_are_told_with_their_pause_and_what_they_carried() -> None:
+    text = render(orjson.dumps(explain(moved())))
+    assert "could not move: decode-0 → decode-1 (transfer_failed)" in text
+    assert "moved: decode-0 → decode-1 in 20.0 ms, 4.0 ms of them a pause; 4.0 KiB over nixl" in text

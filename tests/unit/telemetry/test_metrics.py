@@ -10,7 +10,7 @@ from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapsh
 from pdserve.core.errors import DigestMismatch
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.metrics_table import document
-from tests.unit.telemetry.records import START, disaggregated, replayed, route
+from tests.unit.telemetry.records import START, disaggregated, moved, replayed, route
 
 
 def view(free: int) -> EngineView:
@@ -114,3 +114,14 @@ def test_the_table_has_every_exported_metric() -> None:
     exported = {line.split()[2] for line in metrics.exposition().decode().splitlines() if line.startswith("# TYPE")}
     described = {description.name for description in metrics.described}
     assert described == {name for name in exported if not name.endswith("_created")}
+
+
+def test_moves_count_by_outcome_and_those_that_came_about_with_their_pause_and_bytes() -> None:
+    metrics = Metrics()
+    metrics.count(moved())
+    value = metrics.registry.get_sample_value
+    assert value("pdserve_migrations_total", {"outcome": "ok"}) == 1
+    assert value("pdserve_migrations_total", {"outcome": "transfer_failed"}) == 1
+    assert value("pdserve_migration_pause_seconds_count") == 1
+    assert value("pdserve_migration_pause_seconds_sum") == 0.004
+    assert value("pdserve_transferred_bytes_total", {"backend": "nixl"}) == 4096
