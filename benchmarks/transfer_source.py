@@ -89,7 +89,12 @@ async def main(host: str, backend: str, block_kib: int) -> None:
         engine_id="p", role=Role.PREFILL, epoch=EPOCH, address=f"{host}:{port}", pid=0, state=EngineState.READY
     )
     source = HandoffSource(
-        endpoint=endpoint, transfer=transfer, times=Times(lease=60), clock=SystemClock(), on_end=lambda *_: None
+        endpoint=endpoint,
+        transfer=transfer,
+        times=Times(lease=60),
+        clock=SystemClock(),
+        on_end=lambda *_: None,
+        on_caught_up=lambda _: None,
     )
     engine = SourceEngine(endpoint, transfer, source)
     pb_grpc.add_HandoffServiceServicer_to_server(HandoffService(engine), server)

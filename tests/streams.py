@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -84,7 +84,7 @@ def ask(
             response.read()
             stream.error = response.json()["error"]
         else:
-            for line in response.iter_lines():
+            for line in _lines(response):
                 if line.startswith("data: {"):
                     if not stream.arrivals:
                         on_begin()
@@ -102,6 +102,14 @@ def expected(checkpoint: Any, requests: list[Ask]) -> list[RequestOutput]:
     """What one engine in this process says, undisturbed."""
     with LLM(checkpoint, device="cpu", dtype="float32") as llm:
         return llm.generate([request.prompt for request in requests], [request.sampling for request in requests])
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """Of an event stream. httpx would also split at the other line ends Unicode knows, which answers may hold."""
+    rest = b""
+    for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (line.decode() for line in lines)
 
 
 def _take(stream: Stream, chunk: dict[str, Any]) -> None:

@@ -113,6 +113,36 @@ def doctor(
 
 
 @app.command()
+def drain(
+    engine: Annotated[str, typer.Argument(help="Its name, as in `pdserve status`.")],
+    stay: Annotated[bool, typer.Option("--stay-away", help="Do not start it again; `pdserve start` does.")] = False,
+    host: Annotated[str, typer.Option(help="Where the gateway listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="PORT", help="Its HTTP port.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="PDSERVE_API_KEY", help="If the gateway wants one.")] = None,
+) -> None:
+    """Empty an engine and restart it: what runs there moves to others, new requests go elsewhere.
+
+    Returns once the engine has ended."""
+    from pdserve.cli.drain import drain as run
+
+    typer.echo(run(engine, host, port, api_key, stay=stay))
+
+
+@app.command()
+def start(
+    engine: Annotated[str, typer.Argument(help="One that was drained to stay away.")],
+    host: Annotated[str, typer.Option(help="Where the gateway listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="PORT", help="Its HTTP port.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="PDSERVE_API_KEY", help="If the gateway wants one.")] = None,
+) -> None:
+    """Start an engine again that was drained to stay away."""
+    from pdserve.cli.drain import order
+
+    order(engine, "return", host, port, api_key)
+    typer.echo(f"{engine} starts")
+
+
+@app.command()
 def simulate(
     trace: Annotated[Path, typer.Argument(help="Mooncake, Bailian or Azure trace, or CSV of lengths; may be gzipped.")],
     engines: Annotated[

@@ -24,6 +24,7 @@ def render(answer: bytes) -> str:
             *_route(request),
             *_fetch(request),
             *_transfer(request),
+            *_migrations(request),
             "",
             _timeline(request),
         ]
@@ -117,6 +118,20 @@ def _transfer(request: dict[str, Any]) -> list[str]:
         *([f"  predicted after the last chunk: {_forecast(transfer)}"] if transfer["forecast_seconds"] else []),
         *(f"  {lost['backend']} failed ({lost['code']}), another took over" for lost in transfer["failovers"]),
     ]
+
+
+def _migrations(request: dict[str, Any]) -> list[str]:
+    return [_migration(move) for move in request["migrations"]]
+
+
+def _migration(move: dict[str, Any]) -> str:
+    way = f"{move['from']} → {move['to']}"
+    if move["outcome"] is None:
+        return f"moving: {way}"
+    if move["outcome"] != "ok":
+        return f"could not move: {way} ({move['outcome']})"
+    over = f"; {move['bytes'] / 1024:.1f} KiB over {move['backend']}" if move["backend"] else ""
+    return f"moved: {way} in {_ms(move['ended'] - move['asked'])}, {_ms(move['pause'])} of them a pause{over}"
 
 
 def _forecast(transfer: dict[str, Any]) -> str:

@@ -10,7 +10,9 @@ class Phase(StrEnum):
     """Life of a member.
 
     DOWN → STARTING → READY ⇄ SUSPECT → KILLED → DOWN → …   (a process that ends is DOWN at once)
-              any of them → DRAINING → STOPPED               (on shutdown)
+              any of them → DRAINING → STOPPED               (on shutdown, and when asked to)
+                               DRAINING → DOWN → …            (when it is to return)
+                                          STOPPED → DOWN → …  (when asked to)
     """
 
     DOWN = "down"
@@ -39,7 +41,8 @@ class Member:
 
     Times are monotonic seconds. since is when the phase began; last_heard when the incarnation last
     gave a sign of life; due when a member that is DOWN is to be started. deaths are in a row.
-    ever_ready tells an incarnation that broke from a member that never worked.
+    ever_ready tells an incarnation that broke from a member that never worked. returns: a draining one is started
+    again once it has ended.
     """
 
     id: str
@@ -54,6 +57,7 @@ class Member:
     due: float = 0.0
     deaths: int = 0
     ever_ready: bool = False
+    returns: bool = False
 
     def endpoint(self) -> Endpoint | None:
         """How gateways see it; None for a gateway and for an engine that was never started."""

@@ -65,7 +65,22 @@ class Retire:
     ids: tuple[str, ...]
 
 
-Event = Spawned | BecameReady | Heard | Ended | Paused | Tick | Retire
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """This member is to drain and end; then it stays away, or returns under a new epoch."""
+
+    id: str
+    returns: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Return:
+    """A member that was drained is to be there again."""
+
+    id: str
+
+
+Event = Spawned | BecameReady | Heard | Ended | Paused | Tick | Retire | Drain | Return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +127,11 @@ def decide(
             return {id: _shifted(member, shift) for id, member in members.items()}, []
         case Retire():
             return _each(members, lambda member: _retire(member, now) if member.id in event.ids else (member, []))
+        case Drain():
+            changed, actions = _drain(members[event.id], event, now)
+            return {**members, event.id: changed}, actions
+        case Return():
+            return {**members, event.id: _return(members[event.id], now)}, []
     member = members[event.id]
     if member.epoch != event.epoch:
         return members, []
@@ -154,6 +174,8 @@ def _deadline(member: Member, times: Times) -> float | None:
             return member.last_heard + times.suspect
         case Phase.SUSPECT:
             return member.last_heard + times.fence
+        case Phase.DRAINING if member.role is not None:
+            return member.since + times.drain_timeout + times.fence
     return None
 
 
@@ -168,6 +190,9 @@ def _tick(member: Member, now: float, times: Times, new_epoch: Callable[[], int]
     if member.phase is Phase.READY:
         suspect = replace(member, phase=Phase.SUSPECT, since=now)
         return _tick(suspect, now, times, new_epoch)  # silent for so long that it is past the fence as well?
+    if member.phase is Phase.DRAINING:
+        reason = f"not drained for {times.drain_timeout:g} s"
+        return replace(member, since=now), [Kill(id=member.id, epoch=member.epoch, reason=reason)]
     limit, what = (times.start_timeout, "ready") if member.phase is Phase.STARTING else (times.fence, "heard of")
     reason = f"not {what} for {limit:g} s"
     return replace(member, phase=Phase.KILLED, since=now), [Kill(id=member.id, epoch=member.epoch, reason=reason)]
@@ -186,7 +211,23 @@ def _retire(member: Member, now: float) -> tuple[Member, list[Action]]:
             return draining, [Terminate(id=member.id, epoch=member.epoch)]
         case Phase.KILLED:
             return replace(member, phase=Phase.DRAINING, since=now), []
-    return member, []
+    return replace(member, returns=False), []
+
+
+def _drain(member: Member, event: Drain, now: float) -> tuple[Member, list[Action]]:
+    retired, actions = _retire(member, now)
+    if retired.phase is Phase.STOPPED and event.returns:
+        return member, []
+    return replace(retired, returns=event.returns), actions
+
+
+def _return(member: Member, now: float) -> Member:
+    match member.phase:
+        case Phase.STOPPED:
+            return replace(member, phase=Phase.DOWN, since=now, due=now, deaths=0)
+        case Phase.DRAINING:
+            return replace(member, returns=True)
+    return member
 
 
 def _became_ready(member: Member, address: str, now: float) -> Member:
@@ -198,6 +239,8 @@ def _became_ready(member: Member, address: str, now: float) -> Member:
 
 
 def _ended(member: Member, event: Ended, now: float, times: Times) -> tuple[Member, list[Action]]:
+    if member.phase is Phase.DRAINING and member.returns:
+        return replace(member, phase=Phase.DOWN, since=now, due=now, returns=False), []
     if member.phase is Phase.DRAINING:
         return replace(member, phase=Phase.STOPPED, since=now), []
     if event.refusal and not member.ever_ready:

@@ -13,6 +13,7 @@ from pdserve.cluster.member import Member, Phase
 from pdserve.cluster.plan import (
     Action,
     BecameReady,
+    Drain,
     Ended,
     Event,
     GiveUp,
@@ -20,6 +21,7 @@ from pdserve.cluster.plan import (
     Members,
     Paused,
     Retire,
+    Return,
     Start,
     Terminate,
     Tick,
@@ -30,7 +32,7 @@ from pdserve.cluster.plan import (
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, Role, new_epoch
-from pdserve.core.errors import ConfigError
+from pdserve.core.errors import ConfigError, InvalidRequest
 
 _log = structlog.get_logger(__name__)
 
@@ -119,6 +121,22 @@ class Supervisor:
             self.kill_all()
             await self._retire([*gateways, *engines])
 
+    def drain_engine(self, engine_id: str, *, returns: bool) -> None:
+        """Have one engine drain and end, and then stay away or start again. Raises InvalidRequest when there is none
+        of that name."""
+        self._check_engine(engine_id)
+        self._events.put_nowait(Drain(id=engine_id, returns=returns))
+
+    def return_engine(self, engine_id: str) -> None:
+        """Start an engine that was drained and stays away. Raises InvalidRequest when there is none of that name."""
+        self._check_engine(engine_id)
+        self._events.put_nowait(Return(id=engine_id))
+
+    def _check_engine(self, engine_id: str) -> None:
+        desired = self._desired.get(engine_id)
+        if desired is None or desired.role is None:
+            raise InvalidRequest(f"there is no engine {engine_id[:200]!r}", "engine")
+
     def kill_all(self) -> None:
         """End every process at once."""
         for incarnation in self._incarnations.values():
@@ -182,7 +200,9 @@ def _report(event: Event, before: Members, after: Members) -> None:
             _log.info("ready", process=event.id, pid=after[event.id].pid, address=event.address)
         case Ended():
             member = after[event.id]
-            if member.phase is Phase.DOWN:
+            if before[event.id].phase is Phase.DRAINING:
+                _log.info("drained", process=event.id, cause=event.cause, returns=member.phase is Phase.DOWN)
+            elif member.phase is Phase.DOWN:
                 delay = member.due - member.since
                 _log.error(
                     "died", process=event.id, cause=event.cause, deaths=member.deaths, restart_in=round(delay, 1)

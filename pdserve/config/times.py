@@ -32,6 +32,8 @@ class Times:
     link_backoff_max: float = 10.0
     link_forgotten: float = 30.0
     """A decode engine stops opening a lost link again when no request has asked for it so long."""
+    migration: float = 10.0
+    """One running request's move to another engine may take this long; then it stays, or is replayed."""
     pair_check: float = 30.0
     """How long `pdserve doctor` waits for one pair; a source holds its test pattern no longer."""
     restart_backoff: float = 0.5
@@ -42,4 +44,4 @@ class Times:
     start_timeout: float = 300.0
     """From process start to READY, model loading included."""
     drain_timeout: float = 30.0
-    """Ctrl-C to forced end."""
+    """Ctrl-C to forced end; also how long one engine that drains waits for what runs there."""

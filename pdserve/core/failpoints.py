@@ -11,6 +11,9 @@ order in which a request passes them:
     last_chunk     the whole prompt is computed
     first_token    the first token is known, not sent
     decoding       a later token is known, not sent
+    departing      a running sequence may leave, nobody knows yet
+    caught_up      its target has what was ready and has not said so
+    stopped        it decodes no more, nobody knows yet
 
 and of an engine that is asked for cached KV:
 
@@ -21,7 +24,19 @@ import os
 import signal
 from pathlib import Path
 
-POINTS = ("queued", "leased", "prefilling", "transferring", "last_chunk", "first_token", "decoding", "lending")
+POINTS = (
+    "queued",
+    "leased",
+    "prefilling",
+    "transferring",
+    "last_chunk",
+    "first_token",
+    "decoding",
+    "departing",
+    "caught_up",
+    "stopped",
+    "lending",
+)
 ENVIRONMENT = "PDSERVE_FAILPOINTS"
 """Names the folder for engine processes."""
 

@@ -10,7 +10,7 @@ from pdserve.core.layout import KVLayout
 from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.request import Request, TokenDelta
 from pdserve.core.shards import KVPart, KVShard
-from pdserve.core.ticket import KVSource, TransferTicket
+from pdserve.core.ticket import Departure, KVSource, TransferTicket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +175,11 @@ class DeltaStream(Protocol):
 
     Iterating raises EngineDied when the engine is gone. aclose cancels whatever has not ended."""
 
+    @property
+    def ended_at(self) -> float | None:
+        """When (event-loop seconds) the last delta arrived, read or not."""
+        ...
+
     def __aiter__(self) -> AsyncIterator[TokenDelta | TransferTicket]: ...
 
     def __anext__(self) -> Awaitable[TokenDelta | TransferTicket]: ...
@@ -197,8 +202,14 @@ class EngineClient(Protocol):
 
         handoff: prefill only; the first item is the TransferTicket, then one delta with the first
         token, its finish_reason HANDOFF unless the request ended there. ticket: continue from another
-        engine's prefill; deltas start at index 1. source: where KV of the prompt's beginning should
-        be. A refused request streams one delta with finish_reason ERROR."""
+        engine's prefill, deltas start at index 1; or from another engine's Departure, deltas start behind the
+        tokens that one sampled. source: where KV of the prompt's beginning should be. A refused request streams one
+        delta with finish_reason ERROR."""
+        ...
+
+    def depart(self, request_id: str) -> Awaitable[Departure]:
+        """Ask a request that decodes there to move. It goes on until whoever presents the ticket has caught up; then
+        its stream ends with HANDOFF. Raises Unavailable when it has ended, EngineDied."""
         ...
 
     def snapshot(self) -> LoadSnapshot | None: ...

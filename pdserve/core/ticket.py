@@ -1,5 +1,5 @@
-"""The claim a prefill engine hands out for a prompt's KV, the hint where to borrow some, and the messages that make
-either good."""
+"""The claim an engine hands out for a sequence's KV, the hint where to borrow some, and the messages that make either
+good."""
 
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,7 +14,8 @@ class TransferTicket:
     """A leased claim on the KV of one prompt, valid for one epoch of one engine.
 
     lease is in seconds from issue and renewed by heartbeats. address is the source's gRPC address. ranks are what each
-    rank of the source holds; all of them use the same block ids.
+    rank of the source holds; all of them use the same block ids. growth is 0 for a prompt; a running sequence that is
+    to move may add so many tokens of KV to num_tokens, at least 1, before it stops.
     """
 
     id: str
@@ -27,10 +28,30 @@ class TransferTicket:
     block_size: int
     lease: float
     ranks: tuple[KVShard, ...]
+    growth: int = 0
 
     @property
     def num_blocks(self) -> int:
-        return -(-self.num_tokens // self.block_size)
+        return self.blocks_for(self.num_tokens)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens whose KV may come to be handed over."""
+        return self.num_tokens + self.growth
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """A running sequence's answer to being asked to leave: the ticket for its KV, which whoever continues it presents.
+
+    output_token_ids are those of its output tokens whose KV the ticket covers already.
+    """
+
+    ticket: TransferTicket
+    output_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +70,15 @@ class RegionReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrefillDone:
-    """The source has computed the whole prompt and sampled the first token.
+class HandoffDone:
+    """The source computes no more: tokens, at least one, are those it sampled behind the ticket's num_tokens, and KV of
+    all but the last of them is handed over. A prompt's only token is the answer's first.
 
-    finished means the request ended there (EOS, stop id, max_tokens 1, cancel): nothing to decode.
+    finished means the request ended there (EOS, stop id, max_tokens, cancel): nothing to decode.
     """
 
     ticket_id: str
-    first_token: int
+    tokens: tuple[int, ...]
     finished: bool
 
 
@@ -92,7 +114,7 @@ class Lent:
     num_blocks: int
 
 
-HandoffNews = RegionReady | PrefillDone | TicketGone | Lent
+HandoffNews = RegionReady | HandoffDone | TicketGone | Lent
 
 
 def region_seed(ticket_id: str, epoch: int, first_block: int, part: KVPart | None = None) -> int:

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import Mode, Route
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import EngineDied, PdserveError, from_wire
-from pdserve.core.protocols import DeltaStream
+from pdserve.core.errors import PdserveError
 from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
 from pdserve.core.ticket import KVSource, TransferTicket
+from pdserve.dispatch.decoding import Decoding
+from pdserve.dispatch.engine_stream import EngineStream
 from pdserve.dispatch.replay import lost
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.telemetry.record import RequestRecord
@@ -20,8 +21,8 @@ from pdserve.telemetry.record import RequestRecord
 class Attempt:
     """Streams a request's deltas over a route. Closing `deltas` cancels it on every engine.
 
-    reconfirm looks again at the decode engine once there is a ticket to take over. Raises Lost when an
-    engine or link was lost, else what an engine refused the request with.
+    reconfirm looks again at the decode engine once there is a ticket to take over; movable lets what decodes there
+    move to others. Raises Lost when an engine or link was lost, else what an engine refused the request with.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Attempt:
         record: RequestRecord,
         clock: Clock,
         reconfirm: Callable[[Route], Route],
+        movable: Callable[[Decoding], AbstractAsyncContextManager[None]],
     ) -> None:
         self._sessions = sessions
         self._route = route
         self._record = record
         self._clock = clock
         self._reconfirm = reconfirm
+        self._movable = movable
 
     def deltas(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         if self._route.mode is Mode.DISAGGREGATED:
@@ -44,10 +47,11 @@ class Attempt:
         return self._local(request)
 
     async def _local(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
-        async with aclosing(self._submit(self._route.decode, request, source=self._source)) as stream:
+        stream = self._submit(self._route.decode, request, source=self._source)
+        decoding = self._decoding(request, stream)
+        async with aclosing(decoding), self._movable(decoding):
             while True:
-                delta = await stream.delta()
-                self._record.decode_trace = delta.trace
+                delta = await decoding.delta()
                 self._note_fetch(delta.trace)
                 yield delta
                 if delta.finish_reason:
@@ -58,8 +62,10 @@ class Attempt:
             ticket = await prefill.ticket()
             self._record.stamp("ticket", self._clock.unix())
             self._route = self._record.route = self._reconfirm(self._route)
-            async with aclosing(self._submit(self._route.decode, request, ticket=ticket)) as decode:
-                decoded = asyncio.ensure_future(decode.delta())
+            stream = self._submit(self._route.decode, request, ticket=ticket)
+            decoding = self._decoding(request, stream)
+            async with aclosing(decoding):
+                decoded = asyncio.ensure_future(decoding.delta())
                 try:
                     delta = await _unless_failed(asyncio.ensure_future(prefill.delta()), decoded)
                     self._record.prefill_trace = delta.trace
@@ -72,14 +78,11 @@ class Attempt:
                     self._sessions.link_works(self._route.link)
                 finally:
                     decoded.cancel()
-                while True:
-                    self._record.decode_trace = delta.trace
-                    if delta.trace:
-                        self._sessions.link_carried(self._route.link, delta.trace)
+                async with self._movable(decoding):
                     yield delta
-                    if delta.finish_reason:
-                        return
-                    delta = await decode.delta()
+                    while not delta.finish_reason:
+                        delta = await decoding.delta()
+                        yield delta
 
     @property
     def _source(self) -> KVSource | None:
@@ -98,49 +101,20 @@ class Attempt:
         handoff: bool = False,
         ticket: TransferTicket | None = None,
         source: KVSource | None = None,
-    ) -> "_EngineStream":
+    ) -> EngineStream:
         try:
             client = self._sessions.client(engine)
             stream = client.submit(request, handoff=handoff, ticket=ticket, source=source)
         except PdserveError as error:
             raise lost(error, engine, self._route) or error from error
-        return _EngineStream(stream, engine, self._route, self._record)
+        on_failure = self._note_trace if engine == self._route.decode else lambda _: None
+        return EngineStream(stream, engine, self._route, on_failure)
 
+    def _decoding(self, request: Request, stream: EngineStream) -> Decoding:
+        return Decoding(self._sessions, self._record, self._clock, request, self._route, stream)
 
-class _EngineStream:
-    """One engine's stream, with its errors told apart; a decode engine's last words go into the record."""
-
-    def __init__(self, stream: DeltaStream, engine: Endpoint, route: Route, record: RequestRecord) -> None:
-        self._stream = stream
-        self._engine = engine
-        self._route = route
-        self._record = record
-
-    async def ticket(self) -> TransferTicket:
-        item = await self._next()
-        if isinstance(item, TokenDelta):
-            raise EngineDied(f"{self._engine.engine_id} sent tokens where a ticket was expected")
-        return item
-
-    async def delta(self) -> TokenDelta:
-        item = await self._next()
-        if isinstance(item, TransferTicket):
-            raise EngineDied(f"{self._engine.engine_id} sent a ticket where tokens were expected")
-        return item
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def _next(self) -> TokenDelta | TransferTicket:
-        try:
-            item = await anext(self._stream)
-            if isinstance(item, TokenDelta) and item.finish_reason is FinishReason.ERROR:
-                if self._engine == self._route.decode:
-                    self._record.decode_trace = item.trace
-                raise from_wire(*(item.error or ("internal_error", "the engine failed")))
-        except PdserveError as error:
-            raise lost(error, self._engine, self._route) or error from error
-        return item
+    def _note_trace(self, trace: EngineTrace | None) -> None:
+        self._record.decode_trace = trace
 
 
 async def _unless_failed(item: asyncio.Future[TokenDelta], other: asyncio.Future[TokenDelta]) -> TokenDelta:

@@ -12,7 +12,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, LoadSnapshot
 from pdserve.core.errors import EngineDied, PdserveError
 from pdserve.core.request import Request, TokenDelta
-from pdserve.core.ticket import KVSource, TransferTicket
+from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
@@ -39,8 +39,11 @@ class RequestStream:
         self._request_id = request_id
         self._items: asyncio.Queue[TokenDelta | TransferTicket | PdserveError] = asyncio.Queue()
         self._ended = False
+        self.ended_at: float | None = None
 
     def push(self, item: TokenDelta | TransferTicket | PdserveError) -> None:
+        if isinstance(item, TokenDelta) and item.finish_reason:
+            self.ended_at = asyncio.get_running_loop().time()
         self._items.put_nowait(item)
 
     def __aiter__(self) -> AsyncIterator[TokenDelta | TransferTicket]:
@@ -70,8 +73,8 @@ class RequestStream:
 class EngineConnection:
     """core.protocols.EngineClient for one (engine, epoch). `close` fails whatever still streams.
 
-    What the engine reports of itself goes to the ledger. on_change is called when the engine becomes usable and
-    when it is lost.
+    What the engine reports of itself goes to the ledger. on_change is called when the engine becomes usable, when it
+    begins to drain and when it is lost.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class EngineConnection:
         self._clock = clock
         self._outbox: asyncio.Queue[pb.SessionCommand] = asyncio.Queue()
         self._streams: dict[str, RequestStream] = {}
+        self._departing: dict[str, asyncio.Future[Departure]] = {}
         self._load: LoadSnapshot | None = None
         self._kv_asked = False
         self._last_heard = clock.monotonic()
@@ -130,6 +134,18 @@ class EngineConnection:
     def forget(self, request_id: str) -> None:
         self._streams.pop(request_id, None)
 
+    async def depart(self, request_id: str) -> Departure:
+        if self._error:
+            raise self._error
+        answer: asyncio.Future[Departure] = asyncio.get_running_loop().create_future()
+        self._departing[request_id] = answer
+        self._outbox.put_nowait(pb.SessionCommand(depart_request_id=request_id))
+        try:
+            return await answer
+        finally:
+            if self._departing.get(request_id) is answer:
+                del self._departing[request_id]
+
     async def close(self) -> None:
         self._task.cancel()
         with suppress(asyncio.CancelledError):
@@ -171,6 +187,9 @@ class EngineConnection:
                     self._on_load(convert.load_from_proto(event.load))
                 case "ticket":
                     self._push(event.ticket.request_id, convert.ticket_from_proto(event.ticket))
+                case "departure":
+                    departure = convert.departure_from_proto(event.departure)
+                    settle_departure(self._departing.get(event.departure.request_id), departure)
                 case "kv_events":
                     self._check_epoch(event.kv_events.epoch)
                     self._on_kv_events(event.kv_events)
@@ -185,9 +204,10 @@ class EngineConnection:
             raise EngineDied(f"{self.endpoint.engine_id} has restarted")
 
     def _on_load(self, load: LoadSnapshot) -> None:
-        first, self._load = self._load is None, load
+        news = self._load is None or load.draining > self._load.draining
+        self._load = load
         self._ledger.loaded(load)
-        if first:
+        if news:
             self._on_change()
 
     def _on_kv_events(self, message: pb.KVEvents) -> None:
@@ -214,4 +234,16 @@ class EngineConnection:
         for stream in list(self._streams.values()):
             stream.push(self._error)
         self._streams.clear()
+        for answer in self._departing.values():
+            settle_departure(answer, self._error)
         self._on_change()
+
+
+def settle_departure(waiting: "asyncio.Future[Departure] | None", answer: Departure | PdserveError) -> None:
+    """Tell whoever asked a request to depart, if he still waits."""
+    if waiting is None or waiting.done():
+        return
+    if isinstance(answer, PdserveError):
+        waiting.set_exception(answer)
+    else:
+        waiting.set_result(answer)

@@ -11,6 +11,7 @@ from pdserve.core.cluster import EngineView, Route
 from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
 from pdserve.dispatch.attempt import Attempt
+from pdserve.dispatch.migration import MigrationRules, Migrator
 from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
 from pdserve.dispatch.sessions import Booking, SessionPool
 from pdserve.router.router import Router
@@ -25,12 +26,20 @@ _DEADLINE_GRACE = 1.0
 class Dispatcher:
     """Runs requests on the engines of a SessionPool."""
 
-    def __init__(self, sessions: SessionPool, router: Router, clock: Clock, replay: ReplayRules | None = None) -> None:
+    def __init__(
+        self,
+        sessions: SessionPool,
+        router: Router,
+        clock: Clock,
+        replay: ReplayRules | None = None,
+        migration: MigrationRules | None = None,
+    ) -> None:
         self._sessions = sessions
         self._router = router
         self._clock = clock
         self._replay = replay or ReplayRules()
         self._budget = ReplayBudget(self._replay, clock)
+        self._migrator = Migrator(sessions, router, clock, migration)
         self._acquainted = False
 
     @property
@@ -43,6 +52,14 @@ class Dispatcher:
 
     def engines(self) -> tuple[EngineView, ...]:
         return self._sessions.state().engines
+
+    async def move(self, request_id: str) -> None:
+        """Have a request that decodes now go on at another engine. Raises PdserveError when it does not: it stays, or
+        is replayed."""
+        try:
+            await self._migrator.move(request_id)
+        except Lost as loss:
+            raise loss.error from loss
 
     async def generate(self, request: Request, record: RequestRecord) -> AsyncGenerator[TokenDelta, None]:
         """Stream a request's tokens; every delta but the last has no finish_reason.
@@ -87,7 +104,8 @@ class Dispatcher:
         record.stamp("routed", self._clock.unix())
         with self._sessions.book(share, route) as booking:
             reconfirm = partial(self._reconfirm, share, booking, history)
-            attempt = Attempt(self._sessions, route, record, self._clock, reconfirm)
+            movable = partial(self._migrator.movable, booking)
+            attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)
             async with aclosing(attempt.deltas(share)) as deltas:
                 while delta := await _before(deadline, anext(deltas, None)):
                     yield delta

@@ -82,12 +82,15 @@ def lost(error: PdserveError, reporter: Endpoint, route: Route) -> Lost | None:
 
 def continuation(request: Request, emitted: Sequence[int], attempt: int) -> Request:
     """The request as attempt number `attempt` (0 is the first) submits it."""
-    if not attempt:
-        return request
+    return continued(request, emitted, f"{request.id}~{attempt}") if attempt else request
+
+
+def continued(request: Request, emitted: Sequence[int], name: str) -> Request:
+    """What is left of a request behind its emitted tokens, as a request of that name."""
     sampling = request.sampling
     return replace(
         request,
-        id=f"{request.id}~{attempt}",
+        id=name,
         prompt_token_ids=(*request.prompt_token_ids, *emitted),
         sampling=replace(
             sampling,

@@ -60,7 +60,7 @@ class Connection(EngineClient, Protocol):
 
 Connect = Callable[[Endpoint, EngineLedger, Callable[[], None]], Connection]
 """Opens a connection, which tells the ledger what the engine reports of itself. The callback is to be called when
-the engine becomes usable and when it is lost."""
+the engine becomes usable, when it begins to drain and when it is lost."""
 
 
 class SessionPool:
@@ -80,6 +80,10 @@ class SessionPool:
         self._pools = {role: PoolModel[EngineKey]() for role in Role}
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self.draining: frozenset[EngineKey] = frozenset()
+        """Engines that let what runs there go elsewhere."""
+        self.on_draining: list[Callable[[], None]] = []
+        """Called when an engine begins to drain."""
         self._links = LostLinks(times, clock)
         self._watch = PairWatch()
         self._speeds = FetchSpeeds(clock)
@@ -207,8 +211,19 @@ class SessionPool:
         task.add_done_callback(self._closing.discard)
 
     def _note_change(self) -> None:
+        before, self.draining = self.draining, self._find_draining()
+        if self.draining - before:
+            for told in self.on_draining:
+                told()
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _find_draining(self) -> frozenset[EngineKey]:
+        """By the registry or by their own word."""
+        loads = {key: connection.snapshot() for key, connection in self._connections.items()}
+        told = {key for key, load in loads.items() if load and load.draining}
+        listed = {(e.engine_id, e.epoch) for e in self._endpoints if e.state is EngineState.DRAINING}
+        return frozenset(told | listed & loads.keys())
 
     def _view(self, endpoint: Endpoint) -> EngineView:
         key = endpoint.engine_id, endpoint.epoch
@@ -249,14 +264,15 @@ class Booking:
         if route.fetch_link:
             links.tried(route.fetch_link)
 
-    def move(self, decode: Endpoint) -> None:
-        """Exchange the decode engine's share for one on another decode engine, in one go."""
+    def move(self, decode: Endpoint, source: EngineKey | None = None) -> None:
+        """Exchange the decode engine's share for one on another decode engine, in one go. source: where it fetches
+        KV from, the prefill engine unless given."""
         if ledger := self._ledgers.get(self._reservation.decode):
             ledger.release_decode(self._reservation.request_id)
         self._reservation = replace(self._reservation, decode=(decode.engine_id, decode.epoch))
         if ledger := self._ledgers.get(self._reservation.decode):
             ledger.book_decode(self._reservation)
-        self._links.tried((self._reservation.prefill, self._reservation.decode))
+        self._links.tried((source or self._reservation.prefill, self._reservation.decode))
 
     def release(self) -> None:
         for key in self._keys():

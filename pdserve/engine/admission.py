@@ -48,6 +48,11 @@ class AdmissionRules:
                 f"the ticket covers {ticket.num_tokens} tokens, the prompt has {len(request.prompt_token_ids)}",
                 "ticket",
             )
+        if ticket.max_tokens > self.max_len:
+            raise InvalidRequest(
+                f"the ticket may grow to {ticket.max_tokens} tokens; a sequence has at most {self.max_len} here",
+                "ticket",
+            )
         if ticket.block_size != self.block_size:
             raise LayoutMismatch(
                 f"blocks of {ticket.engine_id} hold {ticket.block_size} tokens, blocks here {self.block_size}; "

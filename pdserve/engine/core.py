@@ -6,9 +6,9 @@ It neither waits nor does I/O. Its caller pumps it:
     core.take_events()               after every schedule: handoffs and fetches that may begin
     core.complete(await collect())   steps in the order of their numbers
 
-and calls schedule again after everything that can make work: add, complete, abort, fetched, fetch_failed,
-restore_ended, restore_late, and what gives blocks of core.kv back: saved, unquarantine, release. Every returned list
-starts with events not taken yet, so that events are always seen in the order in which they happened.
+and calls schedule again after everything that can make work: add, complete, abort, fetched, fetch_failed, stop,
+lease_ended, restore_ended, restore_late, and what gives blocks of core.kv back: saved, unquarantine. Every returned
+list starts with events not taken yet, so that events are always seen in the order in which they happened.
 """
 
 from collections import deque
@@ -18,16 +18,18 @@ from dataclasses import dataclass
 from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
 from pdserve.core.blocks import hash_namespace
 from pdserve.core.clock import Clock
-from pdserve.core.endpoint import BlockCounts, EngineLimits
-from pdserve.core.errors import DeadlineExceeded, NotANumber, PdserveError
+from pdserve.core.endpoint import EngineLimits
+from pdserve.core.errors import DeadlineExceeded, LeaseExpired, NotANumber, PdserveError
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo
 from pdserve.core.request import FinishReason, Request
 from pdserve.core.ticket import KVSource, TransferTicket
+from pdserve.engine import leave
 from pdserve.engine.admission import AdmissionRules
 from pdserve.engine.core_events import (
     Computed,
     CoreEvent,
+    Departing,
     Emitted,
     FetchAborted,
     FetchReady,
@@ -35,6 +37,7 @@ from pdserve.engine.core_events import (
     HandoffScheduled,
     SaveReady,
 )
+from pdserve.engine.core_load import CoreLoad, load_of
 from pdserve.engine.deadlines import Deadlines
 from pdserve.engine.restores import Restores
 from pdserve.engine.scheduler import ChooseFetch, ChooseRestore, Scheduler, StepPlan
@@ -42,16 +45,6 @@ from pdserve.engine.sequence import Sequence, SequenceState
 from pdserve.engine.stopping import stop_rule
 from pdserve.kvcache.manager import KVCacheManager
 from pdserve.kvcache.tier_index import TierIndex
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoreLoad:
-    """waiting includes fetching; backlog_tokens are tokens of prompts, and of preempted sequences, to compute."""
-
-    running: int
-    waiting: int
-    backlog_tokens: int
-    blocks: BlockCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +114,7 @@ class EngineCore:
         return self._deadlines.next
 
     def load(self) -> CoreLoad:
-        waiting, running = self._scheduler.waiting, self._scheduler.running
-        queued = sum(len(s.token_ids) for s in waiting if s.ticket is None)
-        begun = sum(s.num_pending_tokens for s in running if s.num_pending_tokens > 1)
-        return CoreLoad(
-            running=len(running),
-            waiting=len(waiting) + len(self._scheduler.fetching),
-            backlog_tokens=queued + begun,
-            blocks=self.kv.counts(),
-        )
+        return load_of(self._scheduler, self.kv.counts())
 
     def add(
         self,
@@ -223,17 +208,34 @@ class EngineCore:
             self._abort(sequence, DeadlineExceeded(f"the request did not finish within its {timeout:g} s"))
         return self.take_events()
 
-    def fetched(self, sequence_id: int, first_token: int) -> list[CoreEvent]:
-        """All fetch_blocks arrived and are verified; first_token was emitted by the source.
+    def fetched(self, sequence_id: int, token_ids: tuple[int, ...]) -> list[CoreEvent]:
+        """The ticket's KV arrived and is verified; token_ids were emitted by the source, the last without KV.
 
         A sequence that ended meanwhile is ignored."""
         sequence = self._sequences.get(sequence_id)
         if sequence is not None:
-            self._scheduler.fetched(sequence, first_token)
+            self._scheduler.fetched(sequence, token_ids)
             self._stamp(sequence, "fetched")
-            if reason := sequence.rule.reason(first_token, 1):
-                self._emit(sequence, index=1, finish_reason=reason)
+            if reason := sequence.rule.reason(token_ids[-1], len(token_ids)):
+                self._emit(sequence, index=len(token_ids), finish_reason=reason)
                 self._finish(sequence)
+        return self.take_events()
+
+    def depart(self, sequence_id: int) -> Departing | None:
+        """Let a running sequence get ready to move to another engine. None when it is not at a point, right behind
+        a sampled token, where that can be; an unknown one has ended."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is None or not leave.may_leave(sequence, self.limits):
+            return None
+        self._stamp(sequence, "departing")
+        return leave.begin(sequence, self._new_ticket_id(), self.kv)
+
+    def stop(self, sequence_id: int) -> list[CoreEvent]:
+        """Its target has caught up: a leaving sequence starts no more steps. Others are ignored."""
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None and sequence.leave:
+            sequence.leave.stopping = True
+            self._hand_over_stopped(sequence)
         return self.take_events()
 
     def fetch_failed(
@@ -266,10 +268,15 @@ class EngineCore:
             self._restores.abandon(sequence)
             self._scheduler.lose_restore(sequence, self._next_step - 1)
 
-    def stamp(self, sequence_id: int, name: str) -> None:
-        """Note an event of the caller's in the sequence's trace; ignored when it has ended."""
-        if sequence := self._sequences.get(sequence_id):
-            self._stamp(sequence, name)
+    def lease_ended(self, ticket_id: str, sequence_id: int | None) -> list[CoreEvent]:
+        """A lease is over: its blocks serve others again. A prompt is aborted, a sequence that was leaving stays."""
+        self.kv.release(ticket_id)
+        sequence = self._sequences.get(sequence_id) if sequence_id is not None else None
+        if sequence is not None and sequence.handoff:
+            self._abort(sequence, LeaseExpired("nobody took over the prefilled prompt in time"))
+        elif sequence is not None and sequence.leave and sequence.leave.ticket_id == ticket_id:
+            sequence.leave = None
+        return self.take_events()
 
     def _announce(self, plan: StepPlan) -> None:
         for sequence in plan.preempted:
@@ -315,6 +322,7 @@ class EngineCore:
             self._computed(sequence, row.start + row.num_tokens)
         if result is not None:
             self._receive(sequence, result)
+        self._hand_over_stopped(sequence)
 
     def _computed(self, sequence: Sequence, num_tokens: int) -> None:
         before, sequence.num_computed_tokens = sequence.num_computed_tokens, num_tokens
@@ -323,6 +331,8 @@ class EngineCore:
             self._stamp(sequence, "prompt_computed")
         if sequence.handoff:
             self._events.append(Computed(sequence_id=sequence.sequence_id, num_tokens=num_tokens))
+        elif sequence.leave and (event := leave.grown(sequence, before, self.limits, self.kv)):
+            self._events.append(event)
 
     def _fail_computation(self, sequence: Sequence) -> None:
         """Its KV is not to be trusted either, so nobody else shall find it."""
@@ -343,6 +353,12 @@ class EngineCore:
         if reason or sequence.num_output_tokens >= sequence.max_output_tokens:
             self._finish(sequence)
 
+    def _hand_over_stopped(self, sequence: Sequence) -> None:
+        if leave.has_stopped(sequence) and sequence.state is SequenceState.RUNNING:
+            self._events.append(leave.hand_over(sequence, self.kv))
+            self._emit(sequence, sequence.num_output_tokens, finish_reason=FinishReason.HANDOFF)
+            self._finish(sequence)
+
     def _emit(
         self,
         sequence: Sequence,
@@ -350,6 +366,7 @@ class EngineCore:
         token_ids: tuple[int, ...] = (),
         logprobs: tuple[float, ...] | None = None,
         finish_reason: FinishReason | None = None,
+        error: PdserveError | None = None,
     ) -> None:
         emitted = Emitted(
             sequence_id=sequence.sequence_id,
@@ -358,6 +375,7 @@ class EngineCore:
             token_ids=token_ids,
             logprobs=logprobs,
             finish_reason=finish_reason,
+            error=(error.code, str(error)) if error else None,
         )
         self._events.append(emitted)
 
@@ -371,15 +389,8 @@ class EngineCore:
         self._end(sequence, error)
 
     def _end(self, sequence: Sequence, error: PdserveError | None) -> None:
-        self._events.append(
-            Emitted(
-                sequence_id=sequence.sequence_id,
-                request_id=sequence.request.id,
-                index=sequence.num_output_tokens,
-                finish_reason=FinishReason.ERROR if error else FinishReason.CANCELLED,
-                error=(error.code, str(error)) if error else None,
-            )
-        )
+        reason = FinishReason.ERROR if error else FinishReason.CANCELLED
+        self._emit(sequence, sequence.num_output_tokens, finish_reason=reason, error=error)
         self._finish(sequence)
 
     def _finish(self, sequence: Sequence) -> None:

@@ -44,18 +44,52 @@ class HandoffScheduled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """KV of a handoff sequence's positions below num_tokens is final: the steps that wrote it were collected."""
+    """KV of a handoff sequence's positions below num_tokens is final: the steps that wrote it were collected.
+
+    source_blocks are the leased ones as in HandoffScheduled, when they have become more."""
 
     sequence_id: int
     num_tokens: int
+    source_blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departing:
+    """A running sequence is ready to move; it goes on meanwhile. Of its tokens the first num_tokens have KV here, in
+    source_blocks, leased under ticket_id; output_token_ids are those among them that were emitted. It may add growth
+    tokens of KV before it must have stopped."""
+
+    ticket_id: str
+    num_tokens: int
+    growth: int
+    source_blocks: tuple[int, ...]
+    output_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver:
+    """A leaving sequence has stopped for good. KV of its first num_tokens tokens lies in the leased source_blocks;
+    token_ids are those sampled behind the ticket's. Emitted with HANDOFF and Finished follow."""
+
+    sequence_id: int
+    num_tokens: int
+    token_ids: tuple[int, ...]
+    source_blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgrown:
+    """A leaving sequence has no room left in its ticket: it stays."""
+
+    sequence_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchReady:
     """The blocks for a ticket's KV are allocated: the pull may start.
 
-    fetch_blocks maps logical block index → target block for every prompt block not found in the local
-    prefix cache: a suffix of the prompt, empty when all of it was found.
+    fetch_blocks maps logical block index → target block for every block the ticket's KV may come to fill and that
+    was not found in the local prefix cache: a suffix, empty when all of it was found.
     """
 
     sequence_id: int
@@ -107,4 +141,15 @@ class Finished:
     stamps: tuple[tuple[str, float], ...]
 
 
-CoreEvent = Emitted | HandoffScheduled | Computed | FetchReady | FetchAborted | RestoreReady | SaveReady | Finished
+CoreEvent = (
+    Emitted
+    | HandoffScheduled
+    | Computed
+    | HandedOver
+    | Outgrown
+    | FetchReady
+    | FetchAborted
+    | RestoreReady
+    | SaveReady
+    | Finished
+)

@@ -15,10 +15,10 @@ from typing import Self
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot
-from pdserve.core.errors import EngineDied, InvalidRequest, LeaseExpired, PdserveError, Unavailable
+from pdserve.core.errors import EngineDied, InvalidRequest, PdserveError, Unavailable
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
-from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, TokenDelta
+from pdserve.core.request import FinishReason, Request, TokenDelta
 from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.core.tiers import TierService
 from pdserve.engine.core import EngineCore
@@ -29,15 +29,18 @@ from pdserve.engine.core_events import (
     FetchAborted,
     FetchReady,
     Finished,
+    HandedOver,
     HandoffScheduled,
+    Outgrown,
     RestoreReady,
     SaveReady,
 )
+from pdserve.engine.departures import AnswerDeparture, Departures
+from pdserve.engine.engine_trace import engine_trace
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.kv_feed import KVFeed
 from pdserve.engine.lender import Lender
-from pdserve.engine.pull_tally import PullTally
 from pdserve.engine.pump import StepPump
 from pdserve.engine.restoring import Restoring
 from pdserve.engine.source_link import OpenLink
@@ -112,7 +115,12 @@ class Engine:
         self.kv_feed = KVFeed(self._core.kv.drain_events, self._core.kv.snapshot)
         self._pump = StepPump(self._core, executor, self._timer, self._apply)
         self.source = HandoffSource(
-            endpoint=endpoint, transfer=transfer, times=times, clock=clock, on_end=self._on_lease_end
+            endpoint=endpoint,
+            transfer=transfer,
+            times=times,
+            clock=clock,
+            on_end=self._on_lease_end,
+            on_caught_up=self._on_caught_up,
         )
         self.lender = Lender(
             source=self.source,
@@ -121,6 +129,7 @@ class Engine:
             refusal=self._refusal,
             on_change=self._pump.wake,
         )
+        self._departures = Departures(self._core, self.source)
         self._target = HandoffTarget(
             transfer=transfer,
             links=self._links,
@@ -135,6 +144,8 @@ class Engine:
         """Target blocks the core quarantined, until the fetch's outcome says which may still be written."""
         self._died: EngineDied | None = None
         self._draining = False
+        self.drain_watchers: set[Callable[[], None]] = set()
+        """Called as soon as the engine drains."""
         self._snapshots = 0
         self._ended = asyncio.Event()
         self._dead = asyncio.Event()
@@ -194,6 +205,15 @@ class Engine:
         if sequence_id is not None:
             self._abort(sequence_id, None)
 
+    def depart(self, request_id: str, answer: AnswerDeparture) -> None:
+        """Ask a request to move to another engine. It runs on here until whoever presents the ticket has caught up,
+        then it ends with HANDOFF. answer is called once: as soon as the request may leave, or when it has ended."""
+        sequence_id = self._by_request.get(request_id)
+        if sequence_id is None or self._live[sequence_id].handoff:
+            answer(Unavailable(f"{request_id} does not decode on {self.endpoint.engine_id}"))
+        else:
+            self._departures.ask(sequence_id, request_id, answer)
+
     def borrow_blocks(self, most: int) -> tuple[int, ...]:
         """Spare blocks for a check of the transfers, at most so many. Raises Unavailable when there are none."""
         if self._died:
@@ -232,6 +252,8 @@ class Engine:
     async def drain(self, timeout: float) -> bool:
         """Refuse new requests; True once nothing runs and no lease is open, False after timeout seconds."""
         self._draining = True
+        for told in tuple(self.drain_watchers):
+            told()
         try:
             async with asyncio.timeout(timeout):
                 while self._live or self.source.num_open:
@@ -287,8 +309,10 @@ class Engine:
                 case HandoffScheduled():
                     self._on_handoff_scheduled(event, out)
                 case Computed():
-                    self.source.computed(event.sequence_id, event.num_tokens)
+                    self.source.computed(event.sequence_id, event.num_tokens, event.source_blocks)
                     reach("prefilling")
+                case HandedOver() | Outgrown():
+                    self._departures.over(event)
                 case FetchReady():
                     self._target.fetch(event.sequence_id, dict(event.fetch_blocks))
                 case FetchAborted():
@@ -322,6 +346,7 @@ class Engine:
             live.last = delta
         else:
             out[live.sink].append(delta)
+            self._departures.emitted(event.sequence_id)
 
     def _on_handoff_scheduled(self, event: HandoffScheduled, out: dict[Sink, list[EngineItem]]) -> None:
         ticket = self.source.issue(
@@ -333,24 +358,14 @@ class Engine:
 
     def _on_finished(self, event: Finished, out: dict[Sink, list[EngineItem]]) -> None:
         live = self._live.pop(event.sequence_id)
-        self.source.cancel(event.sequence_id)
+        self._departures.ended(event.sequence_id)
         self._target.cancel(event.sequence_id)
         fetch = self._restoring.forget(event.sequence_id)
         del self._by_request[live.request_id]
         if live.last:
-            out[live.sink].append(replace(live.last, trace=self._trace(event, live.outcome, fetch)))
+            trace = engine_trace(self.endpoint, event, live.outcome, fetch)
+            out[live.sink].append(replace(live.last, trace=trace))
         self._ended.set()
-
-    def _trace(self, event: Finished, outcome: FetchOutcome | None, fetch: PrefixFetch | None) -> EngineTrace:
-        stamps = event.stamps + (outcome.stamps if outcome else ())
-        return EngineTrace(
-            engine_id=self.endpoint.engine_id,
-            epoch=self.endpoint.epoch,
-            cached_tokens=event.cached_tokens,
-            stamps=tuple(sorted(stamps, key=lambda stamp: stamp[1])),
-            fetch=fetch,
-            **(outcome.pulled if outcome else PullTally()).trace(),
-        )
 
     def _on_outcome(self, sequence_id: int, outcome: FetchOutcome) -> None:
         aborted = self._aborted_fetches.pop(sequence_id, None)
@@ -361,7 +376,7 @@ class Engine:
             if outcome.error or outcome.finished:
                 self._apply(self._core.fetch_failed(sequence_id, outcome.unsettled, outcome.error))
             else:
-                self._apply(self._core.fetched(sequence_id, outcome.first_token))
+                self._apply(self._core.fetched(sequence_id, outcome.token_ids))
         self._pump.wake()
 
     def _on_saved(self, blocks: Sequence[int]) -> None:
@@ -380,10 +395,11 @@ class Engine:
         self._core.kv.unquarantine(blocks)
         self._pump.wake()
 
+    def _on_caught_up(self, sequence_id: int) -> None:
+        self._apply(self._core.stop(sequence_id))
+        self._pump.wake()
+
     def _on_lease_end(self, ticket_id: str, sequence_id: int | None) -> None:
-        self._core.kv.release(ticket_id)
-        if sequence_id is not None:
-            # Still computing a prompt that nobody will fetch any more.
-            self._apply(self._core.abort(sequence_id, LeaseExpired("nobody took over the prefilled prompt in time")))
+        self._apply(self._core.lease_ended(ticket_id, sequence_id))
         self._ended.set()
         self._pump.wake()

@@ -104,6 +104,9 @@ class HandoffLink:
         self._tickets.borrow(ticket_id, deliver)
         self._send(lend=convert.lend_to_proto(ticket_id, hashes, [part for part in parts if part]))
 
+    def caught_up(self, ticket_id: str) -> None:
+        self._send(caught_up=pb.CaughtUp(ticket_id=ticket_id))
+
     def lease_left(self, ticket_id: str) -> float:
         return self._tickets.lease_left(ticket_id)
 
@@ -136,10 +139,17 @@ class HandoffLink:
         release: pb.Release | None = None,
         heartbeat: pb.Heartbeat | None = None,
         lend: pb.Lend | None = None,
+        caught_up: pb.CaughtUp | None = None,
     ) -> None:
-        self._outbox.put_nowait(
-            pb.HandoffCommand(source_epoch=self.epoch, attach=attach, release=release, heartbeat=heartbeat, lend=lend)
+        command = pb.HandoffCommand(
+            source_epoch=self.epoch,
+            attach=attach,
+            release=release,
+            heartbeat=heartbeat,
+            lend=lend,
+            caught_up=caught_up,
         )
+        self._outbox.put_nowait(command)
 
     async def _run(self) -> None:
         channel = open_channel(self._address)

@@ -21,9 +21,9 @@ from pdserve.core.failpoints import reach
 from pdserve.core.protocols import TransferService
 from pdserve.core.shards import KVPart, KVShard
 from pdserve.core.ticket import (
+    HandoffDone,
     HandoffNews,
     Lent,
-    PrefillDone,
     RegionReady,
     TicketGone,
     TransferTicket,
@@ -56,20 +56,24 @@ class _Offer:
     """None for a loan: no sequence computes its KV."""
     source_blocks: tuple[int, ...]
     expires_at: float
+    num_tokens: int = 0
+    """Tokens whose KV is final."""
     final_blocks: int = 0
     published_blocks: int = 0
-    done: PrefillDone | None = None
+    done: HandoffDone | None = None
     deliver: Deliver | None = None
     parts: Parts = (None,)
     bulk: bool = False
     """The target wants all of it at once, when the prompt is complete."""
     attached: bool = False
     """A target may be reading, even if the link it came over has broken since."""
+    gone: TicketGone | None = None
+    """Nothing more will come of it: it only waits for its target to let go."""
 
 
 class HandoffSource:
     """Tickets of one engine. on_end(ticket_id, sequence_id) is called once when blocks may be freed; a loan has no
-    sequence."""
+    sequence. on_caught_up(sequence_id) is called when a running sequence's target has everything but the end."""
 
     def __init__(
         self,
@@ -79,12 +83,14 @@ class HandoffSource:
         times: Times,
         clock: Clock,
         on_end: Callable[[str, int | None], None],
+        on_caught_up: Callable[[int], None],
     ) -> None:
         self._endpoint = endpoint
         self._transfer = transfer
         self._times = times
         self._clock = clock
         self._on_end = on_end
+        self._on_caught_up = on_caught_up
         self._offers: dict[str, _Offer] = {}
         self._by_sequence: dict[int, _Offer] = {}
         self._ended: dict[str, TicketGone | None] = {}
@@ -96,10 +102,16 @@ class HandoffSource:
         return len(self._offers)
 
     def issue(
-        self, ticket_id: str, sequence_id: int, request_id: str, num_tokens: int, source_blocks: tuple[int, ...]
+        self,
+        ticket_id: str,
+        sequence_id: int,
+        request_id: str,
+        num_tokens: int,
+        source_blocks: tuple[int, ...],
+        growth: int = 0,
     ) -> TransferTicket:
-        """Offer a prompt's blocks, which the caller has leased under ticket_id."""
-        ticket = self._ticket(ticket_id, request_id, num_tokens)
+        """Offer a sequence's blocks, which the caller has leased under ticket_id; growth as in the ticket."""
+        ticket = self._ticket(ticket_id, request_id, num_tokens, growth)
         self._by_sequence[sequence_id] = self._offer(ticket, sequence_id, source_blocks)
         return ticket
 
@@ -121,36 +133,56 @@ class HandoffSource:
         reach("lending")
         ticket = self._ticket(ticket_id, "", len(blocks) * self._transfer.layout.block_size)
         offer = self._offer(ticket, None, blocks)
-        offer.parts, offer.deliver, offer.attached, offer.final_blocks = parts, deliver, True, len(blocks)
+        offer.parts, offer.deliver, offer.attached = parts, deliver, True
+        offer.num_tokens, offer.final_blocks = ticket.num_tokens, len(blocks)
         deliver(Lent(ticket_id=ticket_id, num_blocks=len(blocks)))
         self._publish(offer)
 
-    def computed(self, sequence_id: int, num_tokens: int) -> None:
-        """The KV of positions below num_tokens is final."""
+    def computed(self, sequence_id: int, num_tokens: int, source_blocks: tuple[int, ...] = ()) -> None:
+        """The KV of positions below num_tokens is final; source_blocks are the leased ones if they became more."""
         offer = self._by_sequence.get(sequence_id)
         if offer is None:
             return
-        complete = num_tokens >= offer.ticket.num_tokens
+        complete = num_tokens >= offer.ticket.num_tokens and not offer.ticket.growth
         if complete:
             reach("last_chunk")
+        offer.source_blocks = source_blocks or offer.source_blocks
+        offer.num_tokens = num_tokens
         offer.final_blocks = offer.ticket.num_blocks if complete else num_tokens // offer.ticket.block_size
         self._publish(offer)
 
     def prefilled(self, sequence_id: int, first_token: int, *, finished: bool) -> None:
         """The first token is sampled; finished if the request ended with it."""
+        if offer := self._by_sequence.get(sequence_id):
+            self._done(offer, (first_token,), finished=finished)
+
+    def handed_over(
+        self, sequence_id: int, num_tokens: int, token_ids: tuple[int, ...], source_blocks: tuple[int, ...]
+    ) -> None:
+        """A running sequence has stopped: its KV of num_tokens tokens is final, in source_blocks; token_ids were
+        sampled behind the ticket's."""
         offer = self._by_sequence.get(sequence_id)
         if offer is None:
             return
-        offer.done = PrefillDone(ticket_id=offer.ticket.id, first_token=first_token, finished=finished)
-        if offer.deliver:
-            offer.deliver(offer.done)
+        offer.source_blocks, offer.num_tokens = source_blocks, num_tokens
+        offer.final_blocks = offer.ticket.blocks_for(num_tokens)
+        self._done(offer, token_ids, finished=False)
+        self._publish(offer)
 
-    def cancel(self, sequence_id: int) -> None:
-        """The request ended here; without a first token, nobody can go on from its KV."""
+    def caught_up(self, ticket_id: str) -> None:
+        """The target has all that is final."""
+        offer = self._offers.get(ticket_id)
+        if offer and offer.sequence_id is not None and offer.ticket.growth and not (offer.done or offer.gone):
+            self._on_caught_up(offer.sequence_id)
+
+    def withdraw(self, sequence_id: int, reason: str) -> None:
+        """Nobody can go on from the sequence's KV, unless it was handed over already."""
         offer = self._by_sequence.get(sequence_id)
         if offer is None or offer.done:
             return
-        gone = TicketGone(ticket_id=offer.ticket.id, code=Cancelled.code, message="the prefill was cancelled")
+        gone = TicketGone(ticket_id=offer.ticket.id, code=Cancelled.code, message=reason)
+        offer.gone = gone
+        del self._by_sequence[sequence_id]
         if offer.deliver:
             offer.deliver(gone)
         if not offer.attached:
@@ -164,6 +196,9 @@ class HandoffSource:
         offer = self._offers.get(ticket_id)
         if offer is None:
             deliver(self._ended.get(ticket_id) or _unknown(ticket_id))
+            return
+        if offer.gone:
+            deliver(offer.gone)
             return
         if not all(_holds(offer.ticket.ranks, part) for part in parts):
             deliver(_not_held(ticket_id))
@@ -212,12 +247,17 @@ class HandoffSource:
                 offer.deliver(gone)
             self._end(offer, gone)
 
+    def _done(self, offer: _Offer, token_ids: tuple[int, ...], *, finished: bool) -> None:
+        offer.done = HandoffDone(ticket_id=offer.ticket.id, tokens=token_ids, finished=finished)
+        if offer.deliver:
+            offer.deliver(offer.done)
+
     async def close(self) -> None:
         for task in self._publishing:
             task.cancel()
         await asyncio.gather(*self._publishing, return_exceptions=True)
 
-    def _ticket(self, ticket_id: str, request_id: str, num_tokens: int) -> TransferTicket:
+    def _ticket(self, ticket_id: str, request_id: str, num_tokens: int, growth: int = 0) -> TransferTicket:
         return TransferTicket(
             id=ticket_id,
             request_id=request_id,
@@ -229,6 +269,7 @@ class HandoffSource:
             block_size=self._transfer.layout.block_size,
             lease=self._times.lease,
             ranks=self._transfer.address.shards,
+            growth=growth,
         )
 
     def _offer(self, ticket: TransferTicket, sequence_id: int | None, source_blocks: tuple[int, ...]) -> _Offer:
@@ -237,7 +278,7 @@ class HandoffSource:
         return offer
 
     def _publish(self, offer: _Offer) -> None:
-        if offer.bulk and offer.final_blocks < offer.ticket.num_blocks:
+        if offer.gone or (offer.bulk and offer.final_blocks < offer.ticket.num_blocks):
             return
         while offer.deliver and offer.published_blocks < offer.final_blocks:
             first = offer.published_blocks
@@ -252,7 +293,7 @@ class HandoffSource:
         """parts are the same bytes for different ranks of the target: they have one digest."""
         ticket = offer.ticket
         blocks = offer.source_blocks[first:end]
-        num_tokens = min(ticket.num_tokens, end * ticket.block_size) - first * ticket.block_size
+        num_tokens = min(offer.num_tokens, end * ticket.block_size) - first * ticket.block_size
         seed = region_seed(ticket.id, ticket.epoch, first, parts[0])
         news: list[HandoffNews]
         try:
@@ -272,7 +313,7 @@ class HandoffSource:
 
     def _end(self, offer: _Offer, gone: TicketGone | None) -> None:
         del self._offers[offer.ticket.id]
-        if offer.sequence_id is not None:
+        if offer.sequence_id is not None and self._by_sequence.get(offer.sequence_id) is offer:
             del self._by_sequence[offer.sequence_id]
         self._remember(offer.ticket.id, gone)
         self._on_end(offer.ticket.id, offer.sequence_id)

@@ -1,6 +1,7 @@
 """The decode side of a handoff: fetches a prompt's KV block by block, verified, while prefill still runs.
 
-The whole protocol is one state machine; handoff_source has the left half, transfer.base says what a pull is:
+The whole protocol is one state machine; handoff_source has the left half, transfer.base says what a pull is. A source
+may be a running sequence that moves: then leave says what happens to it.
 
     SOURCE, a ticket                 messages               TARGET, a fetch               target's blocks
 
@@ -8,7 +9,8 @@ The whole protocol is one state machine; handoff_source has the left half, trans
       │                                                           │ link open, blocks there
       │                         ◀── Attach, renews the lease ───  ▼
     ATTACHED  may be read       ─── RegionReady … ─────────────▶ FETCHING  a pull per region  used, unverified
-      │                         ─── PrefillDone ───────────────▶  │ all verified, token known
+      │                         ◀── CaughtUp (source runs) ────   │ all of what was ready verified
+      │                         ─── HandoffDone ───────────────▶  │ all verified, tokens known
       │                         ◀── Release ───────────────────  ▼
       ▼                                                          RELEASING
     RELEASED  blocks free       ─── Released(no) ──────────────▶ COMPLETE                     used: it runs
@@ -43,10 +45,18 @@ import structlog
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.errors import Cancelled, LayoutMismatch, PdserveError, TransferFailed, from_wire
+from pdserve.core.errors import (
+    Cancelled,
+    LayoutMismatch,
+    MalformedMessage,
+    PdserveError,
+    TransferFailed,
+    from_wire,
+)
+from pdserve.core.failpoints import reach
 from pdserve.core.protocols import PullReceipt, TransferService
 from pdserve.core.shards import KVPart, plan_parts
-from pdserve.core.ticket import HandoffNews, PrefillDone, RegionReady, TicketGone, TransferTicket
+from pdserve.core.ticket import HandoffDone, HandoffNews, RegionReady, TicketGone, TransferTicket
 from pdserve.engine.pull_mode import PullHistory, PullMode
 from pdserve.engine.pull_tally import PullTally
 from pdserve.engine.region_pulls import RegionPulls
@@ -60,11 +70,11 @@ _log = structlog.get_logger(__name__)
 class FetchOutcome:
     """How a fetch ended. error None and finished False: the sequence may run.
 
-    finished: the request ended on the prefill engine with its first token. unsettled: target blocks
-    that may still be written. stamps as in core.request.EngineTrace.
+    token_ids: what the source sampled behind the ticket's tokens. finished: the request ended on the source with
+    them. unsettled: target blocks that may still be written. stamps as in core.request.EngineTrace.
     """
 
-    first_token: int
+    token_ids: tuple[int, ...]
     finished: bool
     error: PdserveError | None
     unsettled: tuple[int, ...]
@@ -87,7 +97,9 @@ class _Fetch:
     pulled: PullTally = field(default_factory=PullTally)
     latest: tuple[int, float] | None = None
     """First block of the region that became ready last, and when (monotonic)."""
-    done: PrefillDone | None = None
+    caught_up: bool = False
+    """The source of a running sequence was told that it may stop."""
+    done: HandoffDone | None = None
 
 
 class HandoffTarget:
@@ -194,16 +206,19 @@ class HandoffTarget:
         await self._open(fetch)
         history = self._histories.setdefault(ticket.engine_id, PullHistory())
         fetch.pulled.backend = fetch.link.backend
-        fetch.pulled.forecast = history.decide(len(targets), self._transfer.layout.block_bytes)
+        if not ticket.growth:
+            fetch.pulled.forecast = history.decide(len(targets), self._transfer.layout.block_bytes)
         first_block = min(targets, default=ticket.num_blocks)
         bulk = fetch.pulled.forecast.mode is PullMode.BULK
         fetch.link.attach(ticket.id, first_block, fetch.news.put_nowait, fetch.parts, bulk=bulk)
         self._stamp(fetch, "attached")
         try:
             while not self._satisfied(fetch):
+                self._tell_caught_up(fetch)
                 news = await self._next_news(fetch)
                 if isinstance(news, RegionReady):
-                    self._time_production(fetch, news, history)
+                    if not ticket.growth:
+                        self._time_production(fetch, news, history)
                     pulls.start(news)
         finally:
             pulls.unwatch()
@@ -231,6 +246,28 @@ class HandoffTarget:
             history.produced(len(region.source_blocks), now - fetch.latest[1])
         fetch.latest = (region.first_block, now)
 
+    def _tell_caught_up(self, fetch: _Fetch) -> None:
+        """Once all is verified that was final when the ticket was issued, and whatever came in since."""
+        ticket = fetch.ticket
+        if not ticket.growth or fetch.caught_up or fetch.done or fetch.pulls is None:
+            return
+        if not fetch.pulls.verified_below(ticket.num_tokens // ticket.block_size):
+            return
+        fetch.caught_up = True
+        reach("caught_up")
+        self._stamp(fetch, "caught_up")
+        fetch.link.caught_up(ticket.id)
+
+    def _take_done(self, fetch: _Fetch, done: HandoffDone) -> None:
+        """Blocks a sequence might have grown into and did not are not waited for."""
+        ticket = fetch.ticket
+        num_tokens = ticket.num_tokens + len(done.tokens) - 1
+        if num_tokens > ticket.max_tokens:
+            raise MalformedMessage(f"{ticket.engine_id} hands over {num_tokens} tokens of {ticket.max_tokens}")
+        fetch.done = done
+        if fetch.pulls:
+            fetch.pulls.forgo(ticket.blocks_for(num_tokens))
+
     def _satisfied(self, fetch: _Fetch) -> bool:
         verified = fetch.pulls is not None and fetch.pulls.missing == 0
         return fetch.done is not None and (fetch.done.finished or verified)
@@ -241,8 +278,8 @@ class HandoffTarget:
         match news:
             case RegionReady():
                 return news
-            case PrefillDone():
-                fetch.done = news
+            case HandoffDone():
+                self._take_done(fetch, news)
             case TicketGone():
                 raise from_wire(news.code, f"{fetch.ticket.engine_id}: {news.message}")
             case PdserveError():
@@ -275,7 +312,7 @@ class HandoffTarget:
 
     def _outcome(self, fetch: _Fetch, error: PdserveError | None) -> FetchOutcome:
         return FetchOutcome(
-            first_token=fetch.done.first_token if fetch.done else 0,
+            token_ids=fetch.done.tokens if fetch.done else (),
             finished=bool(fetch.done and fetch.done.finished),
             error=error,
             unsettled=fetch.pulls.unsettled if fetch.pulls else (),

@@ -53,8 +53,13 @@ class RegionPulls:
 
     def forgo(self, first: int) -> None:
         """No region will bring the blocks from this logical index on, and none is needed."""
-        self._unoffered = {(index, part) for index, part in self._unoffered if index < first}
-        self.missing = len(self._unoffered)
+        forgone = {(index, part) for index, part in self._unoffered if index >= first}
+        self._unoffered -= forgone
+        self.missing -= len(forgone)
+
+    def verified_below(self, first: int) -> bool:
+        """Whether all blocks below this logical index are here, and no pull is under way."""
+        return not self._in_flight and all(index >= first for index, _ in self._unoffered)
 
     def start(self, region: RegionReady) -> None:
         """Raises LeaseExpired, or TransferFailed for a region that was not asked for."""

@@ -9,11 +9,11 @@ Admission is first come, first served and takes all blocks of the known tokens a
 ever grow. A sequence that does not fit yet stops admission for those behind it: nobody is overtaken, so a
 large prompt cannot starve, and since everything that holds blocks ends by itself (running sequences by
 their length, leases, fetches, restores and requests by their deadlines), nobody waits forever. Sequences with a
-ticket queue alike, take blocks for prompt and first token, and no tokens of the step; so do those whose
-prefix goes on in a tier or in another engine's cache, if restoring it from there is worth while, and they join the
-prompts begun when it is here.
+ticket queue alike, take blocks for what it may come to cover and one token, and no tokens of the step; so do those
+whose prefix goes on in a tier or in another engine's cache, if restoring it from there is worth while, and they join
+the prompts begun when it is here.
 
-When a decode finds no block, the youngest arrival behind it that is running and has no ticket issued
+When a decode finds no block, the youngest arrival behind it that is running and has no ticket issued for its blocks
 gives up its blocks and goes back to its place in the queue. Blocks cooling down behind a step in flight
 are waited for first. So the oldest sequence always gets on. A preempted one does not come back at once:
 it needs all the blocks it gave up, and the older one took some of them.
@@ -109,10 +109,10 @@ class Scheduler:
         self._admit(plan)
         return plan
 
-    def fetched(self, sequence: Sequence, first_token: int) -> None:
-        """The KV of the sequence's prompt has arrived and is verified."""
+    def fetched(self, sequence: Sequence, token_ids: tuple[int, ...]) -> None:
+        """The ticket's KV has arrived and is verified; token_ids were sampled behind the sequence's tokens."""
         self.fetching.discard(sequence)
-        sequence.fetched(first_token)
+        sequence.fetched(token_ids)
         self._kv.commit(sequence, sequence.num_computed_tokens)
         self.running.add(sequence)
 
@@ -136,8 +136,8 @@ class Scheduler:
         return first, self._kv.block_ids(sequence, sequence.num_restoring_tokens)[first:]
 
     def fetch_blocks(self, sequence: Sequence) -> dict[int, int]:
-        """Logical index → block, for every prompt block of a fetching sequence that was not hit."""
-        blocks = self._kv.block_ids(sequence, sequence.prompt_len)
+        """Logical index → block, for every block of a fetching sequence's ticket that was not hit."""
+        blocks = self._kv.block_ids(sequence, sequence.num_fetch_tokens)
         first = self._kv.blocks_for(sequence.num_computed_tokens)
         return dict(enumerate(blocks[first:], first))
 
@@ -190,7 +190,7 @@ class Scheduler:
         fetches = sequence.ticket is not None
         known = sequence.num_tokens
         hit = self._kv.match(sequence, known if fetches else known - 1)
-        if not self._kv.allocate(sequence, known + fetches, hit):
+        if not self._kv.allocate(sequence, max(known + fetches, sequence.num_fetch_tokens), hit):
             return False
         num_hit_tokens = len(hit) * self._kv.block_size
         if fetches:
@@ -242,7 +242,7 @@ class Scheduler:
         for candidate in reversed(self.running):
             if candidate is sequence:
                 return None
-            if not candidate.handoff:
+            if not candidate.pinned:
                 return candidate
         return None
 

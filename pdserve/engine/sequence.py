@@ -37,6 +37,17 @@ class SequenceState(StrEnum):
     FINISHED = "finished"
 
 
+@dataclass(slots=True)
+class Leave:
+    """A running sequence is about to move to another engine: its ticket, the tokens whose KV it covers and may come
+    to cover, and whether it starts no more steps."""
+
+    ticket_id: str
+    num_tokens: int
+    max_tokens: int
+    stopping: bool = False
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
     """See the module's figure. A transition from a state it does not start in raises ValueError.
@@ -54,6 +65,7 @@ class Sequence:
     handoff: bool = False
     ticket: TransferTicket | None = None
     source: KVSource | None = None
+    leave: Leave | None = None
     restorable: bool = True
     """Cleared when a tier or a source did not answer in time: then the tokens are computed."""
     num_restoring_tokens: int = 0
@@ -88,10 +100,22 @@ class Sequence:
 
     @property
     def num_pending_tokens(self) -> int:
-        """Tokens a step could compute now; 0 also when the tokens in flight are the last ones allowed."""
+        """Tokens a step could compute now; 0 also when the tokens in flight are the last ones allowed here."""
+        if self.leave and self.leave.stopping:
+            return 0
         if self.num_placeholders and self.num_tokens - self.prompt_len >= self.max_output_tokens:
             return 0
         return self.num_tokens - self.num_scheduled_tokens
+
+    @property
+    def num_fetch_tokens(self) -> int:
+        """Positions that need blocks before a ticket's KV may be fetched."""
+        return self.ticket.max_tokens if self.ticket else 0
+
+    @property
+    def pinned(self) -> bool:
+        """Whether its blocks are promised to others."""
+        return self.handoff or self.leave is not None
 
     @property
     def max_output_tokens(self) -> int:
@@ -107,12 +131,12 @@ class Sequence:
         self._move(SequenceState.FETCHING, SequenceState.WAITING)
         self._enter(num_hit_tokens)
 
-    def fetched(self, first_token: int) -> None:
-        """FETCHING → RUNNING: the prompt's KV is verified; the source has emitted the first token."""
+    def fetched(self, token_ids: tuple[int, ...]) -> None:
+        """FETCHING → RUNNING: KV is verified of all tokens but the last; the source has emitted token_ids."""
         self._move(SequenceState.RUNNING, SequenceState.FETCHING)
         self.ticket = None
-        self.num_scheduled_tokens = self.num_computed_tokens = self.prompt_len
-        self.token_ids.append(first_token)
+        self.token_ids += token_ids
+        self.num_scheduled_tokens = self.num_computed_tokens = len(self.token_ids) - 1
 
     def start_restore(self, num_hit_tokens: int, upto_tokens: int, source: KVSource | None = None) -> None:
         """WAITING → FETCHING: blocks are there; a tier, or the source, holds KV up to upto_tokens, the rest is to be

@@ -10,7 +10,7 @@ from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.errors import MalformedMessage, PdserveError
 from pdserve.core.protocols import TransferService
-from pdserve.core.ticket import HandoffNews, Lent, PrefillDone, RegionReady, TicketGone
+from pdserve.core.ticket import HandoffDone, HandoffNews, Lent, RegionReady, TicketGone
 from pdserve.engine.engine import Engine
 from pdserve.engine.handoff_link import HandoffLink
 from pdserve.engine.handoff_source import Deliver
@@ -147,6 +147,8 @@ class HandoffService(pb_grpc.HandoffServiceServicer):
                 self._attach(command.attach, deliver)
             case "lend":
                 self._lend(command.lend, deliver)
+            case "caught_up":
+                source.caught_up(command.caught_up.ticket_id)
             case "release":
                 ticket_id = command.release.ticket_id
                 released = pb.Released(ticket_id=ticket_id, expired=source.release(ticket_id))
@@ -182,7 +184,7 @@ def _to_event(epoch: int, news: HandoffNews) -> pb.HandoffEvent:
     match news:
         case RegionReady():
             return pb.HandoffEvent(source_epoch=epoch, region=convert.region_to_proto(news))
-        case PrefillDone():
+        case HandoffDone():
             return pb.HandoffEvent(source_epoch=epoch, done=convert.done_to_proto(news))
         case Lent():
             return pb.HandoffEvent(source_epoch=epoch, lent=convert.lent_to_proto(news))

@@ -7,7 +7,7 @@ from pdserve.config.times import Times
 from pdserve.core.blocks import KVEvent, KVSnapshot
 from pdserve.core.errors import PdserveError
 from pdserve.core.request import FinishReason, TokenDelta
-from pdserve.core.ticket import TransferTicket
+from pdserve.core.ticket import Departure, TransferTicket
 from pdserve.engine.engine import Engine
 from pdserve.engine.kv_feed import KVReader
 from pdserve.rpc import convert
@@ -26,6 +26,7 @@ class EngineSession:
         self._times = times
         self._deltas: list[TokenDelta] = []
         self._tickets: list[TransferTicket] = []
+        self._departures: list[pb.Departure] = []
         self._fresh = asyncio.Event()
         self._active: set[str] = set()
         self._load_due = False
@@ -49,12 +50,16 @@ class EngineSession:
                 self._engine.cancel(command.cancel_request_id)
             case "resend_kv":
                 self._kv.restart()
+            case "depart_request_id":
+                request_id = command.depart_request_id
+                self._engine.depart(request_id, lambda answer: self._answer_departure(request_id, answer))
 
     async def events(self) -> AsyncGenerator[pb.SessionEvent, None]:
         """Description first, then steps as they come and a LoadSnapshot per heartbeat; with either, what has
         changed in the prefix cache."""
         yield pb.SessionEvent(description=self._describe())
         beating = asyncio.create_task(self._beat())
+        self._engine.drain_watchers.add(self._report_load)
         try:
             while True:
                 self._fresh.clear()
@@ -62,6 +67,7 @@ class EngineSession:
                     yield event
                 await self._fresh.wait()
         finally:
+            self._engine.drain_watchers.discard(self._report_load)
             beating.cancel()
 
     def close(self) -> None:
@@ -71,9 +77,16 @@ class EngineSession:
 
     async def _beat(self) -> None:
         while True:
-            self._load_due = True
-            self._fresh.set()
+            self._report_load()
             await self._engine.clock.sleep(self._times.heartbeat)
+
+    def _report_load(self) -> None:
+        self._load_due = True
+        self._fresh.set()
+
+    def _answer_departure(self, request_id: str, answer: Departure | PdserveError) -> None:
+        self._departures.append(convert.departure_to_proto(request_id, answer))
+        self._fresh.set()
 
     def _submit(self, submit: pb.Submit) -> None:
         request_id = submit.request.id
@@ -103,6 +116,8 @@ class EngineSession:
                 epoch=self._engine.endpoint.epoch, deltas=[convert.delta_to_proto(delta) for delta in deltas]
             )
             events.append(pb.SessionEvent(step=step))
+        departures, self._departures = self._departures, []
+        events += [pb.SessionEvent(departure=departure) for departure in departures]
         if self._load_due:
             self._load_due = False
             events.append(pb.SessionEvent(load=convert.load_to_proto(self._engine.snapshot())))

@@ -77,6 +77,10 @@ class SourceLink(Protocol):
         regions; the lease is renewed until released."""
         ...
 
+    def caught_up(self, ticket_id: str) -> None:
+        """Tell the source of a running sequence that it may stop: all that was ready is here."""
+        ...
+
     def lease_left(self, ticket_id: str) -> float:
         """Seconds in which reads may still start; none from 0 down."""
         ...

@@ -14,7 +14,7 @@ from pdserve.gateway.answer import Answer, AnswerContext
 from pdserve.gateway.auth import Authenticator, Identity
 from pdserve.gateway.detokenizer import Detokenizer
 from pdserve.gateway.intake import Intake
-from pdserve.gateway.ports import Generator
+from pdserve.gateway.ports import Generator, MoveRequest, OrderEngine
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.telemetry.metrics import Metrics
@@ -56,8 +56,13 @@ class Gateway:
         *,
         clock: Clock | None = None,
         random: Random | None = None,
+        order_engine: OrderEngine | None = None,
+        move_request: MoveRequest | None = None,
     ) -> None:
+        """order_engine, move_request: None where nobody owns the engines, where requests cannot move."""
         self.generator = generator
+        self.move_request = move_request
+        self.order_engine = order_engine
         self.tokenizer = tokenizer
         self.model = model
         self.settings = settings or GatewaySettings()

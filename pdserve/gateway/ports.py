@@ -1,8 +1,9 @@
 """What the gateway needs of the rest of the system."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
+from pdserve.cluster.registry import EngineOrder
 from pdserve.core.cluster import EngineView
 from pdserve.core.request import Request, TokenDelta
 from pdserve.telemetry.record import RequestRecord
@@ -21,3 +22,10 @@ class Generator(Protocol):
 
     @property
     def ready(self) -> bool: ...
+
+
+MoveRequest = Callable[[str], Awaitable[None]]
+"""Has a request that decodes now, by its id, go on at another engine. Raises PdserveError when it does not."""
+
+OrderEngine = Callable[[str, EngineOrder], Awaitable[None]]
+"""Passes an operator's order for an engine id on to whoever owns the engines. Raises PdserveError to refuse."""

@@ -182,8 +182,13 @@ class KVCacheManager:
         """Promise the blocks of positions [0, num_tokens) to a ticket; returns them in logical order."""
         if ticket_id in self._tickets:
             raise ValueError(f"ticket {ticket_id} already has a lease")
-        blocks = self.block_ids(owner, num_tokens)
-        self._pool.lease(blocks)
+        self._tickets[ticket_id] = ()
+        return self.extend_lease(owner, ticket_id, num_tokens)
+
+    def extend_lease(self, owner: KVOwner, ticket_id: str, num_tokens: int) -> tuple[int, ...]:
+        """lease, for a ticket that has some of the blocks already and whose owner has kept them."""
+        blocks, leased = self.block_ids(owner, num_tokens), self._tickets[ticket_id]
+        self._pool.lease(blocks[len(leased) :])
         self._tickets[ticket_id] = blocks
         return blocks
 

@@ -4,14 +4,16 @@ import asyncio
 import json
 from collections.abc import Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pdserve.cluster.registry import watch_endpoints
+from pdserve.cluster.registry import order_engine, watch_endpoints
 from pdserve.config.schema import Config, from_wire
 from pdserve.core.clock import SystemClock
 from pdserve.core.errors import ConfigError
 from pdserve.core.protocols import ModelInfo
 from pdserve.dispatch.dispatcher import Dispatcher
+from pdserve.dispatch.migration import MigrationRules
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.gateway.gateway import Gateway
@@ -45,8 +47,22 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     configure_logs(json=config.log.format == "json", level=config.log.level)
     clock = SystemClock()
     sessions = SessionPool(config.times, clock)
-    dispatcher = Dispatcher(sessions, router(config, sessions), clock, ReplayRules(**config.replay.model_dump()))
-    gateway = Gateway(dispatcher, Tokenizer.load(config.model_path), model_info(config), _settings(config), clock=clock)
+    dispatcher = Dispatcher(
+        sessions,
+        router(config, sessions),
+        clock,
+        ReplayRules(**config.replay.model_dump()),
+        MigrationRules(deadline=config.times.migration),
+    )
+    gateway = Gateway(
+        dispatcher,
+        Tokenizer.load(config.model_path),
+        model_info(config),
+        _settings(config),
+        clock=clock,
+        order_engine=partial(order_engine, payload["registry"]),
+        move_request=dispatcher.move,
+    )
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)

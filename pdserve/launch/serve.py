@@ -8,7 +8,7 @@ import structlog
 from pdserve.cluster.launcher import Launcher
 from pdserve.cluster.member import Phase
 from pdserve.cluster.plan import Members
-from pdserve.cluster.registry import Registry
+from pdserve.cluster.registry import EngineOrder, Registry
 from pdserve.cluster.supervisor import Supervisor
 from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
@@ -47,6 +47,7 @@ async def supervise(config: Config, launcher: Launcher) -> int:
         clock=SystemClock(),
         on_change=registry.publish,
     )
+    registry.obey = lambda engine_id, order: _obey(supervisor, engine_id, order)
     stop, force = _signals()
     run = asyncio.create_task(supervisor.run())
     greeting = asyncio.create_task(_greet(config, supervisor))
@@ -69,6 +70,13 @@ async def supervise(config: Config, launcher: Launcher) -> int:
         run.cancel()
         await asyncio.gather(run, greeting, return_exceptions=True)
         await registry.stop()
+
+
+def _obey(supervisor: Supervisor, engine_id: str, order: EngineOrder) -> None:
+    if order is EngineOrder.RETURN:
+        supervisor.return_engine(engine_id)
+    else:
+        supervisor.drain_engine(engine_id, returns=order is EngineOrder.RESTART)
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:

@@ -10,6 +10,7 @@ from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
 from pdserve.router.cost import CostModel
 from pdserve.router.kv_index import BlockHit, KVIndex
+from pdserve.router.load import is_full
 from pdserve.router.options import find_options, ready_engines
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rules import RoutingRules
@@ -93,6 +94,22 @@ class Router:
             if gain <= max(self._rules.rebind_gain * cost, self._rules.rebind_seconds):
                 return route
         return _moved(route, best)
+
+    def move(self, request: Request, source: EngineKey, state: ClusterState) -> Endpoint:
+        """Where a request that decodes on source would best go on.
+
+        Raises Unavailable when no other engine can take it."""
+        ask = self._ask(request, state, frozenset({source}), frozenset())
+        need = ask.prompt_tokens + expected_output(ask.max_tokens)
+        able = tuple(
+            view
+            for role in (Role.DECODE, Role.UNIFIED)
+            for view in ready_engines(ask, state, role)
+            if source not in view.lost_links and not is_full(view, need)
+        )
+        if not able:
+            raise Unavailable("no other engine has room to go on with what decodes here")
+        return CostModel(ask, state.now, self._rules).best_decodes(able)[0].endpoint
 
     def _ask(
         self, request: Request, state: ClusterState, excluded: frozenset[EngineKey], parted: frozenset[EngineKey]

@@ -10,8 +10,8 @@ from pdserve.core.clock import Clock
 from pdserve.core.endpoint import LoadSnapshot
 from pdserve.core.errors import EngineDied, PdserveError
 from pdserve.core.request import FinishReason, Request, TokenDelta
-from pdserve.core.ticket import KVSource, TransferTicket
-from pdserve.dispatch.connection import RequestStream
+from pdserve.core.ticket import Departure, KVSource, TransferTicket
+from pdserve.dispatch.connection import RequestStream, settle_departure
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.engine.engine import EngineItem
 from pdserve.engine.kv_feed import KVReader
@@ -35,6 +35,7 @@ class SimConnection:
         self._commands = Wire(None, engine.node, latency)
         self._events = Wire(engine.node, None, latency)
         self._streams: dict[str, RequestStream] = {}
+        self._departing: set[asyncio.Future[Departure]] = set()
         self._load: LoadSnapshot | None = None
         self._kv_asked = False
         self._at_engine_kv = KVReader(engine.engine.kv_feed)
@@ -76,6 +77,21 @@ class SimConnection:
 
     def forget(self, request_id: str) -> None:
         self._streams.pop(request_id, None)
+
+    async def depart(self, request_id: str) -> Departure:
+        if self._error:
+            raise self._error
+        waiting: asyncio.Future[Departure] = asyncio.get_running_loop().create_future()
+
+        def at_engine_answer(answer: Departure | PdserveError) -> None:
+            self._events.send(lambda: settle_departure(waiting, answer))
+
+        self._departing.add(waiting)
+        self._commands.send(lambda: self._engine.engine.depart(request_id, at_engine_answer))
+        try:
+            return await waiting
+        finally:
+            self._departing.discard(waiting)
 
     async def close(self) -> None:
         for request_id in self._streams:
@@ -135,9 +151,10 @@ class SimConnection:
 
     def _on_load(self, load: LoadSnapshot) -> None:
         self._last_heard = self._clock.monotonic()
-        first, self._load = self._load is None, load
+        news = self._load is None or load.draining > self._load.draining
+        self._load = load
         self._ledger.loaded(load)
-        if first:
+        if news:
             self._on_change()
 
     async def _watch(self) -> None:
@@ -160,4 +177,6 @@ class SimConnection:
         for stream in list(self._streams.values()):
             stream.push(error)
         self._streams.clear()
+        for waiting in self._departing:
+            settle_departure(waiting, error)
         self._on_change()

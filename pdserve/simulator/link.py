@@ -73,6 +73,9 @@ class SimLink:
         self._tickets.borrow(ticket_id, deliver)
         self._send(lambda: self._lender.lend(ticket_id, hashes, self._at_source_deliver, parts))
 
+    def caught_up(self, ticket_id: str) -> None:
+        self._send(lambda: self._source.caught_up(ticket_id))
+
     def lease_left(self, ticket_id: str) -> float:
         return self._tickets.lease_left(ticket_id)
 

@@ -10,9 +10,9 @@ from prometheus_client.registry import Collector
 
 from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import Role
-from pdserve.core.errors import TransferError
+from pdserve.core.errors import Cancelled, TransferError
 from pdserve.core.request import EngineTrace, PrefixFetch
-from pdserve.telemetry.record import RequestRecord
+from pdserve.telemetry.record import Migration, RequestRecord
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -120,6 +120,16 @@ class Metrics:
         self.replays = self._counter(
             "pdserve_replays_total", "Attempts given up and made again elsewhere, by error code.", ("reason",)
         )
+        self.migrations = self._counter(
+            "pdserve_migrations_total",
+            'Moves of running requests between engines, by outcome: "ok" or the code of the error.',
+            ("outcome",),
+        )
+        self.migration_pause = self._histogram(
+            "pdserve_migration_pause_seconds",
+            "From a moving request's last token of one engine to its first of the other.",
+            _TOKEN_BUCKETS,
+        )
         self.traces = self._counter(
             "pdserve_traces_total",
             'Traces by result: "exported", "failed" or, when too many wait, "dropped".',
@@ -158,6 +168,8 @@ class Metrics:
             self._count_transfer(attempt.transfer_backend, attempt.code)
         if record.prompt_trace and record.prompt_trace.fetch:
             self._count_fetch(record.prompt_trace.fetch)
+        for migration in record.migrations:
+            self._count_migration(migration)
         if record.decode_trace and record.status:
             trace = record.decode_trace
             self._count_transfer(trace.transfer_backend, record.status)
@@ -170,6 +182,14 @@ class Metrics:
         if not fetch.error:
             self.prefix_fetched_tokens.inc(fetch.tokens)
             self.prefix_fetch.observe(fetch.seconds)
+
+    def _count_migration(self, migration: Migration) -> None:
+        self.migrations.labels(migration.outcome or Cancelled.code).inc()
+        if migration.pause is not None:
+            self.migration_pause.observe(migration.pause)
+        if (trace := migration.trace) and trace.transfer_backend:
+            self._count_transfer(trace.transfer_backend, migration.outcome or "")
+            self.transferred_bytes.labels(trace.transfer_backend).inc(trace.transfer_bytes)
 
     def _count_pulls(self, trace: EngineTrace) -> None:
         if trace.transfer_mode and trace.transfer_pulls:

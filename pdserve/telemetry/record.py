@@ -25,10 +25,29 @@ class FailedAttempt:
 
 
 @dataclass(slots=True, kw_only=True)
+class Migration:
+    """A running request's move from one engine to another, by their ids.
+
+    asked and ended are when it began and was over (Unix). outcome is None while it is under way, then "ok" or the code
+    of what it failed with. pause: seconds from the source's last word to the target's first token, as they arrived.
+    trace: what the target did, once it has ended.
+    """
+
+    source: str
+    target: str
+    asked: float
+    ended: float | None = None
+    outcome: str | None = None
+    pause: float | None = None
+    trace: EngineTrace | None = None
+
+
+@dataclass(slots=True, kw_only=True)
 class RequestRecord:
     """Filled in while a request runs: route, attempts and traces by dispatch, the rest by the gateway.
 
-    route and traces are those of the last attempt; failed holds the attempts before it. client_id is what
+    route and traces are those of the last attempt, its decode_trace that of the engine that decoded first; failed
+    holds the attempts before it, migrations the moves of all. client_id is what
     the client calls the request, traceparent the W3C header it came with. status is None until the request
     has ended, then "ok" or the code of its error.
     """
@@ -43,6 +62,7 @@ class RequestRecord:
     finish_reason: str | None = None
     route: Route | None = None
     failed: list[FailedAttempt] = field(default_factory=list)
+    migrations: list[Migration] = field(default_factory=list)
     prefill_trace: EngineTrace | None = None
     decode_trace: EngineTrace | None = None
     stamps: list[tuple[str, float]] = field(default_factory=list)
@@ -124,6 +144,7 @@ class RequestRecord:
             "fetch": _fetch(self.route, self.prompt_trace),
             "handoff_gap": self.handoff_gap,
             "durations": self.durations(),
+            "migrations": [_migration(migration) for migration in self.migrations],
             "failed_attempts": [_failed(attempt) for attempt in self.failed],
             "stamps": dict(self.stamps),
         }
@@ -156,6 +177,21 @@ def _fetch(route: Route | None, trace: EngineTrace | None) -> dict[str, object] 
         "seconds": done.seconds if done else None,
         "backend": done.backend if done else "",
         "error": done.error if done else "",
+    }
+
+
+def _migration(migration: Migration) -> dict[str, object]:
+    trace = migration.trace
+    return {
+        "from": migration.source,
+        "to": migration.target,
+        "outcome": migration.outcome,
+        "asked": migration.asked,
+        "ended": migration.ended,
+        "pause": migration.pause,
+        "backend": trace.transfer_backend if trace else "",
+        "bytes": trace.transfer_bytes if trace else 0,
+        "stamps": [[name, unix] for name, unix in trace.stamps] if trace else [],
     }
 
 

@@ -25,6 +25,7 @@ def log_request(record: RequestRecord, latency: float, time_to_first_token: floa
         cached_tokens=record.cached_tokens,
         output_tokens=record.output_tokens,
         replays=len(record.failed),
+        migrations=len(record.migrations),
         transfer_backend=moved.transfer_backend if moved else None,
         transfer_bytes=moved.transfer_bytes if moved else 0,
         transfer_mode=moved.transfer_mode if moved else None,

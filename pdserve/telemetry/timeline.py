@@ -90,7 +90,7 @@ def spans(record: RequestRecord) -> list[Span]:
     if record.failed:
         # A replay's engine computes long after the first token went out.
         found = [span for span in found if span.seconds >= 0]
-    found += _routing(record)
+    found += (*_routing(record), *_migrations(record))
     return sorted(found, key=lambda span: (list(Part).index(span.part), span.start))
 
 
@@ -131,6 +131,15 @@ def _span(rule: _Rule, moments: dict[tuple[_Actor, str], float], record: Request
 def _place(actor: _Actor, record: RequestRecord) -> str:
     trace = {_P: record.prompt_trace, _D: record.decode_trace}.get(actor)
     return trace.engine_id if trace else "gateway"
+
+
+def _migrations(record: RequestRecord) -> Iterator[Span]:
+    """Each move from being asked to its target's first token; the source decodes on for most of it."""
+    for move in record.migrations:
+        if move.ended is not None:
+            name = "migrate" if move.outcome == "ok" else f"migrate: {move.outcome}"
+            where = f"{move.source} → {move.target}"
+            yield Span(name=name, part=Part.ANSWER, where=where, start=move.asked, end=move.ended)
 
 
 def _routing(record: RequestRecord) -> Iterator[Span]:

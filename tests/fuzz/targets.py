@@ -4,7 +4,7 @@ A target returns for bytes it accepts and raises PdserveError for bytes it refus
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from google.protobuf.message import DecodeError, Message
 from pdserve.core.batch import Batch, Row, SamplerInit, StepOutput
 from pdserve.core.blocks import KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role, StepTally
-from pdserve.core.errors import from_wire
+from pdserve.core.errors import Unavailable, from_wire
 from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import ModelInfo, PeerAddress, PullReceipt, PullSpec, RankAddress
 from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
 from pdserve.core.shards import KVPart, KVShard
-from pdserve.core.ticket import KVSource, Lent, PrefillDone, RegionReady, TicketGone, TransferTicket
+from pdserve.core.ticket import Departure, HandoffDone, KVSource, Lent, RegionReady, TicketGone, TransferTicket
 from pdserve.rpc import convert
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import kv_pb2
@@ -154,6 +154,7 @@ _TICKET = TransferTicket(
     lease=10.0,
     ranks=(_SHARD,),
 )
+_DEPARTURE = Departure(ticket=replace(_TICKET, growth=9), output_token_ids=(5,))
 _REQUEST = Request(id="r", prompt_token_ids=(1, 2, 3), sampling=SamplingParams(seed=5, stop_token_ids=(2,)))
 _DELTA = TokenDelta(
     request_id="r",
@@ -238,6 +239,8 @@ def _session_events() -> tuple[bytes, ...]:
             pb.SessionEvent(step=pb.StepEvent(epoch=1, deltas=[convert.delta_to_proto(_DELTA)])),
             pb.SessionEvent(load=convert.load_to_proto(_LOAD)),
             pb.SessionEvent(ticket=convert.ticket_to_proto(_TICKET)),
+            pb.SessionEvent(departure=convert.departure_to_proto("r", _DEPARTURE)),
+            pb.SessionEvent(departure=convert.departure_to_proto("r", Unavailable("it has ended"))),
             pb.SessionEvent(kv_events=convert.kv_events_to_proto(1, events)),
             pb.SessionEvent(kv_snapshot=convert.kv_snapshot_to_proto(1, snapshot)),
         )
@@ -254,7 +257,7 @@ def _session_commands() -> tuple[bytes, ...]:
 
 
 def _handoff_events() -> tuple[bytes, ...]:
-    done = PrefillDone(ticket_id="ticket-0", first_token=5, finished=False)
+    done = HandoffDone(ticket_id="ticket-0", tokens=(5,), finished=False)
     gone = TicketGone(ticket_id="ticket-0", code="lease_expired", message="too late")
     return tuple(
         event.SerializeToString()
@@ -329,6 +332,7 @@ TARGETS: dict[str, Fuzzed] = {
             ("ticket", _ticket),
             ("kv_events", convert.kv_events_from_proto),
             ("kv_snapshot", convert.kv_snapshot_from_proto),
+            ("departure", convert.departure_from_proto),
         ),
         _session_events(),
     ),

@@ -85,6 +85,13 @@ BROKE_ONCE = [
     ("session_event", pb.SessionEvent(kv_snapshot=pb.KVSnapshot(hashes=bytes(17))).SerializeToString()),
     ("session_event", pb.SessionEvent(description=pb.EngineDescription(num_blocks=8)).SerializeToString()),
     ("session_event", pb.SessionEvent(ticket=pb.TransferTicket(num_tokens=3, lease=1.0)).SerializeToString()),
+    (
+        "session_event",
+        pb.SessionEvent(
+            departure=pb.Departure(ticket=pb.TransferTicket(num_tokens=3, block_size=2, lease=1.0))
+        ).SerializeToString(),
+    ),
+    ("handoff_event", pb.HandoffEvent(done=pb.HandoffDone(ticket_id="t")).SerializeToString()),
     ("submit", pb.Submit(ticket=pb.TransferTicket(num_tokens=3, block_size=2, lease=float("nan"))).SerializeToString()),
     ("handoff_event", pb.HandoffEvent(region=pb.RegionReady(ticket_id="t", digest=bytes(16))).SerializeToString()),
     ("handoff_event", pb.HandoffEvent(region=pb.RegionReady(source_blocks=[1], digest=b"")).SerializeToString()),

@@ -13,7 +13,8 @@ from pdserve.core.blocks import block_hashes, hash_namespace
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import PdserveError
 from pdserve.core.request import FinishReason, Request, SamplingParams
-from pdserve.core.ticket import KVSource, TransferTicket
+from pdserve.core.ticket import Departure, KVSource, TransferTicket
+from pdserve.dispatch.replay import continued
 from pdserve.engine.core import EngineCore
 from pdserve.engine.engine import EngineItem
 from pdserve.engine.sequence import Sequence, SequenceState
@@ -38,7 +39,8 @@ REQUEST_TIMEOUT = 20.0
 
 @dataclass(eq=False)
 class Client:
-    """One request and what came back. `late` tickets wait until the model check delivers them."""
+    """One request and what came back. `late` tickets wait until the model check delivers them. A request that moves
+    to another engine is a client of its own there, whose answer goes on behind its predecessor's."""
 
     request: Request
     prefill: str
@@ -47,6 +49,14 @@ class Client:
     tokens: list[int] = field(default_factory=list)
     ticket: TransferTicket | None = None
     ended: bool = False
+    handed_over: bool = False
+    predecessor: "Client | None" = None
+
+    @property
+    def offset(self) -> int:
+        """Tokens of the predecessor's answer that are in this one's prompt."""
+        ours, theirs = self.request, self.predecessor.request if self.predecessor else self.request
+        return len(ours.prompt_token_ids) - len(theirs.prompt_token_ids)
 
 
 class Cluster:
@@ -115,6 +125,20 @@ class Cluster:
         ticket, client.ticket = client.ticket, None
         assert ticket is not None
         self._start(client.decode, client, ticket=ticket)
+
+    def migrate(self, client: Client, target: str, *, late: bool) -> None:
+        """What a gateway does: asks the engine that decodes, and has another one go on with what that answers."""
+        source = self.incarnations[client.decode]
+
+        def answered(answer: Departure | PdserveError) -> None:
+            if isinstance(answer, Departure) and source.node.alive:
+                request = continued(client.request, answer.output_token_ids, f"r{len(self.clients)}")
+                moved = Client(request, client.decode, target, late, ticket=answer.ticket, predecessor=client)
+                self.clients.append(moved)
+                if not late:
+                    self._loop.call_later(LATENCY, self._hand_over, moved)
+
+        self._loop.call_soon(source.node.run, lambda: source.engine.depart(client.request.id, answered))
 
     def cancel(self, client: Client, engine_id: str) -> None:
         incarnation = self.incarnations[engine_id]
@@ -281,6 +305,11 @@ class Cluster:
                     self._loop.call_later(LATENCY, self._hand_over, client)
                 continue
             expected = answer_to(client.request.prompt_token_ids, client.request.sampling.max_tokens)
+            if item.token_ids and client.handed_over and engine_id == client.decode:
+                self.accuse(f"{engine_id} decodes {client.request.id}, which it has handed over")
+            if item.token_ids and client.predecessor and not client.tokens:
+                self._continue(client, client.predecessor, item.index)
+            client.handed_over |= item.finish_reason is FinishReason.HANDOFF and engine_id == client.decode
             client.tokens[item.index :] = item.token_ids
             if tuple(client.tokens) != expected[: len(client.tokens)]:
                 self.accuse(f"{engine_id} answers {client.request.id} with {client.tokens}, not {expected}")
@@ -288,6 +317,14 @@ class Cluster:
             if complete and len(client.tokens) < len(expected):
                 self.accuse(f"{engine_id} ends {client.request.id} after {client.tokens}, not {expected}")
             client.ended = client.ended or (item.finish_reason not in (None, FinishReason.HANDOFF))
+
+    def _continue(self, client: Client, predecessor: Client, index: int) -> None:
+        """The first tokens at the engine a request moved to stand right behind the last of the one it left."""
+        if not predecessor.handed_over:
+            self.accuse(f"{client.decode} decodes {predecessor.request.id} along with {predecessor.decode}")
+        client.tokens = predecessor.tokens[client.offset :]
+        if index != len(client.tokens):
+            self.accuse(f"{client.request.id} goes on at token {index} behind {len(client.tokens)}")
 
     def _hand_over(self, client: Client) -> None:
         if client.ticket is not None:

@@ -73,7 +73,7 @@ class HandoffMachine(RuleBasedStateMachine):
     @rule(
         first=st.integers(1, 3),
         length=st.integers(1, 9),
-        max_tokens=st.integers(1, 4),
+        max_tokens=st.sampled_from((1, 2, 3, 4, 14)),
         prefill=SOURCE,
         decode=TARGET,
         late=st.booleans(),
@@ -113,6 +113,27 @@ class HandoffMachine(RuleBasedStateMachine):
     def deliver_ticket(self, index: int) -> None:
         self.cluster.deliver_ticket(pick(self.passed(), index))
         self.cluster.advance(BREATH)
+
+    def decoding(self) -> list[Client]:
+        return [client for client in self.cluster.clients if client.tokens and not client.ended]
+
+    @precondition(lambda self: self.decoding())
+    @rule(index=INDEX, to=TARGET, late=st.booleans())
+    def migrate(self, index: int, to: str, late: bool) -> None:
+        """Even to where it is, and again before the first move has ended."""
+        if len(self.cluster.clients) < 16:
+            self.cluster.migrate(pick(self.decoding(), index), to, late=late)
+            self.cluster.advance(BREATH)
+
+    @rule(prefill=SOURCE, decode=TARGET, to=TARGET, after=st.sampled_from((0.2, 0.4, 0.6)))
+    def submit_and_migrate(self, prefill: str, decode: str, to: str, after: float) -> None:
+        """In the midst of its decoding, if nothing is in the way."""
+        if len(self.cluster.clients) < 12:
+            self.cluster.submit((9, 8, 7), 16, prefill, decode, late=False)
+            client = self.cluster.clients[-1]
+            self.cluster.advance(after)
+            self.cluster.migrate(client, to, late=False)
+            self.cluster.advance(0.08)
 
     @precondition(lambda self: self.cluster.clients)
     @rule(index=INDEX, at_source=st.booleans())

@@ -8,11 +8,14 @@ from math import inf
 from typing import Any
 from unittest.mock import patch
 
-from pdserve.core.ticket import PrefillDone
+from pdserve.core.ticket import HandoffDone
+from pdserve.engine import leave
+from pdserve.engine.core import EngineCore
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.held_tickets import HeldTickets
 from pdserve.engine.prefix_fetches import PrefixFetches
+from pdserve.engine.sequence import Sequence, SequenceState
 from pdserve.kvcache.manager import KVCacheManager
 from pdserve.transfer.pull import LocalPull
 from pdserve.transfer.service import LocalTransferService
@@ -106,15 +109,15 @@ def lease_counted_from_arrival() -> Iterator[None]:
 @contextmanager
 def cancel_frees_under_a_reader() -> Iterator[None]:
     """The source gives a cancelled prompt's blocks away while a target reads them."""
-    cancel = HandoffSource.cancel
+    withdraw = HandoffSource.withdraw
 
-    def hasty(self: HandoffSource, sequence_id: int) -> None:
+    def hasty(self: HandoffSource, sequence_id: int, reason: str) -> None:
         offer = self._by_sequence.get(sequence_id)
         if offer is not None:
             offer.attached = False
-        cancel(self, sequence_id)
+        withdraw(self, sequence_id, reason)
 
-    with patch.object(HandoffSource, "cancel", hasty):
+    with patch.object(HandoffSource, "withdraw", hasty):
         yield
 
 
@@ -141,7 +144,7 @@ def runs_before_everything_arrived() -> Iterator[None]:
     """The first token is enough to go on."""
 
     def satisfied(self: HandoffTarget, fetch: Any) -> bool:
-        return isinstance(fetch.done, PrefillDone)
+        return isinstance(fetch.done, HandoffDone)
 
     with patch.object(HandoffTarget, "_satisfied", satisfied):
         yield
@@ -159,6 +162,20 @@ def lends_without_a_lease() -> Iterator[None]:
 
 
 @contextmanager
+def growth_not_leased() -> Iterator[None]:
+    """Blocks a leaving sequence fills after its ticket was issued are offered without a lease."""
+
+    def unleased(self: KVCacheManager, owner: Any, ticket_id: str, num_tokens: int) -> tuple[int, ...]:
+        if not self._tickets[ticket_id]:
+            self._tickets[ticket_id] = self.block_ids(owner, num_tokens)
+            self._pool.lease(self._tickets[ticket_id])
+        return self.block_ids(owner, num_tokens)
+
+    with patch.object(KVCacheManager, "extend_lease", unleased):
+        yield
+
+
+@contextmanager
 def a_fetch_given_up_is_forgotten() -> Iterator[None]:
     """What a fetch's reads may still write into is free at once."""
     run = PrefixFetches._settle
@@ -168,6 +185,40 @@ def a_fetch_given_up_is_forgotten() -> Iterator[None]:
             await run(self, fetch, pulls, summary)
 
     with patch.object(PrefixFetches, "_settle", hasty):
+        yield
+
+
+@contextmanager
+def growth_offered_too_early() -> Iterator[None]:
+    """The block a leaving sequence still writes to counts as final."""
+    computed = HandoffSource.computed
+
+    def hasty(self: HandoffSource, sequence_id: int, num_tokens: int, source_blocks: tuple[int, ...] = ()) -> None:
+        offer = self._by_sequence.get(sequence_id)
+        early = num_tokens + 1 if offer and offer.ticket.growth else num_tokens
+        computed(self, sequence_id, early, source_blocks)
+
+    with patch.object(HandoffSource, "computed", hasty):
+        yield
+
+
+@contextmanager
+def goes_on_after_handing_over() -> Iterator[None]:
+    """The source hands a sequence over and does not stop."""
+
+    def both(self: EngineCore, sequence: Any) -> None:
+        if leave.has_stopped(sequence) and sequence.state is SequenceState.RUNNING:
+            self._events.append(leave.hand_over(sequence, self.kv))
+            sequence.leave = None
+
+    with patch.object(EngineCore, "_hand_over_stopped", both):
+        yield
+
+
+@contextmanager
+def preempted_while_leaving() -> Iterator[None]:
+    """A leaving sequence may lose its blocks to an older one, and keeps its ticket."""
+    with patch.object(Sequence, "pinned", property(lambda self: self.handoff)):
         yield
 
 
@@ -184,4 +235,8 @@ MUTANTS: tuple[Callable[[], AbstractContextManager[None]], ...] = (
     runs_before_everything_arrived,
     lends_without_a_lease,
     a_fetch_given_up_is_forgotten,
+    growth_not_leased,
+    growth_offered_too_early,
+    goes_on_after_handing_over,
+    preempted_while_leaving,
 )

@@ -106,6 +106,46 @@ def a_fetch_given_up_is_forgotten(happens: HandoffMachine) -> None:
     happens.time_passes(seconds=1.9)
 
 
+def growth_not_leased(happens: HandoffMachine) -> None:
+    """A sequence leaves a second time, its first target being gone, and fills blocks until the second caught up."""
+    happens.begin(prefill="p1", decode="d1", held=True)
+    happens.submit_and_migrate(prefill="p0", decode="d0", to="d1", after=0.4)
+    happens.kill(engine_id="d1", restarted=True)
+    happens.migrate(index=7, to="d1", late=False)
+
+
+def growth_offered_too_early(happens: HandoffMachine) -> None:
+    """Two sequences leave, each twice."""
+    happens.begin(prefill="p0", decode="d0", held=False)
+    happens.submit_and_migrate(prefill="p0", decode="d1", to="d1", after=0.4)
+    happens.migrate(index=0, to="d0", late=False)
+    happens.submit_and_migrate(prefill="p1", decode="d1", to="d1", after=0.2)
+    happens.migrate(index=15, to="d0", late=False)
+
+
+def goes_on_after_handing_over(happens: HandoffMachine) -> None:
+    """Nothing is in the way of a migration."""
+    happens.begin(prefill="p1", decode="d1", held=False)
+    happens.submit_and_migrate(prefill="p0", decode="d0", to="d1", after=0.2)
+    happens.time_passes(seconds=0.6)
+
+
+def preempted_while_leaving(happens: HandoffMachine) -> None:
+    """A leaving sequence shares its engine with older ones that still grow, its target being frozen."""
+    happens.begin(prefill="p0", decode="d1", held=True)
+    happens.submit_and_migrate(prefill="p0", decode="d1", to="d1", after=0.6)
+    happens.read_fails(index=3)
+    happens.read_ends(index=0, damaged=False)
+    happens.time_passes(seconds=0.03)
+    happens.time_passes(seconds=0.03)
+    happens.freeze(engine_id="d0")
+    happens.let_reads_go(index=0)
+    happens.time_passes(seconds=0.03)
+    happens.migrate(index=0, to="d0", late=False)
+    happens.submit_and_migrate(prefill="p1", decode="d1", to="d0", after=0.2)
+    happens.time_passes(seconds=1.9)
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -121,6 +161,10 @@ SCENARIOS: dict[str, Scenario] = {
         runs_before_everything_arrived,
         lends_without_a_lease,
         a_fetch_given_up_is_forgotten,
+        growth_not_leased,
+        growth_offered_too_early,
+        goes_on_after_handing_over,
+        preempted_while_leaving,
     )
 }
 """By the name of the mutant."""

@@ -13,6 +13,7 @@ from pdserve.gateway.http.completions import completions_router
 from pdserve.gateway.http.errors import install
 from pdserve.gateway.http.middleware import KeyCheck, RequestContext
 from pdserve.gateway.http.operations import models_router, probes_router
+from pdserve.gateway.http.orders import orders_router
 
 
 def create_app(gateway: Gateway) -> FastAPI:
@@ -29,7 +30,7 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def create_admin_app(gateway: Gateway) -> FastAPI:
     """What operators ask, and clients of the API need not see; probes too, so that any port tells who is there."""
-    return _app("pdserve admin", gateway, (probes_router(gateway), admin_router(gateway)))
+    return _app("pdserve admin", gateway, (probes_router(gateway), admin_router(gateway), orders_router(gateway)))
 
 
 def _app(title: str, gateway: Gateway, routers: Iterable[APIRouter]) -> FastAPI:

@@ -5,6 +5,8 @@ InvalidRequest where it is a client's, MalformedMessage otherwise.
 """
 
 from pdserve.rpc.convert.handoffs import (
+    departure_from_proto,
+    departure_to_proto,
     done_from_proto,
     done_to_proto,
     gone_from_proto,
@@ -51,6 +53,8 @@ __all__ = [
     "capacity_from_proto",
     "delta_from_proto",
     "delta_to_proto",
+    "departure_from_proto",
+    "departure_to_proto",
     "done_from_proto",
     "done_to_proto",
     "endpoint_from_proto",

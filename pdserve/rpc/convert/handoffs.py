@@ -5,9 +5,19 @@ from dataclasses import asdict
 from math import isfinite
 
 from pdserve.core.blocks import BlockHash
+from pdserve.core.errors import PdserveError, from_wire
 from pdserve.core.protocols import PeerAddress, RankAddress
 from pdserve.core.shards import KVPart, KVShard
-from pdserve.core.ticket import DIGEST_BYTES, KVSource, Lent, PrefillDone, RegionReady, TicketGone, TransferTicket
+from pdserve.core.ticket import (
+    DIGEST_BYTES,
+    Departure,
+    HandoffDone,
+    KVSource,
+    Lent,
+    RegionReady,
+    TicketGone,
+    TransferTicket,
+)
 from pdserve.rpc.convert.fields import join_hashes, require, split_hashes
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 
@@ -27,6 +37,7 @@ def ticket_to_proto(ticket: TransferTicket) -> pb.TransferTicket:
         block_size=ticket.block_size,
         lease=ticket.lease,
         ranks=[shard_to_proto(shard) for shard in ticket.ranks],
+        growth=ticket.growth,
     )
 
 
@@ -44,7 +55,23 @@ def ticket_from_proto(message: pb.TransferTicket) -> TransferTicket:
         block_size=message.block_size,
         lease=message.lease,
         ranks=_of_different_ranks(tuple(map(shard_from_proto, message.ranks))),
+        growth=message.growth,
     )
+
+
+def departure_to_proto(request_id: str, answer: Departure | PdserveError) -> pb.Departure:
+    if isinstance(answer, PdserveError):
+        return pb.Departure(request_id=request_id, error_code=answer.code, error_message=str(answer))
+    return pb.Departure(
+        request_id=request_id, ticket=ticket_to_proto(answer.ticket), output_token_ids=answer.output_token_ids
+    )
+
+
+def departure_from_proto(message: pb.Departure) -> Departure | PdserveError:
+    if message.error_code:
+        return from_wire(message.error_code, message.error_message)
+    require(message.ticket.growth > 0, "the ticket of a running sequence leaves it room to grow")
+    return Departure(ticket=ticket_from_proto(message.ticket), output_token_ids=tuple(message.output_token_ids))
 
 
 def source_to_proto(source: KVSource) -> pb.KVSource:
@@ -134,12 +161,13 @@ def region_from_proto(message: pb.RegionReady) -> RegionReady:
     )
 
 
-def done_to_proto(done: PrefillDone) -> pb.PrefillDone:
-    return pb.PrefillDone(ticket_id=done.ticket_id, first_token=done.first_token, finished=done.finished)
+def done_to_proto(done: HandoffDone) -> pb.HandoffDone:
+    return pb.HandoffDone(ticket_id=done.ticket_id, tokens=done.tokens, finished=done.finished)
 
 
-def done_from_proto(message: pb.PrefillDone) -> PrefillDone:
-    return PrefillDone(ticket_id=message.ticket_id, first_token=message.first_token, finished=message.finished)
+def done_from_proto(message: pb.HandoffDone) -> HandoffDone:
+    require(len(message.tokens) > 0, "a source that is done has sampled at least one token")
+    return HandoffDone(ticket_id=message.ticket_id, tokens=tuple(message.tokens), finished=message.finished)
 
 
 def gone_to_proto(gone: TicketGone) -> pb.TicketGone:

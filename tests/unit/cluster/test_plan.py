@@ -10,6 +10,7 @@ from pdserve.cluster.member import Member, Phase
 from pdserve.cluster.plan import (
     Action,
     BecameReady,
+    Drain,
     Ended,
     Event,
     GiveUp,
@@ -17,6 +18,7 @@ from pdserve.cluster.plan import (
     Kill,
     Paused,
     Retire,
+    Return,
     Spawned,
     Start,
     Terminate,
@@ -200,7 +202,7 @@ def test_retired_members_drain_and_are_not_started_again() -> None:
     assert [endpoint.state for endpoint in endpoints(world.members)] == [EngineState.DRAINING] * 2
     world.happen(Ended(id="p", epoch=1, cause="exited with code 0"))
     assert world.phase("p") is Phase.STOPPED
-    assert world.later(1000.0) == []
+    assert [type(action) for action in world.later(1000.0)] == [Kill], "d does not end; nobody is started"
     assert world.happen(Retire(ids=("p", "d"))) == []
 
 
@@ -265,3 +267,56 @@ def test_whatever_happens_no_two_incarnations_of_a_member_live_at_once(steps: li
         if kind == "ended":
             alive.discard(epoch)
         retired |= kind == "retire"
+
+
+def test_a_drained_engine_returns_under_a_new_epoch_without_delay() -> None:
+    world = engine()
+    epoch = world.bring_up("p")
+    assert world.happen(Drain(id="p", returns=True)) == [Terminate(id="p", epoch=epoch)]
+    [draining] = endpoints(world.members)
+    assert draining.state is EngineState.DRAINING
+    world.happen(Ended(id="p", epoch=epoch, cause="exited with code 0"))
+    assert world.phase("p") is Phase.DOWN
+    assert world.members["p"].deaths == 0
+    assert world.bring_up("p") == epoch + 1
+
+
+def test_an_engine_drained_to_stay_away_returns_only_when_asked_to() -> None:
+    world = engine()
+    epoch = world.bring_up("p")
+    world.happen(Drain(id="p", returns=False))
+    world.happen(Ended(id="p", epoch=epoch, cause="exited with code 0"))
+    assert world.phase("p") is Phase.STOPPED
+    assert world.later(1000) == []
+    assert world.happen(Drain(id="p", returns=True)) == []
+    assert world.phase("p") is Phase.STOPPED
+    world.happen(Return(id="p"))
+    assert world.bring_up("p") == epoch + 1
+
+
+def test_the_last_order_for_a_draining_engine_counts_and_shutdown_more_than_any() -> None:
+    world = engine()
+    epoch = world.bring_up("p")
+    world.happen(Drain(id="p", returns=False))
+    assert world.happen(Return(id="p")) == []
+    assert world.members["p"].returns
+    world.happen(Retire(ids=("p",)))
+    world.happen(Ended(id="p", epoch=epoch, cause="exited with code 0"))
+    assert world.phase("p") is Phase.STOPPED
+
+
+def test_an_engine_that_does_not_end_draining_is_killed_and_keeps_its_order() -> None:
+    world = engine()
+    epoch = world.bring_up("p")
+    world.happen(Drain(id="p", returns=False))
+    assert next_wakeup(world.members, TIMES) == world.now + TIMES.drain_timeout + TIMES.fence
+    [kill] = world.later(TIMES.drain_timeout + TIMES.fence)
+    assert kill == Kill(id="p", epoch=epoch, reason="not drained for 30 s")
+    world.happen(Ended(id="p", epoch=epoch, cause="killed by SIGKILL"))
+    assert world.phase("p") is Phase.STOPPED
+
+
+def test_an_engine_that_is_down_and_to_stay_away_is_not_started() -> None:
+    world = engine()
+    assert world.happen(Drain(id="p", returns=False)) == []
+    assert world.phase("p") is Phase.STOPPED

@@ -6,8 +6,9 @@ from contextlib import aclosing
 
 import pytest
 
-from pdserve.cluster.registry import Registry, watch_endpoints
+from pdserve.cluster.registry import EngineOrder, Registry, order_engine, watch_endpoints
 from pdserve.core.endpoint import Endpoint, EngineState, Role
+from pdserve.core.errors import InvalidRequest, Unavailable
 
 
 def endpoint(epoch: int) -> Endpoint:
@@ -72,3 +73,25 @@ async def test_a_watcher_survives_a_registry_that_is_away_for_a_while() -> None:
                     break
         finally:
             await second.stop()
+
+
+async def test_an_order_reaches_whoever_carries_it_out_and_what_he_refuses_comes_back(registry: Registry) -> None:
+    obeyed: list[tuple[str, EngineOrder]] = []
+    with pytest.raises(Unavailable):
+        await order_engine(registry.address, "p", EngineOrder.LEAVE)
+    registry.obey = lambda engine_id, order: obeyed.append((engine_id, order))
+    for order in EngineOrder:
+        await order_engine(registry.address, "p", order)
+    assert obeyed == [("p", order) for order in EngineOrder]
+
+    def refuse(engine_id: str, order: EngineOrder) -> None:
+        raise InvalidRequest(f"there is no engine {engine_id}")
+
+    registry.obey = refuse
+    with pytest.raises(InvalidRequest, match="no engine p"):
+        await order_engine(registry.address, "p", EngineOrder.RESTART)
+
+
+async def test_an_order_to_nobody_says_so() -> None:
+    with pytest.raises(Unavailable, match="does not answer"):
+        await order_engine("127.0.0.1:1", "p", EngineOrder.RETURN)

@@ -9,8 +9,9 @@ import pytest
 from pdserve.config.times import Times
 from pdserve.core.blocks import KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.endpoint import Endpoint, EngineState, Role
-from pdserve.core.errors import EngineDied
+from pdserve.core.errors import EngineDied, Unavailable
 from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.core.ticket import Departure, TransferTicket
 from pdserve.dispatch.connection import EngineConnection
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.router.kv_index import BlockHit, KVIndex
@@ -237,3 +238,45 @@ async def test_a_request_whose_submission_meets_the_sessions_end_hears_of_it(
             await anext(connection.submit(ask("a")))
     assert connection.failed
     await connection.close()
+
+
+TICKET = TransferTicket(
+    id="t",
+    request_id="a",
+    engine_id="d0",
+    epoch=EPOCH,
+    address="127.0.0.1:1",
+    layout_hash=b"h",
+    num_tokens=7,
+    block_size=4,
+    lease=10.0,
+    ranks=(),
+    growth=9,
+)
+
+
+async def test_a_request_that_is_asked_to_depart_answers_with_its_ticket(bench: Bench) -> None:
+    connection = await bench.open()
+    asked = asyncio.create_task(connection.depart("a"))
+    assert (await bench.engine.told.get()).depart_request_id == "a"
+    departure = Departure(ticket=TICKET, output_token_ids=(5, 6))
+    bench.engine.say.put_nowait(pb.SessionEvent(departure=convert.departure_to_proto("b", departure)))
+    bench.engine.say.put_nowait(pb.SessionEvent(departure=convert.departure_to_proto("a", departure)))
+    assert await asked == departure
+    refused = asyncio.create_task(connection.depart("a"))
+    await bench.engine.told.get()
+    bench.engine.say.put_nowait(pb.SessionEvent(departure=convert.departure_to_proto("a", Unavailable("it has ended"))))
+    with pytest.raises(Unavailable, match="it has ended"):
+        await refused
+    await connection.close()
+
+
+async def test_whoever_waits_for_a_departure_hears_of_the_engines_end(bench: Bench) -> None:
+    connection = await bench.open()
+    asked = asyncio.create_task(connection.depart("a"))
+    await bench.engine.told.get()
+    await connection.close()
+    with pytest.raises(EngineDied):
+        await asked
+    with pytest.raises(EngineDied):
+        await connection.depart("a")

@@ -12,7 +12,7 @@ from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapsh
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import DeltaStream
 from pdserve.core.request import EngineTrace, Request, SamplingParams
-from pdserve.core.ticket import KVSource, TransferTicket
+from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.pair_watch import SLOW_STREAK
 from pdserve.dispatch.sessions import SessionPool
@@ -41,6 +41,9 @@ class Line:
 
     def snapshot(self) -> LoadSnapshot | None:
         return None
+
+    async def depart(self, request_id: str) -> Departure:
+        raise AssertionError("nobody is asked to leave here")
 
     async def close(self) -> None:
         self.closed = True

@@ -45,7 +45,7 @@ def test_a_fetched_sequence_goes_on_from_the_first_token_without_computing_the_p
     event = ready(engine, sequence_id)
     assert sorted(event.fetch_blocks) == [0, 1, 2]
     arrive(engine, event, PROMPT)
-    engine.absorb(engine.core.fetched(sequence_id, expected[0]))
+    engine.absorb(engine.core.fetched(sequence_id, (expected[0],)))
     engine.run()
     answer = engine.answers[sequence_id]
     assert (answer.first_index, tuple(answer.token_ids), answer.finish_reason) == (1, expected[1:], reason)
@@ -63,7 +63,7 @@ def test_wrong_kv_changes_the_tokens() -> None:
     event = ready(engine, sequence_id)
     arrive(engine, event, PROMPT)
     engine.device.write_block(event.fetch_blocks[0], engine.device.block(event.fetch_blocks[1]))
-    engine.absorb(engine.core.fetched(sequence_id, oracle(request)[0][0]))
+    engine.absorb(engine.core.fetched(sequence_id, (oracle(request)[0][0],)))
     engine.run()
     assert tuple(engine.answers[sequence_id].token_ids) != oracle(request)[0][1:]
 
@@ -77,7 +77,7 @@ def test_locally_cached_blocks_are_not_fetched_and_fetched_ones_are_cached() -> 
     event = ready(engine, longer)
     assert sorted(event.fetch_blocks) == [1, 2]
     arrive(engine, event, PROMPT)
-    engine.absorb(engine.core.fetched(longer, 7))
+    engine.absorb(engine.core.fetched(longer, (7,)))
     engine.run()
     again = add_fetch(engine, make_request("c", PROMPT))
     engine.advance()
@@ -89,7 +89,7 @@ def test_fetched_blocks_are_hits_as_soon_as_they_are_verified() -> None:
     first = add_fetch(engine, make_request("a", PROMPT))
     engine.advance()
     arrive(engine, ready(engine, first), PROMPT)
-    engine.absorb(engine.core.fetched(first, 7))
+    engine.absorb(engine.core.fetched(first, (7,)))
     second = add_fetch(engine, make_request("b", PROMPT))
     engine.submit()
     assert sorted(ready(engine, second).fetch_blocks) == [2]
@@ -132,7 +132,7 @@ def test_a_row_in_flight_of_a_sequence_that_gave_up_its_blocks_cannot_overwrite_
     arrive(engine, ready(engine, sequence_id), PROMPT)
     while engine.core.in_flight:
         engine.collect()
-    engine.absorb(engine.core.fetched(sequence_id, oracle(request)[0][0]))
+    engine.absorb(engine.core.fetched(sequence_id, (oracle(request)[0][0],)))
     engine.run()
     assert tuple(engine.answers[sequence_id].token_ids) == oracle(request)[0][1:]
 
@@ -146,7 +146,7 @@ def test_a_prompt_of_whole_cached_blocks_needs_no_fetch() -> None:
     engine.advance()
     assert ready(engine, sequence_id).fetch_blocks == {}
     expected = oracle(request)[0]
-    engine.absorb(engine.core.fetched(sequence_id, expected[0]))
+    engine.absorb(engine.core.fetched(sequence_id, (expected[0],)))
     engine.run()
     assert tuple(engine.answers[sequence_id].token_ids) == expected[1:]
 
@@ -189,7 +189,7 @@ def test_cancelling_a_fetch_quarantines_its_targets_until_they_settle() -> None:
     assert aborted[0] == FetchAborted(sequence_id=sequence_id, block_ids=targets)
     assert [type(event) for event in aborted] == [FetchAborted, Emitted, Finished]
     assert engine.core.kv.counts().quarantined == 3
-    assert engine.core.fetched(sequence_id, 5) == []
+    assert engine.core.fetched(sequence_id, (5,)) == []
     assert engine.core.fetch_failed(sequence_id, set(targets), None) == []
     engine.core.kv.unquarantine(targets[:2])
     engine.core.kv.unquarantine(targets[2:])
@@ -224,7 +224,7 @@ def test_a_first_token_that_ends_the_request_ends_it_here_too(max_tokens: int) -
     sequence_id = add_fetch(engine, request)
     engine.advance()
     arrive(engine, ready(engine, sequence_id), PROMPT)
-    engine.absorb(engine.core.fetched(sequence_id, 9 if max_tokens > 1 else 8))
+    engine.absorb(engine.core.fetched(sequence_id, (9 if max_tokens > 1 else 8,)))
     answer = engine.answers[sequence_id]
     assert answer.finished
     assert answer.token_ids == []
@@ -251,7 +251,7 @@ def test_a_preempted_fetched_sequence_recomputes_and_goes_on() -> None:
     engine.advance()
     for sequence_id, request in zip(ids, requests, strict=True):
         arrive(engine, ready(engine, sequence_id), list(request.prompt_token_ids))
-        engine.absorb(engine.core.fetched(sequence_id, oracle(request)[0][0]))
+        engine.absorb(engine.core.fetched(sequence_id, (oracle(request)[0][0],)))
     engine.run()
     for sequence_id, request in zip(ids, requests, strict=True):
         assert tuple(engine.answers[sequence_id].token_ids) == oracle(request)[0][1:]

@@ -11,7 +11,7 @@ from pdserve.core.errors import Cancelled, LayoutMismatch, LeaseExpired, Transfe
 from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
 from pdserve.core.shards import KVPart, KVShard, plan_parts, sole_shard
-from pdserve.core.ticket import HandoffNews, Lent, PrefillDone, RegionReady, TicketGone, region_seed
+from pdserve.core.ticket import HandoffDone, HandoffNews, Lent, RegionReady, TicketGone, region_seed
 from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, HandoffSource
 from tests.clocks import ManualClock, settle
 
@@ -54,10 +54,11 @@ class RecordingTransfer:
 class Bench:
     """A source with one ticket of num_tokens tokens in blocks 100, 101, …"""
 
-    def __init__(self, num_tokens: int, layout: KVLayout = LAYOUT) -> None:
+    def __init__(self, num_tokens: int, layout: KVLayout = LAYOUT, growth: int = 0) -> None:
         self.clock = ManualClock()
         self.transfer = RecordingTransfer(layout)
         self.ended: list[tuple[str, int | None]] = []
+        self.caught_up: list[int] = []
         self.news: list[HandoffNews] = []
         self.source = HandoffSource(
             endpoint=Endpoint(
@@ -67,10 +68,11 @@ class Bench:
             times=TIMES,
             clock=self.clock,
             on_end=lambda ticket_id, sequence_id: self.ended.append((ticket_id, sequence_id)),
+            on_caught_up=self.caught_up.append,
         )
         num_blocks = -(-num_tokens // LAYOUT.block_size)
         self.blocks = tuple(range(100, 100 + num_blocks))
-        self.ticket = self.source.issue("t", 5, "r", num_tokens, self.blocks)
+        self.ticket = self.source.issue("t", 5, "r", num_tokens, self.blocks, growth)
 
     def regions(self) -> list[tuple[int, tuple[int, ...]]]:
         return [(n.first_block, n.source_blocks) for n in self.news if isinstance(n, RegionReady)]
@@ -147,7 +149,7 @@ async def test_a_target_that_attaches_late_gets_everything_in_bounded_regions_an
     bench.source.prefilled(5, 42, finished=False)
     bench.source.attach("t", 0, bench.news.append)
     await settle()
-    assert PrefillDone(ticket_id="t", first_token=42, finished=False) in bench.news
+    assert HandoffDone(ticket_id="t", tokens=(42,), finished=False) in bench.news
     assert [len(blocks) for _, blocks in bench.regions()] == [MAX_REGION_BLOCKS, 3]
 
 
@@ -187,7 +189,7 @@ async def test_attaching_to_an_expired_or_unknown_ticket_is_answered_at_once() -
 
 async def test_cancel_before_anyone_attached_frees_at_once() -> None:
     bench = Bench(num_tokens=10)
-    bench.source.cancel(5)
+    bench.source.withdraw(5, "the test says so")
     assert bench.ended == [("t", 5)]
     bench.source.attach("t", 0, bench.news.append)
     assert [n.code for n in bench.news if isinstance(n, TicketGone)] == [Cancelled.code]
@@ -196,7 +198,7 @@ async def test_cancel_before_anyone_attached_frees_at_once() -> None:
 async def test_cancel_while_a_target_may_be_reading_waits_for_its_release() -> None:
     bench = Bench(num_tokens=10)
     bench.source.attach("t", 0, bench.news.append)
-    bench.source.cancel(5)
+    bench.source.withdraw(5, "the test says so")
     assert [n.code for n in bench.news if isinstance(n, TicketGone)] == [Cancelled.code]
     assert bench.ended == []
     bench.source.release("t")
@@ -208,7 +210,7 @@ async def test_a_broken_link_does_not_free_what_its_target_may_still_read() -> N
     deliver = bench.news.append
     bench.source.attach("t", 0, deliver)
     bench.source.detach(deliver)
-    bench.source.cancel(5)
+    bench.source.withdraw(5, "the test says so")
     assert bench.ended == []
     bench.source.computed(5, 10)
     await settle()
@@ -231,7 +233,7 @@ async def test_a_digest_that_cannot_be_made_ends_the_handoff_instead_of_stalling
 async def test_after_the_first_token_the_end_of_the_sequence_keeps_the_offer(finished: bool) -> None:
     bench = Bench(num_tokens=10)
     bench.source.prefilled(5, 42, finished=finished)
-    bench.source.cancel(5)
+    bench.source.withdraw(5, "the test says so")
     assert bench.ended == []
     assert bench.source.num_open == 1
 
@@ -301,3 +303,59 @@ async def test_a_loan_that_cannot_be_is_refused(num_blocks: int, part: KVPart | 
     await settle()
     assert [news.code for news in bench.news if isinstance(news, TicketGone)] == [code]
     assert (len(bench.news), bench.source.num_open) == (1, 1)
+
+
+async def test_a_running_sequence_is_offered_by_full_blocks_and_its_end_when_it_has_stopped() -> None:
+    bench = Bench(num_tokens=10, growth=20)
+    bench.source.attach("t", 0, bench.news.append)
+    bench.source.computed(5, 10)
+    await settle()
+    assert bench.regions() == [(0, (100, 101))]
+    bench.source.computed(5, 12, (100, 101, 102, 103))
+    await settle()
+    assert bench.regions() == [(0, (100, 101)), (2, (102,))]
+    bench.source.handed_over(5, 14, (7, 8, 9, 10, 11), (100, 101, 102, 103))
+    await settle()
+    assert bench.regions()[2:] == [(3, (103,))]
+    assert HandoffDone(ticket_id="t", tokens=(7, 8, 9, 10, 11), finished=False) in bench.news
+    (digest,) = [n.digest for n in bench.news if isinstance(n, RegionReady) and n.first_block == 3]
+    assert digest == f"{(103,)}:2:{region_seed('t', 7, 3)}".encode()
+
+
+async def test_only_who_runs_and_was_not_withdrawn_is_told_that_its_target_caught_up() -> None:
+    prompt, running, withdrawn, done = (Bench(num_tokens=10, growth=growth) for growth in (0, 9, 9, 9))
+    withdrawn.source.attach("t", 0, withdrawn.news.append)
+    withdrawn.source.withdraw(5, "it outgrew it")
+    done.source.handed_over(5, 10, (7,), done.blocks)
+    for bench in (prompt, running, withdrawn, done):
+        bench.source.caught_up("t")
+        bench.source.caught_up("another")
+    assert [bench.caught_up for bench in (prompt, running, withdrawn, done)] == [[], [5], [], []]
+
+
+async def test_a_sequence_may_be_offered_anew_while_its_first_ticket_is_still_read() -> None:
+    bench = Bench(num_tokens=10, growth=20)
+    bench.source.attach("t", 0, bench.news.append)
+    bench.source.withdraw(5, "it leaves with another ticket")
+    again: list[HandoffNews] = []
+    bench.source.issue("u", 5, "r", 12, bench.blocks, 20)
+    bench.source.attach("u", 0, again.append)
+    bench.source.computed(5, 12)
+    await settle()
+    assert bench.regions() == []
+    assert [n.first_block for n in again if isinstance(n, RegionReady)] == [0]
+    assert bench.ended == []
+    bench.source.release("t")
+    assert bench.ended == [("t", 5)]
+    bench.source.computed(5, 16, (*bench.blocks, 103))
+    await settle()
+    assert [n.first_block for n in again if isinstance(n, RegionReady)] == [0, 3]
+
+
+async def test_who_attaches_to_a_ticket_withdrawn_since_hears_so() -> None:
+    bench = Bench(num_tokens=10, growth=20)
+    bench.source.attach("t", 0, bench.news.append)
+    bench.source.withdraw(5, "it outgrew it")
+    late: list[HandoffNews] = []
+    bench.source.attach("t", 0, late.append)
+    assert [type(news) for news in late] == [TicketGone]

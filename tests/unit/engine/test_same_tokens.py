@@ -197,7 +197,7 @@ class _Pair:
         if answer.finish_reason:
             self.decode.absorb(self.decode.core.fetch_failed(decode_id))
         else:
-            self.decode.absorb(self.decode.core.fetched(decode_id, answer.token_ids[0]))
+            self.decode.absorb(self.decode.core.fetched(decode_id, (answer.token_ids[0],)))
         self.prefill.core.kv.release(source.ticket_id)
 
     def _copy(self, handoff: _Handoff) -> None:

@@ -56,7 +56,7 @@ def test_a_handoff_wants_nothing_after_its_first_token() -> None:
 def test_sampler_state_carries_history_and_bans() -> None:
     sequence = make_sequence(min_tokens=2, stop_token_ids=(9, 5), max_tokens=4, seed=77)
     sequence.start_fetch(0)
-    sequence.fetched(30)
+    sequence.fetched((30,))
     init = sequence.schedule(1, (0, 1)).sampler
     assert init is not None
     assert init.seen_token_ids == (1, 2, 3, 4, 5, 6, 30)
@@ -97,7 +97,7 @@ def test_preemption_forgets_kv_but_no_token_and_sends_sampler_state_anew() -> No
 def test_transitions_outside_the_figure_are_refused() -> None:
     sequence = make_sequence()
     with pytest.raises(ValueError, match="is waiting and cannot become running"):
-        sequence.fetched(1)
+        sequence.fetched((1,))
     with pytest.raises(ValueError, match="cannot become waiting"):
         sequence.preempt()
     sequence.start_fetch(0)

@@ -64,6 +64,9 @@ class Line:
     def borrow(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts = (None,)) -> None:
         raise AssertionError("not used here")
 
+    def caught_up(self, ticket_id: str) -> None:
+        raise AssertionError("not used here")
+
     def lease_left(self, ticket_id: str) -> float:
         raise AssertionError("not used here")
 

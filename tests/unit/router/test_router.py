@@ -146,3 +146,25 @@ def test_local_routes_stay(bench: Bench) -> None:
     route = bench.router.route(request(), alone)
     assert route.mode is Mode.DECODE_LOCAL
     assert bench.router.rebind(request(), route, alone) is route
+
+
+def test_a_running_request_moves_to_the_decode_engine_that_serves_it_best(bench: Bench) -> None:
+    busy = view("d1", Role.DECODE, booked=Booked(decoding=20, context_tokens=20_000))
+    views = (*two_by_two(d1=busy), view("d2", Role.DECODE))
+    assert bench.router.move(request(), ("d0", 1), cluster(*views)).engine_id == "d2"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        view("d1", Role.DECODE, draining=True),
+        view("d1", Role.DECODE, state=EngineState.SUSPECT),
+        view("d1", Role.DECODE, lost_links=("d0",)),
+        view("d1", Role.DECODE, num_blocks=13, used=5),
+        view("d1", Role.PREFILL),
+    ],
+    ids=["draining", "suspect", "no link", "full", "prefill"],
+)
+def test_a_running_request_stays_rather_than_going_where_it_cannot(bench: Bench, other: EngineView) -> None:
+    with pytest.raises(Unavailable, match="no other engine has room"):
+        bench.router.move(request(), ("d0", 1), cluster(*two_by_two(d1=other)))

@@ -7,7 +7,7 @@ from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied
 from pdserve.core.request import EngineTrace, PrefixFetch
 from pdserve.core.ticket import KVSource
-from pdserve.telemetry.record import RequestRecord
+from pdserve.telemetry.record import Migration, RequestRecord
 
 START = 1_000_000.0
 EPOCH = 2**64 - 5
@@ -123,4 +123,24 @@ def replayed() -> RequestRecord:
     again = disaggregated()
     record.route, record.prefill_trace, record.decode_trace = route(decode="decode-1"), again.prefill_trace, None
     record.stamps += stamps(("routed", 0.012), ("finished", 0.105))
+    return record
+
+
+def moved() -> RequestRecord:
+    """As disaggregated, but it moved on to another engine, the second time it was tried."""
+    record = disaggregated()
+    record.migrations = [
+        Migration(
+            source="decode-0", target="decode-1", asked=START + 0.062, ended=START + 0.066, outcome="transfer_failed"
+        ),
+        Migration(
+            source="decode-0",
+            target="decode-1",
+            asked=START + 0.07,
+            ended=START + 0.09,
+            outcome="ok",
+            pause=0.004,
+            trace=trace("decode-1", ("queued", 0.072), ("fetched", 0.088), ("finished", 0.104), backend="nixl"),
+        ),
+    ]
     return record

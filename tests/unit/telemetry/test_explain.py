@@ -8,7 +8,7 @@ import pytest
 from pdserve.cli.explain import render
 from pdserve.telemetry.explain import explain
 from pdserve.telemetry.record import RequestRecord
-from tests.unit.telemetry.records import START, disaggregated, fetching, replayed, stamps
+from tests.unit.telemetry.records import START, disaggregated, fetching, moved, replayed, stamps
 
 
 def told(record: RequestRecord) -> dict[str, object]:
@@ -84,3 +84,9 @@ def test_people_are_told_what_a_fetch_was_for_and_what_came_of_it(record: Reques
     (line,) = [line for line in render(orjson.dumps(explain(record))).splitlines() if line.startswith("fetch: ")]
     assert "48 tokens of the prompt from decode-1, predicted 6.0 ms rather than 20.0 ms of computing" in line
     assert shown in line
+
+
+def test_moves_are_told_with_their_pause_and_what_they_carried() -> None:
+    text = render(orjson.dumps(explain(moved())))
+    assert "could not move: decode-0 → decode-1 (transfer_failed)" in text
+    assert "moved: decode-0 → decode-1 in 20.0 ms, 4.0 ms of them a pause; 4.0 KiB over nixl" in text

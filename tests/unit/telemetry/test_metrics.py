@@ -10,7 +10,7 @@ from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapsh
 from pdserve.core.errors import DigestMismatch
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.metrics_table import document
-from tests.unit.telemetry.records import START, disaggregated, fetching, replayed, route
+from tests.unit.telemetry.records import START, disaggregated, fetching, moved, replayed, route
 
 
 def view(free: int) -> EngineView:
@@ -125,3 +125,14 @@ def test_fetches_of_a_prompts_beginning_count_by_result_and_only_what_arrived_co
     assert value("pdserve_prefix_fetches_total", {"result": "transfer_timeout"}) == 1
     assert value("pdserve_prefix_fetched_tokens_total") == 48
     assert value("pdserve_prefix_fetch_seconds_sum") == pytest.approx(0.004)
+
+
+def test_moves_count_by_outcome_and_those_that_came_about_with_their_pause_and_bytes() -> None:
+    metrics = Metrics()
+    metrics.count(moved())
+    value = metrics.registry.get_sample_value
+    assert value("pdserve_migrations_total", {"outcome": "ok"}) == 1
+    assert value("pdserve_migrations_total", {"outcome": "transfer_failed"}) == 1
+    assert value("pdserve_migration_pause_seconds_count") == 1
+    assert value("pdserve_migration_pause_seconds_sum") == 0.004
+    assert value("pdserve_transferred_bytes_total", {"backend": "nixl"}) == 4096

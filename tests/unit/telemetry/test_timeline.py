@@ -6,7 +6,7 @@ import pytest
 
 from pdserve.telemetry.record import RequestRecord
 from pdserve.telemetry.timeline import Part, covered, spans, total
-from tests.unit.telemetry.records import START, disaggregated, replayed, route, stamps, trace
+from tests.unit.telemetry.records import START, disaggregated, moved, replayed, route, stamps, trace
 
 
 def named(record: RequestRecord) -> dict[str, tuple[str, float]]:
@@ -73,3 +73,12 @@ def test_a_request_that_still_runs_has_the_spans_it_has_ended() -> None:
     assert named(record) == {"read body": ("gateway", 100)}
     assert total(record) is None
     assert spans(RequestRecord(request_id="new")) == []
+
+
+def test_every_move_is_a_span_of_the_answer_between_its_two_engines() -> None:
+    found = [span for span in spans(moved()) if span.name.startswith("migrate")]
+    assert [(span.name, span.part, span.where) for span in found] == [
+        ("migrate: transfer_failed", Part.ANSWER, "decode-0 → decode-1"),
+        ("migrate", Part.ANSWER, "decode-0 → decode-1"),
+    ]
+    assert [round(span.seconds, 3) for span in found] == [0.004, 0.02]

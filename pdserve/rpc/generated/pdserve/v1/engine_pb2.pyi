@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SessionCommand(_message.Message):
-    __slots__ = ("submit", "cancel_request_id", "resend_kv")
+    __slots__ = ("submit", "cancel_request_id", "resend_kv", "depart_request_id")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RESEND_KV_FIELD_NUMBER: _ClassVar[int]
+    DEPART_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     cancel_request_id: str
     resend_kv: ResendKV
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel_request_id: _Optional[str] = ..., resend_kv: _Optional[_Union[ResendKV, _Mapping]] = ...) -> None: ...
+    depart_request_id: str
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel_request_id: _Optional[str] = ..., resend_kv: _Optional[_Union[ResendKV, _Mapping]] = ..., depart_request_id: _Optional[str] = ...) -> None: ...
 
 class ResendKV(_message.Message):
     __slots__ = ()
@@ -90,20 +92,36 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., logprobs: bool = ...) -> None: ...
 
 class SessionEvent(_message.Message):
-    __slots__ = ("description", "step", "load", "ticket", "kv_events", "kv_snapshot")
+    __slots__ = ("description", "step", "load", "ticket", "kv_events", "kv_snapshot", "departure")
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     KV_EVENTS_FIELD_NUMBER: _ClassVar[int]
     KV_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    DEPARTURE_FIELD_NUMBER: _ClassVar[int]
     description: EngineDescription
     step: StepEvent
     load: LoadSnapshot
     ticket: TransferTicket
     kv_events: KVEvents
     kv_snapshot: KVSnapshot
-    def __init__(self, description: _Optional[_Union[EngineDescription, _Mapping]] = ..., step: _Optional[_Union[StepEvent, _Mapping]] = ..., load: _Optional[_Union[LoadSnapshot, _Mapping]] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ..., kv_events: _Optional[_Union[KVEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KVSnapshot, _Mapping]] = ...) -> None: ...
+    departure: Departure
+    def __init__(self, description: _Optional[_Union[EngineDescription, _Mapping]] = ..., step: _Optional[_Union[StepEvent, _Mapping]] = ..., load: _Optional[_Union[LoadSnapshot, _Mapping]] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ..., kv_events: _Optional[_Union[KVEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KVSnapshot, _Mapping]] = ..., departure: _Optional[_Union[Departure, _Mapping]] = ...) -> None: ...
+
+class Departure(_message.Message):
+    __slots__ = ("request_id", "ticket", "output_token_ids", "error_code", "error_message")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    ticket: TransferTicket
+    output_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    error_code: str
+    error_message: str
+    def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ...) -> None: ...
 
 class EngineDescription(_message.Message):
     __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid", "block_size", "num_blocks", "max_rows", "max_tokens_per_step", "prefix_caching")
@@ -394,18 +412,20 @@ class BackendMetadata(_message.Message):
     def __init__(self, name: _Optional[str] = ..., metadata: _Optional[bytes] = ...) -> None: ...
 
 class HandoffCommand(_message.Message):
-    __slots__ = ("source_epoch", "attach", "release", "heartbeat", "lend")
+    __slots__ = ("source_epoch", "attach", "release", "heartbeat", "lend", "caught_up")
     SOURCE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     LEND_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     source_epoch: int
     attach: Attach
     release: Release
     heartbeat: Heartbeat
     lend: Lend
-    def __init__(self, source_epoch: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lend: _Optional[_Union[Lend, _Mapping]] = ...) -> None: ...
+    caught_up: CaughtUp
+    def __init__(self, source_epoch: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lend: _Optional[_Union[Lend, _Mapping]] = ..., caught_up: _Optional[_Union[CaughtUp, _Mapping]] = ...) -> None: ...
 
 class Lend(_message.Message):
     __slots__ = ("ticket_id", "hashes", "parts")
@@ -416,6 +436,12 @@ class Lend(_message.Message):
     hashes: bytes
     parts: _containers.RepeatedCompositeFieldContainer[KVPart]
     def __init__(self, ticket_id: _Optional[str] = ..., hashes: _Optional[bytes] = ..., parts: _Optional[_Iterable[_Union[KVPart, _Mapping]]] = ...) -> None: ...
+
+class CaughtUp(_message.Message):
+    __slots__ = ("ticket_id",)
+    TICKET_ID_FIELD_NUMBER: _ClassVar[int]
+    ticket_id: str
+    def __init__(self, ticket_id: _Optional[str] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("ticket_id", "first_block", "parts", "bulk")
@@ -466,12 +492,12 @@ class HandoffEvent(_message.Message):
     LENT_FIELD_NUMBER: _ClassVar[int]
     source_epoch: int
     region: RegionReady
-    done: PrefillDone
+    done: HandoffDone
     released: Released
     ack: HeartbeatAck
     gone: TicketGone
     lent: Lent
-    def __init__(self, source_epoch: _Optional[int] = ..., region: _Optional[_Union[RegionReady, _Mapping]] = ..., done: _Optional[_Union[PrefillDone, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., gone: _Optional[_Union[TicketGone, _Mapping]] = ..., lent: _Optional[_Union[Lent, _Mapping]] = ...) -> None: ...
+    def __init__(self, source_epoch: _Optional[int] = ..., region: _Optional[_Union[RegionReady, _Mapping]] = ..., done: _Optional[_Union[HandoffDone, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., gone: _Optional[_Union[TicketGone, _Mapping]] = ..., lent: _Optional[_Union[Lent, _Mapping]] = ...) -> None: ...
 
 class Lent(_message.Message):
     __slots__ = ("ticket_id", "num_blocks")
@@ -495,15 +521,15 @@ class RegionReady(_message.Message):
     part: KVPart
     def __init__(self, ticket_id: _Optional[str] = ..., first_block: _Optional[int] = ..., source_blocks: _Optional[_Iterable[int]] = ..., digest: _Optional[bytes] = ..., part: _Optional[_Union[KVPart, _Mapping]] = ...) -> None: ...
 
-class PrefillDone(_message.Message):
-    __slots__ = ("ticket_id", "first_token", "finished")
+class HandoffDone(_message.Message):
+    __slots__ = ("ticket_id", "tokens", "finished")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
-    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     ticket_id: str
-    first_token: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
     finished: bool
-    def __init__(self, ticket_id: _Optional[str] = ..., first_token: _Optional[int] = ..., finished: bool = ...) -> None: ...
+    def __init__(self, ticket_id: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ..., finished: bool = ...) -> None: ...
 
 class Released(_message.Message):
     __slots__ = ("ticket_id", "expired")
@@ -532,7 +558,7 @@ class TicketGone(_message.Message):
     def __init__(self, ticket_id: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class TransferTicket(_message.Message):
-    __slots__ = ("id", "request_id", "engine_id", "epoch", "address", "layout_hash", "num_tokens", "block_size", "lease", "ranks")
+    __slots__ = ("id", "request_id", "engine_id", "epoch", "address", "layout_hash", "num_tokens", "block_size", "lease", "ranks", "growth")
     ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -543,6 +569,7 @@ class TransferTicket(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
+    GROWTH_FIELD_NUMBER: _ClassVar[int]
     id: str
     request_id: str
     engine_id: str
@@ -553,7 +580,8 @@ class TransferTicket(_message.Message):
     block_size: int
     lease: float
     ranks: _containers.RepeatedCompositeFieldContainer[KVShard]
-    def __init__(self, id: _Optional[str] = ..., request_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., layout_hash: _Optional[bytes] = ..., num_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., lease: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[KVShard, _Mapping]]] = ...) -> None: ...
+    growth: int
+    def __init__(self, id: _Optional[str] = ..., request_id: _Optional[str] = ..., engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., layout_hash: _Optional[bytes] = ..., num_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., lease: _Optional[float] = ..., ranks: _Optional[_Iterable[_Union[KVShard, _Mapping]]] = ..., growth: _Optional[int] = ...) -> None: ...
 
 class KVShard(_message.Message):
     __slots__ = ("rank", "first_layer", "end_layer", "first_head", "end_head")
@@ -568,6 +596,32 @@ class KVShard(_message.Message):
     first_head: int
     end_head: int
     def __init__(self, rank: _Optional[int] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., first_head: _Optional[int] = ..., end_head: _Optional[int] = ...) -> None: ...
+
+class EngineOrder(_message.Message):
+    __slots__ = ("engine_id", "kind")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[EngineOrder.Kind]
+        KIND_RESTART: _ClassVar[EngineOrder.Kind]
+        KIND_LEAVE: _ClassVar[EngineOrder.Kind]
+        KIND_RETURN: _ClassVar[EngineOrder.Kind]
+    KIND_UNSPECIFIED: EngineOrder.Kind
+    KIND_RESTART: EngineOrder.Kind
+    KIND_LEAVE: EngineOrder.Kind
+    KIND_RETURN: EngineOrder.Kind
+    ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    engine_id: str
+    kind: EngineOrder.Kind
+    def __init__(self, engine_id: _Optional[str] = ..., kind: _Optional[_Union[EngineOrder.Kind, str]] = ...) -> None: ...
+
+class EngineOrderResponse(_message.Message):
+    __slots__ = ("error_code", "error_message")
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    error_code: str
+    error_message: str
+    def __init__(self, error_code: _Optional[str] = ..., error_message: _Optional[str] = ...) -> None: ...
 
 class WatchEndpointsRequest(_message.Message):
     __slots__ = ()

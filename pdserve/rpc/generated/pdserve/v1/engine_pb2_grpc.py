@@ -289,6 +289,11 @@ class RegistryServiceStub(object):
                 request_serializer=pdserve_dot_v1_dot_engine__pb2.WatchEndpointsRequest.SerializeToString,
                 response_deserializer=pdserve_dot_v1_dot_engine__pb2.EndpointSet.FromString,
                 _registered_method=True)
+        self.OrderEngine = channel.unary_unary(
+                '/pdserve.v1.RegistryService/OrderEngine',
+                request_serializer=pdserve_dot_v1_dot_engine__pb2.EngineOrder.SerializeToString,
+                response_deserializer=pdserve_dot_v1_dot_engine__pb2.EngineOrderResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer(object):
@@ -303,6 +308,13 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OrderEngine(self, request, context):
+        """What an operator wants of one engine. Answered once it is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -310,6 +322,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.WatchEndpoints,
                     request_deserializer=pdserve_dot_v1_dot_engine__pb2.WatchEndpointsRequest.FromString,
                     response_serializer=pdserve_dot_v1_dot_engine__pb2.EndpointSet.SerializeToString,
+            ),
+            'OrderEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.OrderEngine,
+                    request_deserializer=pdserve_dot_v1_dot_engine__pb2.EngineOrder.FromString,
+                    response_serializer=pdserve_dot_v1_dot_engine__pb2.EngineOrderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -341,6 +358,33 @@ class RegistryService(object):
             '/pdserve.v1.RegistryService/WatchEndpoints',
             pdserve_dot_v1_dot_engine__pb2.WatchEndpointsRequest.SerializeToString,
             pdserve_dot_v1_dot_engine__pb2.EndpointSet.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OrderEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pdserve.v1.RegistryService/OrderEngine',
+            pdserve_dot_v1_dot_engine__pb2.EngineOrder.SerializeToString,
+            pdserve_dot_v1_dot_engine__pb2.EngineOrderResponse.FromString,
             options,
             channel_credentials,
             insecure,

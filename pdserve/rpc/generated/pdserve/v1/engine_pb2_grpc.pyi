@@ -86,6 +86,8 @@ class RegistryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     WatchEndpoints: _aio.UnaryStreamMultiCallable[_engine_pb2.WatchEndpointsRequest, _engine_pb2.EndpointSet]
     """The whole endpoint set, at once and after every change."""
+    OrderEngine: _aio.UnaryUnaryMultiCallable[_engine_pb2.EngineOrder, _engine_pb2.EngineOrderResponse]
+    """What an operator wants of one engine. Answered once it is under way."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """---- gateway → supervisor --------------------------------------------------------------------"""
@@ -97,5 +99,13 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_engine_pb2.WatchEndpointsRequest, _abc.AsyncIterator[_engine_pb2.EndpointSet]],
     ) -> _abc.AsyncIterator[_engine_pb2.EndpointSet]:
         """The whole endpoint set, at once and after every change."""
+
+    @_abc_1.abstractmethod
+    def OrderEngine(
+        self,
+        request: _engine_pb2.EngineOrder,
+        context: _aio.ServicerContext[_engine_pb2.EngineOrder, _abc.Awaitable[_engine_pb2.EngineOrderResponse]],
+    ) -> _abc.Awaitable[_engine_pb2.EngineOrderResponse]:
+        """What an operator wants of one engine. Answered once it is under way."""
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _aio.Server) -> None: ...

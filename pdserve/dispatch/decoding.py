@@ -1,0 +1,167 @@
+"""A request's tokens from the engine that decodes it, and from those it moves to.
+
+    D1  decodes ── asked to depart ── decodes on, its KV is fetched ── has stopped: HANDOFF
+    D2                       submitted with D1's ticket, fetches ───────────────── decodes on
+
+A move is made beside the stream, so that a client that reads slowly does not hold it up. Until D1 has stopped a
+move that fails changes nothing; from then on the request has its tokens and no engine, and is replayed.
+"""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from pdserve.core.clock import Clock
+from pdserve.core.cluster import EngineKey, Mode, Route
+from pdserve.core.endpoint import Endpoint
+from pdserve.core.errors import Cancelled, EngineDied, PdserveError, TransferTimeout
+from pdserve.core.request import FinishReason, Request, TokenDelta
+from pdserve.core.ticket import Departure
+from pdserve.dispatch.engine_stream import EngineStream
+from pdserve.dispatch.replay import Lost, continued, rebased
+from pdserve.dispatch.sessions import Booking, SessionPool
+from pdserve.telemetry.record import Migration, RequestRecord
+
+_MOVED = "ok"
+
+
+@dataclass(slots=True)
+class _Leg:
+    """The part of the answer that one engine decodes, from output token `offset` on."""
+
+    request: Request
+    engine: Endpoint
+    route: Route
+    stream: EngineStream
+    offset: int
+    migration: Migration | None = None
+    """How it came here."""
+    first: TokenDelta | None = None
+    """Read already, to know that it arrived."""
+    successor: "asyncio.Future[_Leg] | None" = field(default=None)
+
+    async def delta(self) -> TokenDelta:
+        first, self.first = self.first, None
+        return first or await self.stream.delta()
+
+
+class Decoding:
+    """The decoding of one attempt at a request. Closing it cancels the request wherever it is."""
+
+    def __init__(
+        self,
+        sessions: SessionPool,
+        record: RequestRecord,
+        clock: Clock,
+        request: Request,
+        route: Route,
+        stream: EngineStream,
+    ) -> None:
+        self._sessions = sessions
+        self._record = record
+        self._clock = clock
+        self._name = request.id
+        self._moves = 0
+        self._read = self._latest = _Leg(request, route.decode, route, stream, 0)
+
+    @property
+    def request_id(self) -> str:
+        """As the client's request is called, whatever its parts are."""
+        return self._record.request_id
+
+    @property
+    def request(self) -> Request:
+        """As the engine has it that decodes it now."""
+        return self._latest.request
+
+    @property
+    def engine(self) -> Endpoint:
+        return self._latest.engine
+
+    async def delta(self) -> TokenDelta:
+        """The next tokens, with their place in the whole answer. Raises Lost, or what an engine refused it with."""
+        while True:
+            leg = self._read
+            delta = await leg.delta()
+            self._take_trace(leg, delta)
+            if delta.finish_reason is not FinishReason.HANDOFF:
+                return delta if leg.migration is None else rebased(delta, self._name, leg.offset)
+            if leg.successor is None:
+                raise EngineDied(f"{leg.engine.engine_id} handed {self._name} over to nobody")
+            self._read = await asyncio.shield(leg.successor)
+
+    async def move(self, target: Endpoint, booking: Booking, deadline: float) -> None:
+        """Have another engine go on, within so many seconds. Raises Lost or PdserveError when that did not come about:
+        then the request is where it was, or lost, which its reader hears of."""
+        leg = self._latest
+        if leg.successor is None or leg.successor.done():
+            leg.successor = asyncio.get_running_loop().create_future()
+        self._moves += 1
+        migration = Migration(source=leg.engine.engine_id, target=target.engine_id, asked=self._clock.unix())
+        self._record.migrations.append(migration)
+        try:
+            async with asyncio.timeout(deadline):
+                successor = await self._continued(leg, target, booking, migration)
+        except TimeoutError as late:
+            failure = TransferTimeout(f"the request did not move within {deadline:g} s")
+            self._fail(leg, migration, Lost(failure, target, died=False))
+            raise failure from late
+        except BaseException as failure:
+            self._fail(leg, migration, failure if isinstance(failure, Lost) else _lost(failure, target))
+            raise
+        migration.outcome, migration.ended = _MOVED, self._clock.unix()
+        self._latest = successor
+        leg.successor.set_result(successor)
+
+    async def aclose(self) -> None:
+        for leg in {id(leg): leg for leg in (self._read, self._latest)}.values():
+            await leg.stream.aclose()
+
+    async def _continued(self, leg: _Leg, target: Endpoint, booking: Booking, migration: Migration) -> _Leg:
+        departure = await self._sessions.client(leg.engine).depart(leg.request.id)
+        successor = self._submit(leg, target, departure)
+        successor.migration = migration
+        booking.move(target, source=_key(leg.engine))
+        try:
+            successor.first = await successor.stream.delta()
+            if successor.first.finish_reason is FinishReason.CANCELLED:
+                raise Cancelled("the request ended before it had moved")
+        except BaseException:
+            booking.move(leg.engine)
+            await successor.stream.aclose()
+            raise
+        now = asyncio.get_running_loop().time()
+        migration.pause = now - (leg.stream.ended_at or now)
+        self._sessions.link_works(successor.route.link)
+        return successor
+
+    def _submit(self, leg: _Leg, target: Endpoint, departure: Departure) -> _Leg:
+        request = continued(leg.request, departure.output_token_ids, f"{self._name}>{self._moves}")
+        route = replace(leg.route, mode=Mode.DISAGGREGATED, prefill=leg.engine, decode=target)
+        stream = self._sessions.client(target).submit(request, ticket=departure.ticket)
+        return _Leg(
+            request, target, route, EngineStream(stream, target, route), leg.offset + len(departure.output_token_ids)
+        )
+
+    def _fail(self, leg: _Leg, migration: Migration, loss: Lost) -> None:
+        """Whoever waits for the successor, because the source has stopped already, hears that it is lost."""
+        migration.outcome, migration.ended = loss.error.code, self._clock.unix()
+        assert leg.successor is not None
+        leg.successor.set_exception(loss)
+        leg.successor.exception()  # nobody may be waiting
+
+    def _take_trace(self, leg: _Leg, delta: TokenDelta) -> None:
+        if leg.migration is None:
+            self._record.decode_trace = delta.trace
+        else:
+            leg.migration.trace = delta.trace
+        if delta.trace and leg.route.mode is Mode.DISAGGREGATED:
+            self._sessions.link_carried(leg.route.link, delta.trace)
+
+
+def _lost(failure: BaseException, target: Endpoint) -> Lost:
+    error = failure if isinstance(failure, PdserveError) else Cancelled("the move was given up")
+    return Lost(error, target, died=False)
+
+
+def _key(endpoint: Endpoint) -> EngineKey:
+    return endpoint.engine_id, endpoint.epoch

@@ -1,0 +1,147 @@
+"""Moving running requests: away from engines that drain, and whenever an operator asks for it."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from pdserve.core.clock import Clock
+from pdserve.core.cluster import EngineKey
+from pdserve.core.endpoint import Endpoint
+from pdserve.core.errors import InvalidRequest, PdserveError, Unavailable
+from pdserve.dispatch.decoding import Decoding
+from pdserve.dispatch.replay import Lost
+from pdserve.dispatch.sessions import Booking, SessionPool
+from pdserve.router.router import Router
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationRules:
+    """deadline: seconds one move may take, until the target's first token. at_once: moves from one engine at a time,
+    so that each is short. tries: moves of one request that may fail; then it stays, and is replayed when the engine
+    ends. pause: seconds between two of them, and between two looks for an engine that has room."""
+
+    deadline: float = 10.0
+    at_once: int = 4
+    tries: int = 3
+    pause: float = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class _Movable:
+    decoding: Decoding
+    booking: Booking
+    task: asyncio.Task[None] | None = None
+
+
+class Migrator:
+    """Knows what decodes where, through one gateway."""
+
+    def __init__(
+        self, sessions: SessionPool, router: Router, clock: Clock, rules: MigrationRules | None = None
+    ) -> None:
+        self._sessions = sessions
+        self._router = router
+        self._clock = clock
+        self._rules = rules or MigrationRules()
+        self._movables: dict[_Movable, None] = {}
+        """Oldest first."""
+        self._turns: defaultdict[EngineKey, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(self._rules.at_once)
+        )
+        sessions.on_draining.append(self._move_away)
+
+    @asynccontextmanager
+    async def movable(self, booking: Booking, decoding: Decoding) -> AsyncGenerator[None]:
+        """The request decodes, and may be moved meanwhile."""
+        movable = _Movable(decoding, booking)
+        self._movables[movable] = None
+        self._consider(movable)
+        try:
+            yield
+        finally:
+            del self._movables[movable]
+            if movable.task:
+                movable.task.cancel()
+                await asyncio.gather(movable.task, return_exceptions=True)
+
+    async def move(self, request_id: str) -> None:
+        """Move a request to the best other engine, now. Raises InvalidRequest when it does not decode, Unavailable
+        when there is nowhere to go, Lost or PdserveError as Decoding.move does."""
+        movable = next((each for each in self._movables if each.decoding.request_id == request_id), None)
+        if movable is None:
+            raise InvalidRequest(f"no request {request_id[:200]!r} decodes now", "request")
+        if movable.task is not None:
+            raise Unavailable(f"{request_id} is moving already")
+        target = self._router.move(movable.decoding.request, self._where(movable), self._sessions.state())
+        movable.task = asyncio.get_running_loop().create_task(self._move_once(movable, target))
+        await asyncio.shield(movable.task)
+
+    async def _move_once(self, movable: _Movable, target: Endpoint) -> None:
+        try:
+            await movable.decoding.move(target, movable.booking, self._rules.deadline)
+        finally:
+            movable.task = None
+            self._consider(movable)
+
+    def _move_away(self) -> None:
+        for movable in self._movables:
+            self._consider(movable)
+        for key in self._turns.keys() - self._sessions.draining:
+            del self._turns[key]
+
+    def _consider(self, movable: _Movable) -> None:
+        if movable.task is None and self._where(movable) in self._sessions.draining:
+            movable.task = asyncio.get_running_loop().create_task(self._leave(movable))
+
+    async def _leave(self, movable: _Movable) -> None:
+        """Move the request until it is where nobody drains, or was not able to."""
+        try:
+            failures = 0
+            while failures < self._rules.tries and (source := self._where(movable)) in self._sessions.draining:
+                try:
+                    async with self._turns[source]:
+                        await self._move(movable, source)
+                except (Lost, PdserveError) as failure:
+                    failures += 1
+                    self._note(source, failure)
+                    await self._clock.sleep(self._rules.pause)
+        finally:
+            movable.task = None
+
+    async def _move(self, movable: _Movable, source: EngineKey) -> None:
+        target = await self._target(movable, source)
+        await movable.decoding.move(target, movable.booking, self._rules.deadline)
+
+    async def _target(self, movable: _Movable, source: EngineKey) -> Endpoint:
+        """Waits until there is one: the request decodes meanwhile."""
+        while True:
+            changed = self._sessions.changed()
+            try:
+                return self._router.move(movable.decoding.request, source, self._sessions.state())
+            except Unavailable:
+                await self._first(changed.wait(), self._clock.sleep(self._rules.pause))
+
+    async def _first(self, *waits: Coroutine[Any, Any, object]) -> None:
+        tasks = [asyncio.ensure_future(wait) for wait in waits]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _note(self, source: EngineKey, failure: Lost | PdserveError) -> None:
+        error = failure.error if isinstance(failure, Lost) else failure
+        if isinstance(failure, Lost) and failure.link:
+            self._sessions.link_lost(failure.link)
+        _log.warning("a request could not move", source=source[0], code=error.code, cause=str(error))
+
+    def _where(self, movable: _Movable) -> EngineKey:
+        engine = movable.decoding.engine
+        return engine.engine_id, engine.epoch

@@ -1,0 +1,350 @@
+"""A gateway moves what decodes on engines that drain: to whom, how many at a time, and what a failure changes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+
+import pytest
+
+from pdserve.config.times import Times
+from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role
+from pdserve.core.errors import InvalidRequest, PdserveError, TransferFailed, TransferTimeout, Unavailable
+from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.core.ticket import Departure, KVSource, TransferTicket
+from pdserve.dispatch.connection import RequestStream
+from pdserve.dispatch.dispatcher import Dispatcher
+from pdserve.dispatch.ledger import EngineLedger
+from pdserve.dispatch.migration import MigrationRules
+from pdserve.dispatch.sessions import SessionPool
+from pdserve.router.loading import load_policy
+from pdserve.router.router import Router
+from pdserve.router.rules import RoutingRules
+from pdserve.telemetry.record import RequestRecord
+from tests.clocks import ManualClock, settle
+
+PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
+
+
+class Line:
+    """A connection whose engine does what the test says."""
+
+    def __init__(self, endpoint: Endpoint, ledger: EngineLedger, on_change: Callable[[], None]) -> None:
+        self.endpoint = endpoint
+        self.ledger = ledger
+        self.on_change = on_change
+        self.usable = True
+        self.failed = False
+        self.streams: dict[str, RequestStream] = {}
+        self.submitted: list[tuple[Request, TransferTicket | None]] = []
+        self.cancelled: list[str] = []
+        self.departing: dict[str, asyncio.Future[Departure]] = {}
+        ledger.described(
+            EngineCapacity(model_revision="r", block_size=4, num_blocks=1000, max_rows=8, max_tokens_per_step=64)
+        )
+        self.report()
+
+    def report(self, *, draining: bool = False) -> None:
+        self.load = LoadSnapshot(
+            engine_id=self.endpoint.engine_id,
+            epoch=1,
+            number=1,
+            running=0,
+            waiting=0,
+            backlog_tokens=0,
+            blocks=BlockCounts(total=1000, free=1000, used=0, leased=0, quarantined=0),
+            draining=draining,
+        )
+        self.ledger.loaded(self.load)
+        self.on_change()
+
+    def snapshot(self) -> LoadSnapshot:
+        return self.load
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        handoff: bool = False,
+        ticket: TransferTicket | None = None,
+        source: KVSource | None = None,
+    ) -> RequestStream:
+        self.submitted.append((request, ticket))
+        stream = self.streams[request.id] = RequestStream(self, request.id)
+        return stream
+
+    async def depart(self, request_id: str) -> Departure:
+        waiting: asyncio.Future[Departure] = asyncio.get_running_loop().create_future()
+        self.departing[request_id] = waiting
+        return await waiting
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+    def forget(self, request_id: str) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def say(self, request_id: str, index: int, *token_ids: int, end: FinishReason | None = None) -> None:
+        delta = TokenDelta(request_id=request_id, index=index, token_ids=token_ids, finish_reason=end)
+        self.streams[request_id].push(delta)
+
+    def fail(self, request_id: str, error: PdserveError) -> None:
+        delta = TokenDelta(
+            request_id=request_id,
+            index=0,
+            token_ids=(),
+            finish_reason=FinishReason.ERROR,
+            error=(error.code, str(error)),
+        )
+        self.streams[request_id].push(delta)
+
+    def let_go(self, request_id: str, *output: int) -> None:
+        ticket = TransferTicket(
+            id="t",
+            request_id=request_id,
+            engine_id=self.endpoint.engine_id,
+            epoch=1,
+            address="127.0.0.1:1",
+            layout_hash=b"h",
+            num_tokens=len(PROMPT) + len(output),
+            block_size=4,
+            lease=10.0,
+            ranks=(),
+            growth=50,
+        )
+        self.departing[request_id].set_result(Departure(ticket=ticket, output_token_ids=output))
+
+
+class Bench:
+    def __init__(self, rules: MigrationRules) -> None:
+        self.lines: dict[str, Line] = {}
+        self.clock = ManualClock()
+        self.pool = SessionPool(Times(), self.clock, connect=self.connect)
+        routing = RoutingRules(decode_local_below=1000)
+        router = Router(load_policy("kv_aware", routing), self.pool.index, routing)
+        self.dispatcher = Dispatcher(self.pool, router, self.clock, migration=rules)
+        self.answers: dict[str, list[int]] = {}
+        self.records: dict[str, RequestRecord] = {}
+        self.tasks: dict[str, asyncio.Task[FinishReason | None]] = {}
+
+    def connect(self, endpoint: Endpoint, ledger: EngineLedger, on_change: Callable[[], None]) -> Line:
+        line = self.lines[endpoint.engine_id] = Line(endpoint, ledger, lambda: None)
+        line.on_change = on_change
+        return line
+
+    def engines(self, *names: str) -> None:
+        self.pool.update(
+            tuple(
+                Endpoint(
+                    engine_id=name, role=Role.DECODE, epoch=1, address="127.0.0.1:1", pid=1, state=EngineState.READY
+                )
+                for name in names
+            )
+        )
+
+    async def ask(self, name: str) -> None:
+        self.answers[name], self.records[name] = [], RequestRecord(request_id=name)
+        self.tasks[name] = asyncio.create_task(self._answer(name))
+        await settle()
+
+    async def _answer(self, name: str) -> FinishReason | None:
+        sampling = SamplingParams(seed=0, max_tokens=20, min_tokens=6)
+        request = Request(id=name, prompt_token_ids=PROMPT, sampling=sampling)
+        async with aclosing(self.dispatcher.generate(request, self.records[name])) as deltas:
+            async for delta in deltas:
+                self.answers[name] += delta.token_ids
+                if delta.finish_reason:
+                    return delta.finish_reason
+        return None
+
+    def booked(self, name: str) -> int:
+        return next(view for view in self.pool.state().engines if view.endpoint.engine_id == name).booked.decoding
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    opened = Bench(MigrationRules(deadline=5.0, at_once=2, tries=2, pause=0.5))
+    opened.engines("d0")
+    yield opened
+    for task in opened.tasks.values():
+        task.cancel()
+    await asyncio.gather(*opened.tasks.values(), return_exceptions=True)
+    await opened.pool.close()
+
+
+async def decoding(bench: Bench, *names: str) -> tuple[Line, Line]:
+    """Requests decode on d0, which begins to drain beside d1."""
+    for name in names:
+        await bench.ask(name)
+        bench.lines["d0"].say(name, 0, 10, 11)
+    bench.engines("d0", "d1")
+    bench.lines["d0"].report(draining=True)
+    await settle()
+    return bench.lines["d0"], bench.lines["d1"]
+
+
+async def test_a_request_goes_on_at_another_engine_with_what_is_left_of_it(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    [(request, ticket)] = there.submitted
+    assert request.prompt_token_ids == (*PROMPT, 10, 11)
+    assert (request.sampling.max_tokens, request.sampling.min_tokens) == (18, 4)
+    assert ticket is not None
+    assert (bench.booked("d0"), bench.booked("d1")) == (0, 1)
+    here.say("r", 2, 12, 13)
+    here.say("r", 4, end=FinishReason.HANDOFF)
+    there.say(request.id, 2, 14)
+    there.say(request.id, 3, 15, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+    assert bench.answers["r"] == [10, 11, 12, 13, 14, 15]
+    [move] = bench.records["r"].migrations
+    assert (move.source, move.target, move.outcome) == ("d0", "d1", "ok")
+    assert move.pause is not None
+    assert bench.records["r"].failed == []
+    assert bench.booked("d1") == 0
+
+
+async def test_tokens_of_the_new_engine_wait_for_the_last_of_the_old_one(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    there.say(there.submitted[0][0].id, 1, 13)
+    await settle()
+    assert bench.answers["r"] == [10, 11]
+    here.say("r", 2, 12)
+    here.say("r", 3, end=FinishReason.HANDOFF)
+    await settle()
+    assert bench.answers["r"] == [10, 11, 12, 13]
+
+
+async def test_a_move_that_fails_before_the_source_has_stopped_is_not_seen_and_made_again(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    there.fail(there.submitted[0][0].id, TransferFailed("the wire is cut"))
+    await settle()
+    here.say("r", 2, 12)
+    assert (bench.booked("d0"), bench.booked("d1")) == (1, 0)
+    # The link that failed is avoided for a second, so there is nowhere to go meanwhile.
+    await bench.clock.advance(0.5)
+    await bench.clock.advance(0.5)
+    await bench.clock.advance(0.5)
+    here.let_go("r", 10, 11, 12)
+    await settle()
+    assert [request.id for request, _ in there.submitted] == ["r>1", "r>2"]
+    here.say("r", 3, end=FinishReason.HANDOFF)
+    there.say("r>2", 0, 13, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+    assert bench.answers["r"] == [10, 11, 12, 13]
+    assert [move.outcome for move in bench.records["r"].migrations] == ["transfer_failed", "ok"]
+    assert bench.records["r"].failed == []
+
+
+async def test_a_move_that_fails_after_the_source_has_stopped_is_a_replay_and_no_death(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    here.say("r", 2, 12)
+    here.say("r", 3, end=FinishReason.HANDOFF)
+    await settle()
+    there.fail("r>1", TransferFailed("the wire is cut"))
+    await settle()
+    replayed = there.submitted[-1][0]
+    assert replayed.id == "r~1"
+    assert replayed.prompt_token_ids == (*PROMPT, 10, 11, 12)
+    there.say("r~1", 0, 13, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+    assert bench.answers["r"] == [10, 11, 12, 13]
+    [lost] = bench.records["r"].failed
+    assert (lost.code, lost.emitted_tokens) == ("transfer_failed", 3)
+
+
+async def test_a_client_that_leaves_ends_its_request_on_both_engines(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    bench.tasks["r"].cancel()
+    await settle()
+    assert here.cancelled == ["r"]
+    assert there.cancelled == ["r>1"]
+    assert (bench.booked("d0"), bench.booked("d1")) == (0, 0)
+
+
+async def test_only_so_many_leave_an_engine_at_a_time(bench: Bench) -> None:
+    here, there = await decoding(bench, "a", "b", "c")
+    assert set(here.departing) == {"a", "b"}
+    here.let_go("a", 10, 11)
+    await settle()
+    here.say("a", 2, end=FinishReason.HANDOFF)
+    there.say("a>1", 0, 12)
+    await settle()
+    assert set(here.departing) == {"a", "b", "c"}
+
+
+async def test_with_nowhere_to_go_it_waits_for_an_engine(bench: Bench) -> None:
+    await bench.ask("r")
+    here = bench.lines["d0"]
+    here.say("r", 0, 10)
+    here.report(draining=True)
+    await settle()
+    await bench.clock.advance(5)
+    assert here.departing == {}
+    bench.engines("d0", "d1")
+    await settle()
+    assert set(here.departing) == {"r"}
+
+
+async def test_after_so_many_failures_it_stays(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    for _ in range(4):
+        if (waiting := here.departing.get("r")) and not waiting.done():
+            waiting.set_exception(Unavailable("not now"))
+        await bench.clock.advance(0.5)
+    assert there.submitted == []
+    assert [move.outcome for move in bench.records["r"].migrations] == ["unavailable"] * 2
+    here.say("r", 2, 12, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+
+
+async def test_an_operator_moves_a_request_by_name(bench: Bench) -> None:
+    await bench.ask("r")
+    here = bench.lines["d0"]
+    here.say("r", 0, 10, 11)
+    await settle()
+    with pytest.raises(Unavailable, match="no other engine has room"):
+        await bench.dispatcher.move("r")
+    bench.engines("d0", "d1")
+    moving = asyncio.create_task(bench.dispatcher.move("r"))
+    await settle()
+    with pytest.raises(Unavailable, match="is moving already"):
+        await bench.dispatcher.move("r")
+    here.let_go("r", 10, 11)
+    await settle()
+    here.say("r", 2, end=FinishReason.HANDOFF)
+    bench.lines["d1"].say("r>1", 0, 12)
+    await moving
+    with pytest.raises(InvalidRequest, match="no request 'x' decodes now"):
+        await bench.dispatcher.move("x")
+
+
+async def test_a_move_takes_no_longer_than_its_deadline() -> None:
+    bench = Bench(MigrationRules(deadline=0.02))
+    bench.engines("d0", "d1")
+    await bench.ask("r")
+    here, there = (bench.lines[name] for name in ("d0", "d1"))
+    if not here.submitted:
+        here, there = there, here
+    here.say("r", 0, 10, 11)
+    await settle()
+    moving = asyncio.create_task(bench.dispatcher.move("r"))
+    await settle()
+    here.let_go("r", 10, 11)
+    with pytest.raises(TransferTimeout):
+        await moving
+    assert there.cancelled == ["r>1"]
+    here.say("r", 2, 12, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+    await bench.pool.close()
