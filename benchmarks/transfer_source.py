@@ -26,7 +26,7 @@ from pdserve.transfer.backends import make_backends
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.service import LocalTransferService
 
-NUM_BLOCKS = 1024
+NUM_BLOCKS = 2048
 EPOCH = 7
 
 

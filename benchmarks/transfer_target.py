@@ -21,7 +21,7 @@ from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
 from pdserve.core.protocols import PeerAddress
 from pdserve.core.ticket import TransferTicket
-from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, REGION_BYTES
+from pdserve.engine.handoff_source import next_region
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.server import grpc_links
 from pdserve.engine.source_links import SourceLinks
@@ -120,9 +120,11 @@ class Target:
 
     def plans(self, source: Blocks, target: Blocks) -> list[tuple[ReadPlan, Blocks]]:
         """One read per region, as a source publishes them."""
-        size = max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // self.layout.block_bytes))
-        parts = [(source[i : i + size], target[i : i + size]) for i in range(0, len(source), size)]
-        layout = self.layout
+        layout, parts, first = self.layout, list[tuple[Blocks, Blocks]](), 0
+        while first < len(source):
+            end = first + next_region(layout.block_bytes, first)
+            parts.append((source[first:end], target[first:end]))
+            first = end
         return [
             (plan_read(layout, layout.whole_blocks(tuple(s)), layout, layout.whole_blocks(tuple(t))), t)
             for s, t in parts

@@ -38,15 +38,26 @@ Parts = tuple[KVPart | None, ...]
 rank."""
 
 MAX_REGION_BLOCKS = 64
-REGION_BYTES = 4 << 20
-"""A region is about this large, one block at least: small enough that digesting one hides behind moving the others,
-large enough that its message costs little."""
+FIRST_REGION_BYTES = 4 << 20
+REGION_BYTES = 16 << 20
+"""A region is as large as all before it together, between these two, and one block at least: small at first, so that
+little waits for its digest, then so large that its messages and the Python it costs take less time than moving it."""
 _REMEMBERED_TICKETS = 4096
 
 
 def largest_region(block_bytes: int) -> int:
     """Blocks of the largest region."""
-    return max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // block_bytes))
+    return _blocks_of(REGION_BYTES, block_bytes)
+
+
+def next_region(block_bytes: int, num_published: int) -> int:
+    """Blocks of the region that follows num_published blocks, if so many are final."""
+    first = _blocks_of(FIRST_REGION_BYTES, block_bytes)
+    return max(first, min(num_published, largest_region(block_bytes)))
+
+
+def _blocks_of(region_bytes: int, block_bytes: int) -> int:
+    return max(1, min(MAX_REGION_BLOCKS, region_bytes // block_bytes))
 
 
 @dataclass(slots=True)
@@ -59,6 +70,8 @@ class _Offer:
     num_tokens: int = 0
     """Tokens whose KV is final."""
     final_blocks: int = 0
+    first_block: int = 0
+    """Where the target wants it to begin."""
     published_blocks: int = 0
     done: HandoffDone | None = None
     deliver: Deliver | None = None
@@ -95,7 +108,7 @@ class HandoffSource:
         self._by_sequence: dict[int, _Offer] = {}
         self._ended: dict[str, TicketGone | None] = {}
         self._publishing: set[asyncio.Task[None]] = set()
-        self._region_blocks = largest_region(transfer.layout.block_bytes)
+        self._block_bytes = transfer.layout.block_bytes
 
     @property
     def num_open(self) -> int:
@@ -207,10 +220,11 @@ class HandoffSource:
         offer.deliver = deliver
         offer.attached, offer.bulk = True, bulk
         offer.expires_at = self._clock.monotonic() + self._times.lease
-        offer.published_blocks = first_block
+        offer.first_block = offer.published_blocks = first_block
+        # Regions first: the other thread begins to digest while this one sends the token.
+        self._publish(offer)
         if offer.done:
             deliver(offer.done)
-        self._publish(offer)
 
     def detach(self, deliver: Deliver) -> None:
         """The link to a target broke. It may still be reading, so its leases run on."""
@@ -282,7 +296,7 @@ class HandoffSource:
             return
         while offer.deliver and offer.published_blocks < offer.final_blocks:
             first = offer.published_blocks
-            end = min(first + self._region_blocks, offer.final_blocks)
+            end = min(first + next_region(self._block_bytes, first - offer.first_block), offer.final_blocks)
             offer.published_blocks = end
             for parts in _same_bytes(offer.parts):
                 task = asyncio.get_running_loop().create_task(self._digest_and_deliver(offer, first, end, parts))

@@ -1,6 +1,7 @@
 """Which bytes of whose memory belong to a pull: pure functions of layouts and regions."""
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def check_pairing(target: KVLayout, source_blocks: BlockIds, target_blocks: Bloc
         raise ValueError(f"{len(source_blocks)} source blocks cannot be read into {len(target_blocks)} target blocks")
     if len(set(target_blocks)) != len(target_blocks):
         raise ValueError("a target block is named twice")
-    _check_range(target, np.asarray(target_blocks))
+    _check_range(target, target_blocks)
 
 
 def canonical_spans(layout: KVLayout, region: KVRegion) -> tuple[Offsets, Offsets]:
@@ -76,20 +77,28 @@ def _grain(layout: KVLayout, region: KVRegion) -> _Grain:
 
 def _pieces(layout: KVLayout, region: KVRegion, grain: _Grain) -> tuple[NDArray[np.int64], int]:
     """Byte offsets [block, piece] in canonical order, and the bytes of a piece."""
+    block_stride, within, piece_bytes = _pieces_of_block(layout, region.layers, region.heads, grain)
+    blocks = np.array(region.blocks, dtype=np.int64)[:, None] * block_stride
+    return blocks + within, piece_bytes
+
+
+@lru_cache(maxsize=256)
+def _pieces_of_block(
+    layout: KVLayout, layers: tuple[int, int], heads: tuple[int, int], grain: _Grain
+) -> tuple[int, NDArray[np.int64], int]:
+    """(bytes from a block to the next, offsets [1, piece] within one, bytes of a piece)."""
     item = DTYPE_BYTES[layout.group.dtype]
     block, layer, kv, head, _, _ = (stride * item for stride in layout.strides)
-    first_layer, end_layer = region.layers
-    num_heads = region.heads[1] - region.heads[0]
-    layers = np.arange(first_layer, first_layer + 1 if grain is _Grain.BLOCK else end_layer, dtype=np.int64)
+    first, end = layers
+    firsts = np.arange(first, first + 1 if grain is _Grain.BLOCK else end, dtype=np.int64)
     halves = np.arange(2 if grain is _Grain.HEADS else 1, dtype=np.int64)
-    within = layers[:, None] * layer + halves[None, :] * kv + region.heads[0] * head
-    blocks = np.asarray(region.blocks, dtype=np.int64)[:, None] * block
+    within = firsts[:, None] * layer + halves[None, :] * kv + heads[0] * head
     piece_bytes = {
-        _Grain.BLOCK: (end_layer - first_layer) * 2 * kv,
+        _Grain.BLOCK: (end - first) * 2 * kv,
         _Grain.LAYER: 2 * kv,
-        _Grain.HEADS: num_heads * head,
+        _Grain.HEADS: (heads[1] - heads[0]) * head,
     }
-    return blocks + within.ravel()[None, :], piece_bytes[grain]
+    return block, within.reshape(1, -1), piece_bytes[grain]
 
 
 def _shape(region: KVRegion) -> tuple[int, tuple[int, int]]:
@@ -98,7 +107,7 @@ def _shape(region: KVRegion) -> tuple[int, tuple[int, int]]:
 
 
 def _check_inside(layout: KVLayout, region: KVRegion) -> None:
-    _check_range(layout, np.asarray(region.blocks))
+    _check_range(layout, region.blocks)
     for name, (first, end), total in (
         ("heads", region.heads, layout.group.num_kv_heads),
         ("layers", region.layers, layout.group.num_layers),
@@ -107,18 +116,21 @@ def _check_inside(layout: KVLayout, region: KVRegion) -> None:
             raise ValueError(f"{name} {first} to {end - 1} of a block are asked for, and it has {total}")
 
 
-def _check_range(layout: KVLayout, ids: NDArray[np.int64]) -> None:
-    if ids.size and not (ids.min() >= 0 and ids.max() < layout.num_blocks):
-        raise ValueError(f"block ids must lie in [0, {layout.num_blocks}), not {np.sort(ids, axis=None).tolist()}")
+def _check_range(layout: KVLayout, ids: BlockIds) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < layout.num_blocks):
+        raise ValueError(f"block ids must lie in [0, {layout.num_blocks}), not {sorted(ids)}")
 
 
 def _merge(length: int, *offsets: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(index of the first span of each run, length of the run) where a run is contiguous in every list."""
-    breaks = np.zeros(max(len(offsets[0]) - 1, 0), dtype=bool)
+    begins = np.zeros(len(offsets[0]), dtype=bool)
+    begins[:1] = True
     for column in offsets:
-        breaks |= np.diff(column) != length
-    starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
-    return starts, np.diff(starts, append=len(offsets[0])) * length
+        begins[1:] |= column[1:] - column[:-1] != length
+    starts = begins.nonzero()[0]
+    lengths = np.full(len(starts), len(offsets[0]) - starts[-1] if len(starts) else 0)
+    lengths[:-1] = starts[1:] - starts[:-1]
+    return starts, lengths * length
 
 
 def _u64(values: NDArray[np.int64]) -> Offsets:

@@ -1,7 +1,10 @@
 """One pull under way: its state machine is drawn in engine/handoff_target.py, on an event loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,18 +23,31 @@ from pdserve.transfer.lanes import Lane
 from pdserve.transfer.pump import Flight
 from pdserve.transfer.stats import StatsCounter
 
+_log = logging.getLogger(__name__)
+
 READS = 2
 """A region whose digest differs is read once more before the pull fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class PullContext:
-    """What a pull needs of its service: the lanes to the peer, best first, and how to digest the target."""
+    """What a pull needs of its service: the lanes to the peer, best first, and how and where to digest the target."""
 
     lanes: Callable[[], Sequence[Lane]]
-    target_digest: Callable[[], Awaitable[bytes]]
+    target_digest: Callable[[], bytes]
+    digests: Executor
     clock: Clock
     stats: StatsCounter
+
+
+@dataclass(frozen=True, slots=True)
+class _Landing:
+    """The end of a read: why it failed, or what arrived, when (monotonic), and how long digesting it took."""
+
+    error: str = ""
+    digest: bytes = b""
+    arrived_at: float = 0.0
+    verify_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -53,7 +69,7 @@ class LocalPull:
         self._outcome: asyncio.Future[PullReceipt] = loop.create_future()
         self._stopped: asyncio.Future[None] = loop.create_future()
         self._stop_error: TransferError = TransferFailed("the pull was cancelled")
-        self._landed: asyncio.Future[str] | None = None
+        self._landed: asyncio.Future[_Landing] | None = None
         self._flight: Flight | None = None
         self._start_until = context.clock.monotonic() + spec.start_within
         context.stats.pulls += 1
@@ -125,12 +141,10 @@ class LocalPull:
         for attempt in range(READS):
             self._context.stats.rereads += attempt
             begun = clock.monotonic()
-            await self._read(lane, patience, stages)
-            arrived = clock.monotonic()
-            digest = await self._context.target_digest()
-            stages.wire += arrived - begun
-            stages.verify += clock.monotonic() - arrived
-            if digest == self._spec.digest:
+            landing = await self._read(lane, patience, stages)
+            stages.wire += landing.arrived_at - begun
+            stages.verify += landing.verify_seconds
+            if landing.digest == self._spec.digest:
                 return PullReceipt(
                     backend=lane.name,
                     num_bytes=self._plan.num_bytes,
@@ -142,7 +156,7 @@ class LocalPull:
                 )
         raise DigestMismatch(f"KV from {self._spec.peer} arrived damaged {READS} times; route the request elsewhere")
 
-    async def _read(self, lane: Lane, patience: float | None, stages: _Stages) -> None:
+    async def _read(self, lane: Lane, patience: float | None, stages: _Stages) -> _Landing:
         if self._outcome.done():
             # A cancellation may be lost on its way here; but who has seen us settle has given the blocks away.
             raise TransferFailed("the pull has ended")
@@ -150,9 +164,11 @@ class LocalPull:
             raise LeaseExpired(f"too little of the lease of {self._spec.peer} was left to read (again)")
         loop = asyncio.get_running_loop()
         self._landed = landed = loop.create_future()
-        flight = self._flight = Flight(
-            lane.key, self._plan, lambda error: _tell(loop, partial(self._land, lane, flight, landed, error))
-        )
+
+        def tell(landing: _Landing) -> None:
+            _tell(loop, partial(self._land, lane, flight, landed, landing))
+
+        flight = self._flight = Flight(lane.key, self._plan, partial(self._end_of_read, tell))
         lane.pump.post(flight)
         if patience is not None:
             late = asyncio.create_task(self._context.clock.sleep(patience))
@@ -163,17 +179,39 @@ class LocalPull:
             if not landed.done():
                 flight.abandon()
                 lane.broken_at = self._context.clock.monotonic()
-        error = await asyncio.shield(landed)
+        landing: _Landing = await asyncio.shield(landed)
         stages.queue += flight.queue_seconds
         stages.post += flight.post_seconds
-        if error:
-            raise TransferFailed(f"reading KV from {self._spec.peer} over {lane.name} failed: {error}")
+        if landing.error:
+            raise TransferFailed(f"reading KV from {self._spec.peer} over {lane.name} failed: {landing.error}")
+        return landing
 
-    def _land(self, lane: Lane, flight: Flight, landed: "asyncio.Future[str]", error: str) -> None:
-        if error and flight.started and not flight.abandoned:
+    def _end_of_read(self, tell: Callable[[_Landing], None], error: str) -> None:
+        """In the pump's thread, which goes on with the next read while another thread digests what this one brought."""
+        if error:
+            tell(_Landing(error))
+            return
+        arrived = self._context.clock.monotonic()
+        try:
+            self._context.digests.submit(lambda: tell(self._digested(arrived)))
+        except RuntimeError:  # the executor's, when it has been shut down
+            tell(_Landing("the transfer service was closed"))
+
+    def _digested(self, arrived: float) -> _Landing:
+        """In the digests' thread."""
+        begun = time.perf_counter()
+        try:
+            digest = self._context.target_digest()
+        except Exception as error:  # whatever it was: the pull must hear of it
+            _log.exception("what a read brought could not be digested")
+            return _Landing(f"it could not be digested: {type(error).__name__}")
+        return _Landing("", digest, arrived, time.perf_counter() - begun)
+
+    def _land(self, lane: Lane, flight: Flight, landed: "asyncio.Future[_Landing]", landing: _Landing) -> None:
+        if landing.error and flight.started and not flight.abandoned:
             lane.broken_at = self._context.clock.monotonic()
         if not landed.done():
-            landed.set_result(error)
+            landed.set_result(landing)
 
     def _answer(self, attempt: "asyncio.Task[PullReceipt]") -> None:
         error = attempt.exception()

@@ -116,9 +116,11 @@ class TransferPump:
     def _run(self) -> None:
         pause = FIRST_PAUSE
         while (jobs := self._next_jobs(pause)) is not None:
+            ended = self._poll()
             for job in jobs:
                 job()
-            ended = self._poll()
+                # After each one: a read that its call has brought to an end does not wait for the next one's call.
+                ended = self._poll() or ended
             self._drop_leaving()
             pause = FIRST_PAUSE if jobs or ended else min(2 * pause, LONGEST_PAUSE)
         self._backend.close()

@@ -175,7 +175,8 @@ class LocalTransferService:
         filled = self._region(spec.target_blocks, spec.part)
         plan = plan_read(peer.layout, taken, self._held, filled)
         digest = partial(self._target_digest, filled, spec.seed, peer.digest)
-        pull = LocalPull(spec, plan, PullContext(partial(self._lanes, peer), digest, self._clock, self._stats))
+        context = PullContext(partial(self._lanes, peer), digest, self._digests, self._clock, self._stats)
+        pull = LocalPull(spec, plan, context)
         for pulls in (self._pulls, peer.pulls):
             pulls.add(pull)
         pull.task.add_done_callback(partial(_forget, pull, (self._pulls, peer.pulls)))
@@ -197,7 +198,8 @@ class LocalTransferService:
             pump.close()
         joins = (asyncio.to_thread(pump.join, CLOSE_DEADLINE) for pump in self._pumps)
         await asyncio.gather(*joins)
-        self._digests.shutdown(wait=False, cancel_futures=True)
+        # Not cancelled: pulls wait for what is queued there, and it takes milliseconds.
+        self._digests.shutdown(wait=False)
         self._memory.close()
 
     async def _connect_rank(self, peer: PeerAddress, rank: RankAddress) -> str:
@@ -219,9 +221,8 @@ class LocalTransferService:
     def _region(self, blocks: BlockIds, part: KVPart | None) -> KVRegion:
         return _region_of(self._shard, self._held, blocks, part)
 
-    async def _target_digest(self, region: KVRegion, seed: int, kind: DigestKind) -> bytes:
-        digest = partial(region_digest, self._memory, self._held, region, seed, kind)
-        return await asyncio.get_running_loop().run_in_executor(self._digests, digest)
+    def _target_digest(self, region: KVRegion, seed: int, kind: DigestKind) -> bytes:
+        return region_digest(self._memory, self._held, region, seed, kind)
 
     def _refuse(self, error: TransferError) -> Pull:
         self._stats.pulls += 1

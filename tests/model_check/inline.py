@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -25,6 +26,18 @@ class InlineLoop(VirtualTimeLoop):
             done.set_result(func(*args))
         except Exception as error:
             done.set_exception(error)
+        return done
+
+
+class _InlineExecutor(Executor):
+    """Runs what it is given at once."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> "Future[_T]":
+        done: Future[_T] = Future()
+        done.set_result(fn(*args, **kwargs))
         return done
 
 
@@ -73,6 +86,7 @@ def without_threads_and_sockets(
     with ExitStack() as stack:
         stack.enter_context(patch("pdserve.transfer.pump.threading.Thread", _NoThread))
         stack.enter_context(patch.object(TransferPump, "_submit", submit))
+        stack.enter_context(patch("pdserve.transfer.service.ThreadPoolExecutor", _InlineExecutor))
         stack.enter_context(patch("pdserve.engine.handoff_link.open_channel", network.open_channel))
         stack.enter_context(patch("pdserve.engine.handoff_link.HandoffServiceStub", Stub))
         for module in ("handoff_source", "handoff_target", "region_pulls", "prefix_fetches"):

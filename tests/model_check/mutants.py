@@ -132,7 +132,7 @@ class _EveryDigest(bytes):
 def digests_not_compared() -> Iterator[None]:
     """Whatever arrives is taken for what was sent."""
 
-    async def flattering(*_: Any) -> bytes:
+    def flattering(*_: Any) -> bytes:
         return _EveryDigest()
 
     with patch.object(LocalTransferService, "_target_digest", flattering):

@@ -12,7 +12,13 @@ from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
 from pdserve.core.shards import KVPart, KVShard, plan_parts, sole_shard
 from pdserve.core.ticket import HandoffDone, HandoffNews, Lent, RegionReady, TicketGone, region_seed
-from pdserve.engine.handoff_source import MAX_REGION_BLOCKS, HandoffSource
+from pdserve.engine.handoff_source import (
+    FIRST_REGION_BYTES,
+    MAX_REGION_BLOCKS,
+    REGION_BYTES,
+    HandoffSource,
+    next_region,
+)
 from tests.clocks import ManualClock, settle
 
 TIMES = Times(lease=10.0)
@@ -151,6 +157,18 @@ async def test_a_target_that_attaches_late_gets_everything_in_bounded_regions_an
     await settle()
     assert HandoffDone(ticket_id="t", tokens=(42,), finished=False) in bench.news
     assert [len(blocks) for _, blocks in bench.regions()] == [MAX_REGION_BLOCKS, 3]
+
+
+@pytest.mark.parametrize("block_bytes", [384, 1 << 18, 1 << 20, 3 << 20, 1 << 25])
+def test_regions_are_small_at_first_and_large_at_last(block_bytes: int) -> None:
+    sizes, published = list[int](), 0
+    for _ in range(12):
+        sizes.append(next_region(block_bytes, published))
+        published += sizes[-1]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == max(1, min(MAX_REGION_BLOCKS, FIRST_REGION_BYTES // block_bytes))
+    assert sizes[-1] == max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // block_bytes))
+    assert all(size <= max(sizes[0], sum(sizes[:turn])) for turn, size in enumerate(sizes))
 
 
 async def test_release_ends_the_lease_once_and_a_second_one_is_told_it_had_ended() -> None:

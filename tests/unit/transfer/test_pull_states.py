@@ -297,3 +297,29 @@ async def test_a_pull_that_was_stopped_while_its_lane_was_mended_never_reads(
     mended.set()
     await asyncio.sleep(0.05)
     assert pair.backend.posted == posted
+
+
+async def test_a_pull_whose_bytes_cannot_be_digested_fails_and_settles(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("pdserve.transfer.service.region_digest", broken)
+    pull = pair.target.pull(pair.spec)
+    with pytest.raises(TransferFailed, match="could not be digested: RuntimeError"):
+        await asyncio.wait_for(pull.wait(), SOON)
+    await asyncio.wait_for(pull.settled(), SOON)
+    assert "could not be digested" in caplog.text
+
+
+async def test_a_read_that_ends_after_the_service_was_closed_settles_its_pull(pair: Pair) -> None:
+    """There is no thread any more that would digest what it brought."""
+    pair.backend.held = True
+    pull = pair.target.pull(pair.spec)
+    await asyncio.sleep(0.02)
+    pair.target._digests.shutdown()
+    pair.backend.held = False
+    with pytest.raises(TransferFailed, match="closed"):
+        await asyncio.wait_for(pull.wait(), SOON)
+    await asyncio.wait_for(pull.settled(), SOON)

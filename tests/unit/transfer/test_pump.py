@@ -92,3 +92,16 @@ def test_spans_beyond_a_memory_are_refused_before_a_byte_is_copied() -> None:
     backend.inner.post("p", plan(64))
     with pytest.raises(TransferFailed, match="beyond the 64 bytes"):
         backend.inner.post("p", plan(65))
+
+
+def test_a_read_that_ends_in_the_call_that_posts_it_is_told_before_the_next_one_is_posted() -> None:
+    backend, busy = connected_backend(), threading.Event()
+    pump, order = TransferPump(backend), list[tuple[int, int]]()
+    pump.call(lambda _: busy.wait(SOON))
+    for number in (1, 2, 3):
+        pump.post(Flight("p", plan(), lambda _, number=number: order.append((number, backend.posted))))  # type: ignore[misc]
+    busy.set()
+    pump.call(lambda _: None).result(SOON)
+    assert order == [(1, 1), (2, 2), (3, 3)]
+    pump.close()
+    assert pump.join(SOON)
