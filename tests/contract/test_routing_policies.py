@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdserve.core.cluster import ClusterState, EngineView, Mode, Route, RouteAsk
+from pdserve.core.cluster import ClusterState, Decoding, EngineView, Mode, Route, RouteAsk
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import ConfigError, Unavailable
 from pdserve.router.loading import load_policy
@@ -125,7 +125,9 @@ def test_all_engines_get_their_share_of_different_prompts(policy: RoutingPolicy)
             booked = views[engine_id].booked
             views[engine_id] = replace(
                 views[engine_id],
-                booked=replace(booked, decoding=booked.decoding + 1, unseen_tokens=booked.unseen_tokens + more),
+                booked=replace(
+                    booked, decoding=(*booked.decoding, Decoding(32, 500)), unseen_tokens=booked.unseen_tokens + more
+                ),
             )
     assert chosen == views.keys()
 

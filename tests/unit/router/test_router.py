@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pdserve.core.blocks import KVSnapshot, block_hashes, hash_namespace
-from pdserve.core.cluster import Booked, EngineView, Mode
+from pdserve.core.cluster import Booked, Decoding, EngineView, Mode
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request, SamplingParams
@@ -55,7 +55,7 @@ def test_a_prompt_goes_where_its_beginning_is_held(bench: Bench) -> None:
 def test_blocks_of_another_tenant_or_model_are_no_hits(bench: Bench, other: dict[str, str]) -> None:
     bench.hold("p1", 160, **other)  # type: ignore[arg-type]  # one keyword of either type
     route = bench.router.route(request(), cluster(*two_by_two()))
-    assert (route.prefill.engine_id, route.uncached_tokens) == ("p0", 200)
+    assert route.uncached_tokens == 200
 
 
 def test_the_second_of_two_equal_prompts_follows_the_first(bench: Bench) -> None:
@@ -92,7 +92,7 @@ def rebound(bench: Bench, current: EngineView, other: EngineView) -> str:
 
 
 def test_a_decode_engine_is_left_only_for_a_clearly_better_one(bench: Bench) -> None:
-    ours = Booked(decoding=1, context_tokens=200, reserved_tokens=216)
+    ours = Booked(decoding=(Decoding(16, 200),), reserved_tokens=216)
     idle = view("d1", Role.DECODE)
     assert rebound(bench, view("d0", Role.DECODE, booked=ours), idle) == "d0"
     assert rebound(bench, view("d0", Role.DECODE, booked=ours, running=3), idle) == "d0"
@@ -122,6 +122,13 @@ def test_without_predictions_a_decode_engine_is_kept_while_it_is_there() -> None
     moved = router.rebind(request(), route, cluster(*gone))
     assert (moved.prefill, moved.decode.engine_id) == (route.prefill, "d1")
     assert "moved from d0" in moved.reason
+
+
+def test_what_a_prompt_says_places_it_not_who_asks_or_when(bench: Bench) -> None:
+    routes = [bench.router.route(request(f"r{number}"), cluster(*two_by_two())) for number in range(5)]
+    assert len({(route.prefill, route.decode) for route in routes}) == 1
+    other_gateway = Router(KVAware(RULES), KVIndex(), RULES).route(request("z"), cluster(*two_by_two()))
+    assert (other_gateway.prefill, other_gateway.decode) == (routes[0].prefill, routes[0].decode)
 
 
 def test_local_routes_stay(bench: Bench) -> None:
