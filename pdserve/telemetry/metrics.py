@@ -120,6 +120,11 @@ class Metrics:
         self.replays = self._counter(
             "pdserve_replays_total", "Attempts given up and made again elsewhere, by error code.", ("reason",)
         )
+        self.policy_errors = self._counter(
+            "pdserve_policy_errors_total",
+            "Routes chosen by kv_aware because the configured policy failed, by exception.",
+            ("error",),
+        )
         self.traces = self._counter(
             "pdserve_traces_total",
             'Traces by result: "exported", "failed" or, when too many wait, "dropped".',
@@ -153,6 +158,9 @@ class Metrics:
             self.handoff_gap.observe(record.handoff_gap)
         for stage, seconds in record.durations().items():
             self.stages[stage].observe(seconds)
+        for route in (record.route, *(attempt.route for attempt in record.failed)):
+            if route and route.policy_error:
+                self.policy_errors.labels(route.policy_error).inc()
         for attempt in record.failed:
             self.replays.labels(attempt.code).inc()
             self._count_transfer(attempt.transfer_backend, attempt.code)
