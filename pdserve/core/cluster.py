@@ -68,7 +68,8 @@ class Booked:
 
     decoding: requests that write their tokens there, and reserved_tokens the KV they may grow to (prompt
     and expected output). prefilling: requests whose prompt the engine has yet to finish, and prompt_tokens
-    their uncached tokens; unseen_tokens is the part its last snapshot cannot have counted yet.
+    their uncached tokens; unseen_tokens is the part its last snapshot cannot have counted yet, the first of which was
+    booked at unseen_since (monotonic seconds).
     A request that does both on one engine counts in decoding alone.
     """
 
@@ -77,6 +78,7 @@ class Booked:
     prefilling: int = 0
     prompt_tokens: int = 0
     unseen_tokens: int = 0
+    unseen_since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

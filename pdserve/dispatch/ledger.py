@@ -156,7 +156,8 @@ class EngineLedger:
         return self._pool.model(self._key) or self._calibrator.model
 
     def _booked(self) -> Booked:
-        unseen_since = self._load_at - _ON_THE_WAY
+        seen = self._load_at - _ON_THE_WAY
+        unseen = [(tokens, at) for tokens, at in self._prompts.values() if at > seen]
         return Booked(
             decoding=tuple(
                 Decoding(expected_output(max(0, booked.max_tokens - self._written[name])), booked.prompt_tokens)
@@ -165,7 +166,8 @@ class EngineLedger:
             reserved_tokens=self._reserved,
             prefilling=sum(request_id not in self._decoding for request_id in self._prompts),
             prompt_tokens=sum(tokens for tokens, _ in self._prompts.values()),
-            unseen_tokens=sum(tokens for tokens, booked_at in self._prompts.values() if booked_at > unseen_since),
+            unseen_tokens=sum(tokens for tokens, _ in unseen),
+            unseen_since=min((at for _, at in unseen), default=0.0),
         )
 
     def _book_prompt(self, reservation: Reservation) -> None:

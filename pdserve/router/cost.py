@@ -30,9 +30,9 @@ from pdserve.router.rules import RoutingRules
 PROMPT_TIE = 1e-4
 """Share by which the costs of a prompt may differ and count as equal. It is small because recent work, which keeps
 engines even, is itself a small part of that cost."""
-TOKENS_TIE = 0.02
-"""The same for the cost of tokens. No prediction is so good, and what else would decide is when exactly another request
-ends."""
+TOKENS_TIE = 0.05
+"""The same for the cost of tokens. No prediction is so good, and what else would decide is whether another request has
+a few tokens left or none."""
 
 
 @dataclass(frozen=True, slots=True)

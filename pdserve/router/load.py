@@ -29,12 +29,15 @@ def seconds_per_prompt_token(view: EngineView) -> float:
 
 
 def backlog_tokens(view: EngineView, now: float) -> float:
-    """Prompt tokens ahead: those of the snapshot, less what the engine has had time for since, and those
-    booked too late for the snapshot to count."""
+    """Prompt tokens ahead: those of the snapshot and those booked too late for it to count, less what the engine
+    has had time for since."""
     if view.load is None:
         return view.booked.prompt_tokens
-    computed = max(0.0, now - view.load_at) / seconds_per_prompt_token(view)
-    return max(0.0, view.load.backlog_tokens - computed) + view.booked.unseen_tokens
+    per_token = seconds_per_prompt_token(view)
+    seen_until = view.load_at + view.load.backlog_tokens * per_token
+    seen = max(0.0, seen_until - now) / per_token
+    worked = max(0.0, now - max(seen_until, view.booked.unseen_since)) / per_token
+    return seen + max(0.0, view.booked.unseen_tokens - worked)
 
 
 def requests(view: EngineView) -> int:

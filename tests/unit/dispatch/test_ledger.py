@@ -84,14 +84,25 @@ def bench() -> Bench:
 
 def test_each_engine_gets_its_share_of_a_booking(bench: Bench) -> None:
     bench.book("prompt", decode=False)
-    assert bench.booked == Booked(prefilling=1, prompt_tokens=60, unseen_tokens=60)
+    begun = bench.clock.monotonic()
+    assert bench.booked == Booked(prefilling=1, prompt_tokens=60, unseen_tokens=60, unseen_since=begun)
     bench.book("tokens", prefill=False)
     assert bench.booked == Booked(
-        prefilling=1, prompt_tokens=60, unseen_tokens=60, decoding=(DECODING,), reserved_tokens=120
+        prefilling=1,
+        prompt_tokens=60,
+        unseen_tokens=60,
+        unseen_since=begun,
+        decoding=(DECODING,),
+        reserved_tokens=120,
     )
     bench.book("both", uncached=5)
     assert bench.booked == Booked(
-        prefilling=1, prompt_tokens=65, unseen_tokens=65, decoding=(DECODING, DECODING), reserved_tokens=240
+        prefilling=1,
+        prompt_tokens=65,
+        unseen_tokens=65,
+        unseen_since=begun,
+        decoding=(DECODING, DECODING),
+        reserved_tokens=240,
     )
 
 

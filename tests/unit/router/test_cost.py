@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from pdserve.core.cluster import Booked, Decoding, EngineView, Mode, PrefixHit, Route, RouteAsk, StepModel
 from pdserve.core.endpoint import Role
+from pdserve.router import load
 from pdserve.router.cost import CostModel, ranked
 from pdserve.router.options import find_options
 from pdserve.router.policies import KVAware
 from pdserve.router.rules import RoutingRules
-from tests.unit.router.views import ask, cluster, view
+from tests.unit.router.views import STEP, ask, cluster, view
 
 RULES = RoutingRules(decode_local_below=32)
 Seconds = st.floats(0, 1e-2)
@@ -137,6 +138,17 @@ def test_a_backlog_is_worked_off_between_snapshots() -> None:
     early, late = (CostModel(ask(500), now, RULES) for now in (0.0, 60.0))
     assert early.pair(busy, d0).ttft > early.pair(idle, d0).ttft
     assert late.pair(busy, d0).ttft == late.pair(idle, d0).ttft
+
+
+def test_a_prompt_booked_after_the_snapshot_is_worked_off_once_those_before_it_are() -> None:
+    per_token = STEP.base / 512 + STEP.per_token
+    booked = Booked(unseen_tokens=200, unseen_since=0.5 * 100 * per_token)
+    engine = view("p0", Role.PREFILL, backlog=100, booked=booked)
+    left = [load.backlog_tokens(engine, tokens * per_token) for tokens in (0, 60, 100, 250, 400)]
+    assert left == pytest.approx([300, 240, 200, 50, 0])
+    idle = view("p1", Role.PREFILL, booked=Booked(unseen_tokens=200, unseen_since=1.0))
+    assert load.backlog_tokens(idle, 1.0) == 200
+    assert load.backlog_tokens(idle, 1.0 + 50 * per_token) == pytest.approx(150)
 
 
 def test_a_cached_prefix_wins_until_its_engine_is_too_busy() -> None:
