@@ -93,7 +93,8 @@ def test_a_route_names_engines_that_may_have_the_request(
         assert request.parted.isdisjoint(route.link)
     _check_mode(route)
     assert route.reason
-    assert route.uncached_tokens == request.uncached((route.prefill.engine_id, route.prefill.epoch))
+    lacking = request.uncached((route.prefill.engine_id, route.prefill.epoch))
+    assert route.uncached_tokens == (request.prompt_tokens - route.fetch.tokens if route.fetch else lacking)
 
 
 def _check_mode(route: Route) -> None:
