@@ -62,5 +62,10 @@ def strangers(requests: int, rate: float, seed: int) -> list[TraceEntry]:
     return entries
 
 
+def warm_up(requests: int, gap: float, seed: int) -> list[TraceEntry]:
+    """Strangers one after the other, gap seconds apart."""
+    return [replace(entry, at=gap * place) for place, entry in enumerate(strangers(requests, 1.0, seed))]
+
+
 def shifted(entries: Iterable[TraceEntry], seconds: float) -> list[TraceEntry]:
     return [replace(entry, at=entry.at + seconds) for entry in entries]

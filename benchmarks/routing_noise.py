@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 
 from benchmarks.accuracy_report import simulated_pick
-from benchmarks.simulator_accuracy import Workload, simulate
+from benchmarks.conversation_trace import conversations
+from benchmarks.simulator_accuracy import simulate
 from pdserve.simulator.profile import PoolSteps, Profile
+from pdserve.simulator.workload import from_trace
 
 SPREADS = (0.1, 0.3)
 
@@ -22,15 +24,16 @@ def spread(profile: Profile, amount: float) -> Profile:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("profile", type=Path, help="a result of benchmarks.simulator_accuracy")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1.5, 2.5])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0, 1.5])
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    profile = Profile.model_validate(json.loads(args.profile.read_text(encoding="utf-8"))["profile"])
+    result = json.loads(args.profile.read_text(encoding="utf-8"))
+    profile = Profile.model_validate(result["calibrated"]["from_the_run"]["profile"])
     for rate in args.rates:
         for seed in range(args.seeds):
-            workload = Workload.of(200, rate, seed)
+            arrivals = list(from_trace(conversations(200, rate, seed), seed=seed))
             shares = []
-            runs = [simulate(spread(profile, amount), workload, seed)[workload.begin :] for amount in (0.0, *SPREADS)]
+            runs = [simulate(spread(profile, amount), arrivals, seed) for amount in (0.0, *SPREADS)]
             picks = [[simulated_pick(request) for request in requests] for requests in runs]
             for varied in picks[1:]:
                 shares.append(sum(a == b for a, b in zip(picks[0], varied, strict=True)) / len(varied))

@@ -1,8 +1,8 @@
 """The simulator against reality: the same requests on 2 prefill + 2 decode engines, real ones and simulated ones.
 
-Two parts, on both sides: strangers, from which the profile is calibrated; after a pause in which that load fades from
-the router's memory, the measured conversations. Compared are each measured request's route, and the distributions of
-TTFT and TPOT. docs/simulator.md says what the figures mean.
+A first deployment serves strangers, from which a profile is calibrated. A second, as fresh as the simulated one,
+warms up and serves the measured conversations; from what it shows a second profile is calibrated. Compared are each
+request's route, and the distributions of TTFT and TPOT. docs/simulator.md says what the figures mean.
 """
 
 import argparse
@@ -11,7 +11,8 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,19 +20,21 @@ from typing import Any
 import httpx
 
 from benchmarks.accuracy_report import Pick, compared, pick_of, render
-from benchmarks.conversation_trace import conversations, shifted, strangers
+from benchmarks.conversation_trace import conversations, shifted, strangers, warm_up
 from benchmarks.other_load import Moment, others_cores
 from pdserve.cli.calibrate import base_profile
 from pdserve.config.load import load_config
 from pdserve.core.cluster import ClusterState, Route, RouteAsk
 from pdserve.core.endpoint import Role
+from pdserve.gateway.tokenizer import Tokenizer
+from pdserve.model.checkpoint import model_revision
 from pdserve.router.policies import KVAware
 from pdserve.router.rules import RoutingRules
 from pdserve.simulator.calibration import calibrated
 from pdserve.simulator.profile import Profile
 from pdserve.simulator.report import SimulatedRequest
 from pdserve.simulator.simulation import Simulation, SimulationSpec
-from pdserve.simulator.workload import from_trace
+from pdserve.simulator.workload import Arrival, from_trace
 from pdserve_loadgen.client import Client
 from pdserve_loadgen.endpoint import Api, Endpoint
 from pdserve_loadgen.prompts import PromptWriter, Sizing, words_of
@@ -43,44 +46,29 @@ from tests.deployment import Deployment, deployed, write_config
 
 ENGINES = {Role.PREFILL: 2, Role.DECODE: 2}
 POOLS = {"prefill": {"engines": 2}, "decode": {"engines": 2}}
-STRANGERS = 72
-BREATH = 5.0
-"""Seconds after the strangers' last arrival in which answers end and heartbeats tell of them."""
+STRANGERS = 60
+WARM_UP = 4
+"""Strangers before the conversations: an engine's first steps are slower than all others, by what no profile tells."""
+WARM_UP_GAP = 3.0
+"""Seconds from one of them to the next, so that none meets another."""
 HEARTBEAT = 1.5
 """Seconds after which engines have told of their last steps."""
-FORGETTING = 150.0
-"""The pause before the conversations: five time constants of the router's memory of recent work."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """entries[begin:] are measured. calibrate_at: when all before have been answered, in seconds."""
-
-    entries: list[TraceEntry]
-    begin: int
-    calibrate_at: float
-
-    @classmethod
-    def of(cls, requests: int, rate: float, seed: int) -> "Workload":
-        before = strangers(STRANGERS, rate, seed)
-        calibrate_at = before[-1].at + BREATH
-        measured = shifted(conversations(requests, rate, seed), calibrate_at + FORGETTING)
-        return cls(before + measured, len(before), calibrate_at)
+RATE = 1.5
 
 
 @dataclass(frozen=True)
 class Reality:
-    """What the deployment did: results and records by place in the workload, the profile it suggested before the
-    measured part; each engine's share of that part spent in steps; how many cores others used by part."""
+    """What one deployment did: results and records by place in the workload, the profile they suggest, each engine's
+    share of the time spent in steps, and how many cores others used."""
 
     results: dict[int, RequestResult]
     records: dict[int, dict[str, Any]]
     profile: Profile
     busy: dict[str, float]
-    others: dict[str, float]
+    others: float
 
 
-async def serve(deployment: Deployment, workload: Workload, base: Profile, tokenizer: Path, seed: int) -> Reality:
+async def serve(deployment: Deployment, entries: Sequence[TraceEntry], base: Profile, prompts: PromptWriter) -> Reality:
     endpoint = Endpoint(
         url=deployment.url,
         model="pdserve-demo",
@@ -90,35 +78,28 @@ async def serve(deployment: Deployment, workload: Workload, base: Profile, token
         timeout=60,
     )
     client = Client(endpoint, time.perf_counter)
-    runner = Runner(
-        client, PromptWriter(words_of(tokenizer), Sizing(tokens_per_word=1.0), seed), time.perf_counter, "r"
-    )
-    running = asyncio.create_task(runner.run(replay(workload.entries), None))
+    runner = Runner(client, prompts, time.perf_counter, "r")
     pids = [os.getpid(), deployment.process.pid, *deployment.children()]
-    moments = [Moment.now(pids)]
+    begun = Moment.now(pids)
     try:
-        await asyncio.sleep(workload.calibrate_at)
-        moments.append(Moment.now(pids))
-        learned = await asyncio.to_thread(_engines, deployment)
-        profile = calibrated(base, list(learned.values()), await asyncio.to_thread(_records, deployment))
-        await asyncio.sleep(workload.entries[workload.begin].at - runner.elapsed - 1)
-        moments.append(Moment.now(pids))
-        await running
-        moments.append(Moment.now(pids))
+        await runner.run(replay(entries), None)
     finally:
-        running.cancel()
         await client.close()
+    ended = Moment.now(pids)
     await asyncio.sleep(HEARTBEAT)
-    busy = _busy(learned, await asyncio.to_thread(_engines, deployment), moments[3].at - moments[2].at)
-    others = {"calibration": others_cores(*moments[:2]), "measured": others_cores(*moments[2:])}
-    records = {_place(record["client_request_id"]): record for record in _records(deployment)}
-    results = {_place(result.id): result for result in runner.results}
-    return Reality(results, records, profile, busy, others)
+    engines, records = _engines(deployment), _records(deployment)
+    return Reality(
+        results={_place(result.id): result for result in runner.results},
+        records={_place(record["client_request_id"]): record for record in records},
+        profile=calibrated(base, engines, records),
+        busy={engine["id"]: _in_steps(engine) / (ended.at - begun.at) for engine in engines},
+        others=others_cores(begun, ended),
+    )
 
 
-def _engines(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    answer = httpx.get(f"{deployment.admin_url}/admin/steps", timeout=30)
-    return {engine["id"]: engine for engine in answer.json()["engines"]}
+def _engines(deployment: Deployment) -> list[dict[str, Any]]:
+    engines: list[dict[str, Any]] = httpx.get(f"{deployment.admin_url}/admin/steps", timeout=30).json()["engines"]
+    return engines
 
 
 def _records(deployment: Deployment) -> list[dict[str, Any]]:
@@ -131,13 +112,8 @@ def _place(request_id: str) -> int:
     return int(request_id.rpartition("-")[2])
 
 
-def _busy(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], seconds: float) -> dict[str, float]:
-    """Share of the time between two looks that each engine spent in steps."""
-
-    def in_steps(engine: dict[str, Any]) -> float:
-        return sum(float(tally["seconds"]) for tally in engine["steps"])
-
-    return {name: (in_steps(after[name]) - in_steps(before[name])) / seconds for name in after}
+def _in_steps(engine: dict[str, Any]) -> float:
+    return sum(float(tally["seconds"]) for tally in engine["steps"])
 
 
 class Followed:
@@ -162,12 +138,20 @@ class Followed:
         )
 
 
-def simulate(profile: Profile, workload: Workload, seed: int) -> list[SimulatedRequest]:
+def with_prompts(arrivals: Iterable[Arrival], texts: Sequence[str], tokenizer: Tokenizer) -> list[Arrival]:
+    """The same requests with the tokens of these texts: what a prompt says settles ties."""
+    return [
+        replace(arrival, request=replace(arrival.request, prompt_token_ids=tuple(tokenizer.encode(text))))
+        for arrival, text in zip(arrivals, texts, strict=True)
+    ]
+
+
+def simulate(profile: Profile, arrivals: Sequence[Arrival], seed: int) -> list[SimulatedRequest]:
     spec = SimulationSpec(profile=profile, engines=ENGINES, seed=seed)
-    return list(Simulation(spec).run(from_trace(workload.entries, seed=seed)).requests)
+    return list(Simulation(spec).run(arrivals).requests)
 
 
-def would_pick(profile: Profile, workload: Workload, picks: dict[int, Pick], seed: int) -> dict[int, Pick]:
+def would_pick(profile: Profile, arrivals: Sequence[Arrival], picks: dict[int, Pick], seed: int) -> dict[int, Pick]:
     """What the simulator's router would choose at each request, had everything before gone as in reality."""
     followed: list[Followed] = []
 
@@ -176,39 +160,51 @@ def would_pick(profile: Profile, workload: Workload, picks: dict[int, Pick], see
         return followed[0]
 
     spec = SimulationSpec(profile=profile, engines=ENGINES, seed=seed, policy=policy)
-    Simulation(spec).run(from_trace(workload.entries, seed=seed))
+    Simulation(spec).run(arrivals)
     return {int(name[1:]): pick for name, pick in followed[0].would.items()}
 
 
 def run(requests: int, rate: float, seed: int) -> dict[str, Any]:
-    workload = Workload.of(requests, rate, seed)
     with TemporaryDirectory() as name:
         folder = Path(name)
         path = write_config(folder / "cluster.yaml", {"device": "cpu", "pools": POOLS})
         config = load_config(path, env={})
-        tokenizer = config.model_path / "tokenizer.json"
-        with deployed(folder / "log", str(path)) as deployment:
-            reality = asyncio.run(serve(deployment, workload, base_profile(config), tokenizer, seed))
-    failed = [result.error for result in reality.results.values() if result.outcome is not Outcome.OK]
+        prompts = PromptWriter(words_of(config.model_path / "tokenizer.json"), Sizing(tokens_per_word=1.0), seed)
+
+        def real(entries: Sequence[TraceEntry]) -> Reality:
+            with deployed(folder / "log", str(path)) as deployment:
+                return asyncio.run(serve(deployment, entries, base_profile(config), prompts))
+
+        entries = warm_up(WARM_UP, WARM_UP_GAP, seed)
+        entries += shifted(conversations(requests, rate, seed), WARM_UP * WARM_UP_GAP)
+        before, measured = real(strangers(STRANGERS, rate, seed)), real(entries)
+    failed = [result.error for result in measured.results.values() if result.outcome is not Outcome.OK]
     assert not failed, failed
-    wrong = [p for p, e in enumerate(workload.entries) if reality.results[p].input_tokens != e.input_tokens]
+    wrong = [p for p, e in enumerate(entries) if measured.results[p].input_tokens != e.input_tokens]
     assert not wrong, f"prompts {wrong} differ in length from the trace"
-    simulated = simulate(reality.profile, workload, seed)
-    picks = {place: pick_of(record["route"]) for place, record in reality.records.items()}
-    would = would_pick(reality.profile, workload, picks, seed)
-    places = range(workload.begin, len(workload.entries))
+    texts = [prompts.write(planned) for planned in replay(entries)]
+    arrivals = with_prompts(from_trace(entries, seed=seed), texts, Tokenizer.load(config.model_path))
+    picks = {place: pick_of(record["route"]) for place, record in measured.records.items()}
+
+    def against(profile: Profile) -> dict[str, Any]:
+        # Block hashes name the model by its revision, which in the simulator is the profile's name.
+        profile = profile.model_copy(update={"name": model_revision(config.model_path)})
+        simulated = simulate(profile, arrivals, seed)
+        would = would_pick(profile, arrivals, picks, seed)
+        outcome = compared(range(WARM_UP, len(entries)), measured.results, measured.records, simulated, would)
+        return {**outcome, "profile": profile.model_dump(mode="json")}
+
     return {
-        **compared(places, reality.results, reality.records, simulated, would),
-        "engine_busy": reality.busy,
-        "others_cores": reality.others,
-        "profile": reality.profile.model_dump(mode="json"),
+        "engine_busy": measured.busy,
+        "others_cores": {"before": before.others, "measured": measured.others},
+        "calibrated": {"before": against(before.profile), "from_the_run": against(measured.profile)},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=2.5)
+    parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "simulator_accuracy.json")
     args = parser.parse_args()
@@ -226,7 +222,8 @@ def main() -> None:
     }
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(render(report))
+    for when, compared_to in report["calibrated"].items():
+        print(f"calibrated {when}:\n{render(compared_to)}")
 
 
 if __name__ == "__main__":

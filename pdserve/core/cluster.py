@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from pdserve.core.endpoint import Endpoint, EngineCapacity, LoadSnapshot
 from pdserve.core.ticket import KVSource
@@ -24,7 +25,8 @@ FETCH_SECONDS = 0.005
 
 
 def expected_output(max_tokens: int) -> int:
-    """Output tokens to reckon with: few requests write all they may."""
+    """Output tokens to reckon with of a request that may write so many more: few write all they may, and how many
+    one has written says little about how many are to come."""
     return min(max_tokens, OUTPUT_HORIZON)
 
 
@@ -52,23 +54,31 @@ class StepModel:
         return self.base + self.per_token * tokens + self.per_context * context
 
 
+class BookedDecode(NamedTuple):
+    """A request that writes its tokens on one engine: how many more are expected, and the prompt tokens whose KV
+    every step reads for it."""
+
+    expected_tokens: int
+    context_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booked:
     """Work of this gateway that runs on one engine now.
 
     decoding: requests that write their tokens there, and reserved_tokens the KV they may grow to (prompt
     and expected output). prefilling: requests whose prompt the engine has yet to finish, and prompt_tokens
-    their uncached tokens; unseen_tokens is the part its last snapshot cannot have counted yet.
-    context_tokens: KV the decoding requests read at every step, prompts only. A request that does both on
-    one engine counts in decoding alone.
+    their uncached tokens; unseen_tokens is the part its last snapshot cannot have counted yet, the first of which was
+    booked at unseen_since (monotonic seconds).
+    A request that does both on one engine counts in decoding alone.
     """
 
-    decoding: int = 0
+    decoding: tuple[BookedDecode, ...] = ()
     reserved_tokens: int = 0
-    context_tokens: int = 0
     prefilling: int = 0
     prompt_tokens: int = 0
     unseen_tokens: int = 0
+    unseen_since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +138,7 @@ class PrefixHit:
 class RouteAsk:
     """One request as a routing policy sees it. Engines without an entry in hits hold nothing of the prompt.
 
+    prompt_name is the same for equal prompts: what else is equal may be settled by it (router.rendezvous).
     excluded incarnations must not be chosen: the request has just lost them. parted ones were the ends of a link
     it lost: they should take no part in another handoff of it, but may serve it alone.
     """
@@ -135,6 +146,7 @@ class RouteAsk:
     request_id: str
     prompt_tokens: int
     max_tokens: int
+    prompt_name: bytes = b""
     hits: Mapping[EngineKey, PrefixHit] = field(default_factory=dict)
     excluded: frozenset[EngineKey] = frozenset()
     parted: frozenset[EngineKey] = frozenset()
@@ -189,7 +201,8 @@ class Route:
 
     alternatives are the candidates that lost, cheapest first; reason says in words why this won.
     uncached_tokens is what the prompt-computing engine has to compute, fetch where it gets KV of the prompt's beginning
-    if its own cache is not enough. prediction is None for policies that predict nothing.
+    if its own cache is not enough. prediction is None for policies that predict nothing. policy_error: the exception's
+    class when the configured policy failed and kv_aware chose.
     """
 
     mode: Mode
@@ -200,6 +213,7 @@ class Route:
     uncached_tokens: int = 0
     prediction: Prediction | None = None
     fetch: FetchPlan | None = None
+    policy_error: str = ""
 
     @property
     def link(self) -> Link:
@@ -219,8 +233,8 @@ class Route:
 class Reservation:
     """Load booked on a route; released exactly once, when the request ends.
 
-    uncached_tokens are computed on prefill until the first token; prompt_tokens and horizon_tokens (the
-    expected output) occupy decode until the end.
+    uncached_tokens are computed on prefill until the first token; prompt_tokens and the expected of max_tokens
+    occupy decode until the end.
     """
 
     request_id: str
@@ -228,4 +242,4 @@ class Reservation:
     decode: EngineKey
     prompt_tokens: int
     uncached_tokens: int
-    horizon_tokens: int
+    max_tokens: int

@@ -218,7 +218,7 @@ class EngineConnection:
 
     def _push(self, request_id: str, item: TokenDelta | TransferTicket) -> None:
         if isinstance(item, TokenDelta):
-            self._ledger.prompt_computed(request_id)
+            self._ledger.tokens_arrived(request_id, len(item.token_ids))
         if stream := self._streams.get(request_id):
             stream.push(item)
 

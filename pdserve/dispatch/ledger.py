@@ -6,11 +6,20 @@ from math import exp
 
 from pdserve.core.blocks import KVEvent, KVSnapshot
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import RECENT_SECONDS, Booked, EngineKey, EngineView, Reservation, StepModel
+from pdserve.core.cluster import (
+    RECENT_SECONDS,
+    Booked,
+    BookedDecode,
+    EngineKey,
+    EngineView,
+    Reservation,
+    StepModel,
+    expected_output,
+)
 from pdserve.core.endpoint import Endpoint, EngineCapacity, EngineState, LoadSnapshot
 from pdserve.router.calibration import StepCalibrator
 from pdserve.router.kv_index import KVIndex
-from pdserve.router.load import prompt_seconds
+from pdserve.router.load import PromptWork
 from pdserve.router.pool_model import PoolModel
 
 _ON_THE_WAY = 0.02
@@ -42,9 +51,10 @@ class EngineLedger:
         self._prompts: dict[str, tuple[int, float]] = {}
         """Request → (uncached tokens, when booked), until its first token."""
         self._decoding: dict[str, Reservation] = {}
+        self._written: dict[str, int] = {}
+        """BookedDecode request → tokens that have come from here."""
         self._reserved = 0
-        self._context = 0
-        self._recent = (0.0, 0.0)
+        self._recent = PromptWork(), 0.0
         self._view: EngineView | None = None
         self._view_until = 0.0
         self._view_version = 0
@@ -72,10 +82,12 @@ class EngineLedger:
     def kv_restored(self, snapshot: KVSnapshot) -> None:
         self._index.restore(self._key, snapshot)
 
-    def prompt_computed(self, request_id: str) -> None:
-        """A token of the request has arrived from this engine."""
-        if self._prompts.pop(request_id, None):
-            self._view = None
+    def tokens_arrived(self, request_id: str, count: int) -> None:
+        """The request's prompt is computed, and the engine has sent so many tokens more."""
+        self._prompts.pop(request_id, None)
+        if request_id in self._written:
+            self._written[request_id] += count
+        self._view = None
 
     def book(self, reservation: Reservation) -> None:
         """Both shares of the request that fall to this engine."""
@@ -87,20 +99,20 @@ class EngineLedger:
 
     def book_decode(self, reservation: Reservation) -> None:
         self._decoding[reservation.request_id] = reservation
-        self._reserved += reservation.prompt_tokens + reservation.horizon_tokens
-        self._context += reservation.prompt_tokens
+        self._written[reservation.request_id] = 0
+        self._reserved += _reserved_by(reservation)
         self._view = None
 
     def release(self, request_id: str) -> None:
         """Whatever is still booked for the request here."""
-        self.prompt_computed(request_id)
+        self._prompts.pop(request_id, None)
         self.release_decode(request_id)
 
     def release_decode(self, request_id: str) -> None:
         reservation = self._decoding.pop(request_id, None)
         if reservation is not None:
-            self._reserved -= reservation.prompt_tokens + reservation.horizon_tokens
-            self._context -= reservation.prompt_tokens
+            del self._written[request_id]
+            self._reserved -= _reserved_by(reservation)
         self._view = None
 
     def forget(self) -> None:
@@ -127,15 +139,16 @@ class EngineLedger:
         return view
 
     def _look(self, endpoint: Endpoint, now: float) -> EngineView:
+        model = self._step_model()
         return EngineView(
             endpoint=endpoint,
             load=self._load,
             load_at=self._load_at,
             capacity=self._capacity,
-            step_model=self._step_model(),
+            step_model=model,
             booked=self._booked(),
             others_requests=self._others,
-            recent_work=self._recent_work(now),
+            recent_work=self._recent_work(now).seconds(model),
         )
 
     def _step_model(self) -> StepModel:
@@ -143,14 +156,18 @@ class EngineLedger:
         return self._pool.model(self._key) or self._calibrator.model
 
     def _booked(self) -> Booked:
-        unseen_since = self._load_at - _ON_THE_WAY
+        seen = self._load_at - _ON_THE_WAY
+        unseen = [(tokens, at) for tokens, at in self._prompts.values() if at > seen]
         return Booked(
-            decoding=len(self._decoding),
+            decoding=tuple(
+                BookedDecode(expected_output(max(0, booked.max_tokens - self._written[name])), booked.prompt_tokens)
+                for name, booked in self._decoding.items()
+            ),
             reserved_tokens=self._reserved,
-            context_tokens=self._context,
             prefilling=sum(request_id not in self._decoding for request_id in self._prompts),
             prompt_tokens=sum(tokens for tokens, _ in self._prompts.values()),
-            unseen_tokens=sum(tokens for tokens, booked_at in self._prompts.values() if booked_at > unseen_since),
+            unseen_tokens=sum(tokens for tokens, _ in unseen),
+            unseen_since=min((at for _, at in unseen), default=0.0),
         )
 
     def _book_prompt(self, reservation: Reservation) -> None:
@@ -158,9 +175,15 @@ class EngineLedger:
         tokens = reservation.uncached_tokens
         self._prompts[reservation.request_id] = tokens, now
         cached = reservation.prompt_tokens - tokens
-        work = prompt_seconds(self._step_model(), self._capacity, reservation.prompt_tokens, cached)
-        self._recent = self._recent_work(now) + work, now
+        work = PromptWork.of(self._capacity, reservation.prompt_tokens, cached)
+        self._recent = self._recent_work(now, work), now
 
-    def _recent_work(self, now: float) -> float:
+    def _recent_work(self, now: float, more: PromptWork | None = None) -> PromptWork:
+        """Kept as work, not as seconds: engines are compared by it, whatever steps were thought to take then."""
         work, at = self._recent
-        return work * exp((at - now) / RECENT_SECONDS)
+        return work.faded(exp((at - now) / RECENT_SECONDS), more)
+
+
+def _reserved_by(reservation: Reservation) -> int:
+    """KV tokens the request may grow to where it decodes."""
+    return reservation.prompt_tokens + expected_output(reservation.max_tokens)

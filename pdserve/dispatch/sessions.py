@@ -19,7 +19,6 @@ from pdserve.core.cluster import (
     Reservation,
     Route,
     StepModel,
-    expected_output,
 )
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import DigestMismatch, EngineDied, LinkLost, TransferFailed, TransferTimeout
@@ -255,7 +254,7 @@ class Booking:
             decode=(route.decode.engine_id, route.decode.epoch),
             prompt_tokens=len(request.prompt_token_ids),
             uncached_tokens=route.uncached_tokens,
-            horizon_tokens=expected_output(request.sampling.max_tokens),
+            max_tokens=request.sampling.max_tokens,
         )
         for key in self._keys():
             if ledger := ledgers.get(key):

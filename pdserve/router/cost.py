@@ -5,6 +5,7 @@ Pure functions of the views and of `now`. More load, or more tokens to compute, 
 cheaper; a longer cached prefix never makes it dearer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import nsmallest
 
@@ -23,11 +24,15 @@ from pdserve.core.cluster import (
 from pdserve.router import load
 from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import LocalOption, Options
+from pdserve.router.rendezvous import rendezvous
 from pdserve.router.rules import RoutingRules
 
-TIE = 1e-4
-"""Costs that differ by less than this share are equal: predictions are not so good, and what else would decide is
-what is left of load long past."""
+PROMPT_TIE = 1e-4
+"""Share by which the costs of a prompt may differ and count as equal. It is small because recent work, which keeps
+engines even, is itself a small part of that cost."""
+TOKENS_TIE = 0.05
+"""The same for the cost of tokens. No prediction is so good, and what else would decide is whether another request has
+a few tokens left or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +68,23 @@ class CostModel:
 
     def best_prefills(self, views: tuple[EngineView, ...]) -> list[EngineView]:
         """The cheapest as far as the prompt goes."""
-        cost = self._prefill_cost
-        return nsmallest(self._rules.pool_top, views, key=lambda view: (cost(view), view.endpoint.engine_id))
+        return self._best(views, self._prefill_cost)
 
     def best_decodes(self, views: tuple[EngineView, ...]) -> list[EngineView]:
         """The cheapest as far as tokens and fetch go."""
-        cost = self._decode_cost
-        return nsmallest(self._rules.pool_top, views, key=lambda view: (cost(view), view.endpoint.engine_id))
+        return self._best(views, self._decode_cost)
+
+    def parts(self, prediction: Prediction) -> tuple[float, float]:
+        """What the prompt and what the tokens of a candidate cost; the cost is their sum."""
+        tokens = self._rules.tpot_weight * prediction.tpot * self._horizon
+        return max(0.0, prediction.cost - tokens), tokens
+
+    def turn(self, view: EngineView) -> bytes:
+        """Of engines that cost the same the one with the least gets this prompt."""
+        return rendezvous(self._ask.prompt_name, view.endpoint.engine_id)
+
+    def _best(self, views: tuple[EngineView, ...], cost: Callable[[EngineView], float]) -> list[EngineView]:
+        return nsmallest(self._rules.pool_top, views, key=lambda view: (cost(view), self.turn(view)))
 
     def _pair(self, prefill: EngineView, decode: EngineView, way: _Way) -> Prediction:
         """What the decode engine lacks is fetched while the prompt is computed, so only the part that takes longer than
@@ -151,10 +166,10 @@ class CostModel:
         """Seconds per token with this request among the rows, and until there is room for it: the share of
         the engine that is asked for too much, times what a request of this one's length takes."""
         prompt = self._ask.prompt_tokens
-        rows, most = load.requests(view) + 1, load.max_rows(view)
-        context = load.context_tokens(view, prompt) + prompt
-        tpot = view.step_model.seconds(rows, context)
-        missing = max(0, rows - most) / most
+        rows, context = load.beside(view, prompt, self._horizon)
+        tpot = view.step_model.seconds(rows + 1, context + prompt)
+        most = load.max_rows(view)
+        missing = max(0, load.requests(view) + 1 - most) / most
         if room := load.kv_tokens(view):
             wanted = load.reserved_tokens(view) + prompt + self._horizon
             missing = max(missing, (wanted - room) / room)
@@ -176,7 +191,8 @@ Choice = tuple[Prediction, EngineView, EngineView, LocalOption | None]
 def ranked(ask: RouteAsk, options: Options, state: ClusterState, rules: RoutingRules) -> list[Choice]:
     """The candidates worth comparing, cheapest first; of hundreds of engines only each pool's best.
 
-    Ties go to the lower engine ids. A short prompt's local candidates come first unless local_advantage says otherwise.
+    Which of those that cost about as little as the cheapest comes first is up to the prompt. A short prompt's
+    local candidates come first unless local_advantage says otherwise.
     """
     model = CostModel(ask, state.now, rules, find_sources(ask, state, rules))
     short = {option.view.key for option in options.local if option.short}
@@ -191,13 +207,20 @@ def ranked(ask: RouteAsk, options: Options, state: ClusterState, rules: RoutingR
         return prediction.cost * (1.0 if option or not short else rules.local_advantage)
 
     found.sort(key=cost)
-    tied = [choice for choice in found if cost(choice) <= cost(found[0]) * (1 + TIE)]
-    return sorted(tied, key=_engine_ids) + found[len(tied) :]
+    first = _settled(found, model)
+    return [first, *(choice for choice in found if choice is not first)]
 
 
-def _engine_ids(choice: Choice) -> tuple[str, str]:
-    _, prefill, decode, _ = choice
-    return prefill.endpoint.engine_id, decode.endpoint.engine_id
+def _settled(found: list[Choice], model: CostModel) -> Choice:
+    """Of the choices that cost about as little as the cheapest, and are of its kind, the one to take."""
+    cheapest, _, _, local = found[0]
+    limits = [part * (1 + tie) for part, tie in zip(model.parts(cheapest), (PROMPT_TIE, TOKENS_TIE), strict=True)]
+
+    def tied(choice: Choice) -> bool:
+        within = all(part <= limit for part, limit in zip(model.parts(choice[0]), limits, strict=True))
+        return within and (choice[3] is None) is (local is None)
+
+    return min(filter(tied, found), key=lambda choice: (model.turn(choice[1]), model.turn(choice[2])))
 
 
 def to_compute(choice: Choice, ask: RouteAsk) -> int:

@@ -1,6 +1,7 @@
 """What an engine is loaded with now: its last snapshot carried forward, plus what was booked since."""
 
 from math import ceil
+from typing import NamedTuple
 
 from pdserve.core.cluster import EngineView, StepModel
 from pdserve.core.endpoint import EngineCapacity
@@ -28,22 +29,34 @@ def seconds_per_prompt_token(view: EngineView) -> float:
 
 
 def backlog_tokens(view: EngineView, now: float) -> float:
-    """Prompt tokens ahead: those of the snapshot, less what the engine has had time for since, and those
-    booked too late for the snapshot to count."""
+    """Prompt tokens ahead: those of the snapshot and those booked too late for it to count, less what the engine
+    has had time for since."""
     if view.load is None:
         return view.booked.prompt_tokens
-    computed = max(0.0, now - view.load_at) / seconds_per_prompt_token(view)
-    return max(0.0, view.load.backlog_tokens - computed) + view.booked.unseen_tokens
+    per_token = seconds_per_prompt_token(view)
+    seen_until = view.load_at + view.load.backlog_tokens * per_token
+    seen = max(0.0, seen_until - now) / per_token
+    worked = max(0.0, now - max(seen_until, view.booked.unseen_since)) / per_token
+    return seen + max(0.0, view.booked.unseen_tokens - worked)
 
 
 def requests(view: EngineView) -> int:
     """Requests that run or wait there, of this gateway and of others."""
-    return view.booked.decoding + view.booked.prefilling + view.others_requests
+    return len(view.booked.decoding) + view.booked.prefilling + view.others_requests
 
 
-def context_tokens(view: EngineView, mean: float) -> float:
-    """KV its decode steps read; requests of other gateways count as `mean` tokens each."""
-    return view.booked.context_tokens + view.others_requests * mean
+def beside(view: EngineView, prompt_tokens: int, output_tokens: int) -> tuple[float, float]:
+    """(rows, context tokens) of other requests in an average step of one with so long a prompt and answer.
+
+    Those that will have ended before it count for the steps they still take, so a request's last token changes
+    little. Requests of other gateways are taken to be like this one."""
+    rows = float(view.booked.prefilling + view.others_requests)
+    context = float(view.others_requests * prompt_tokens)
+    for expected, read in view.booked.decoding:
+        share = min(1.0, expected / output_tokens)
+        rows += share
+        context += share * read
+    return rows, context
 
 
 def reserved_tokens(view: EngineView) -> int:
@@ -66,9 +79,29 @@ def is_full(view: EngineView, more_tokens: int) -> bool:
     return requests(view) >= max_rows(view) or (room is not None and reserved_tokens(view) + more_tokens > room)
 
 
+class PromptWork(NamedTuple):
+    """What computing prompts takes: steps, tokens, and the context read in all steps together."""
+
+    steps: float = 0.0
+    tokens: float = 0.0
+    context: float = 0.0
+
+    @classmethod
+    def of(cls, capacity: EngineCapacity | None, prompt_tokens: int, cached_tokens: int) -> "PromptWork":
+        """Of a prompt from cached_tokens on, alone, in steps as large as the engine allows."""
+        step = tokens_per_step(capacity)
+        uncached = prompt_tokens - cached_tokens
+        return cls(ceil(uncached / step), uncached, (prompt_tokens**2 - cached_tokens**2) / (2 * step))
+
+    def seconds(self, model: StepModel) -> float:
+        return model.base * self.steps + model.per_token * self.tokens + model.per_context * self.context
+
+    def faded(self, share: float, more: "PromptWork | None" = None) -> "PromptWork":
+        """This share of it, and more."""
+        steps, tokens, context = more or PromptWork()
+        return PromptWork(share * self.steps + steps, share * self.tokens + tokens, share * self.context + context)
+
+
 def prompt_seconds(model: StepModel, capacity: EngineCapacity | None, prompt_tokens: int, cached_tokens: int) -> float:
     """To compute a prompt from cached_tokens on, alone, in steps as large as the engine allows."""
-    step = tokens_per_step(capacity)
-    uncached = prompt_tokens - cached_tokens
-    read = (prompt_tokens**2 - cached_tokens**2) / (2 * step)
-    return model.base * ceil(uncached / step) + model.per_token * uncached + model.per_context * read
+    return PromptWork.of(capacity, prompt_tokens, cached_tokens).seconds(model)

@@ -3,13 +3,16 @@
 from importlib import import_module
 
 from pdserve.core.errors import ConfigError
-from pdserve.router.policies import BUILT_IN
+from pdserve.router.guard import GuardedPolicy
+from pdserve.router.policies import BUILT_IN, KVAware
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rules import RoutingRules
 
 
 def load_policy(name: str, rules: RoutingRules) -> RoutingPolicy:
-    """A built-in policy by its name, or a custom one by "module:Class". Raises ConfigError saying what is wrong."""
+    """A built-in policy by its name, or a custom one by "module:Class", with KVAware in its stead should it fail.
+
+    Raises ConfigError saying what is wrong."""
     if built_in := BUILT_IN.get(name):
         return built_in(rules)
     module, colon, attribute = name.partition(":")
@@ -28,4 +31,4 @@ def load_policy(name: str, rules: RoutingRules) -> RoutingPolicy:
         raise ConfigError(f"routing.policy: {name} must take the RoutingRules as its only argument: {error}") from error
     if not callable(getattr(policy, "choose", None)):
         raise ConfigError(f"routing.policy: {name} has no method choose(ask, state)")
-    return policy  # type: ignore[no-any-return]  # whatever the operator's class is; the line above checked it
+    return GuardedPolicy(name, policy, KVAware(rules))

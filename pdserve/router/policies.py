@@ -70,11 +70,12 @@ class KVAware:
         options = find_options(ask, state, self._rules)
         best, *others = ranked(ask, options, state, self._rules)
         prediction, prefill, decode, option = best
+        tied = "; settled by the prompt among equals" if others and others[0][0].cost < prediction.cost else ""
         return Route(
             mode=option.mode if option else Mode.DISAGGREGATED,
             prefill=prefill.endpoint,
             decode=decode.endpoint,
-            reason=explain(best, ask),
+            reason=explain(best, ask) + tied,
             alternatives=tuple(as_candidate(choice, ask) for choice in others[: self._rules.max_alternatives]),
             uncached_tokens=to_compute(best, ask),
             prediction=prediction,

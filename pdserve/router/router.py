@@ -4,7 +4,17 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from pdserve.core.blocks import BlockHash, Tier, block_hashes, hash_namespace
-from pdserve.core.cluster import ClusterState, EngineKey, EngineView, Mode, PrefixHit, Route, RouteAsk, expected_output
+from pdserve.core.cluster import (
+    BookedDecode,
+    ClusterState,
+    EngineKey,
+    EngineView,
+    Mode,
+    PrefixHit,
+    Route,
+    RouteAsk,
+    expected_output,
+)
 from pdserve.core.endpoint import Endpoint, EngineCapacity, LoadSnapshot, Role
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
@@ -118,6 +128,7 @@ class Router:
             request_id=request.id,
             prompt_tokens=len(request.prompt_token_ids),
             max_tokens=request.sampling.max_tokens,
+            prompt_name=self._name(request, state),
             hits=self._hits(request, state),
             excluded=excluded,
             parted=parted,
@@ -140,6 +151,12 @@ class Router:
                         restore_seconds=seconds,
                     )
         return hits
+
+    def _name(self, request: Request, state: ClusterState) -> bytes:
+        """The prompt's last block hash; of a prompt without a block, the request's id."""
+        capacity = next((view.capacity for view in state.engines if view.capacity), None)
+        chain = self._chain(request, capacity) if capacity else ()
+        return chain[-1] if chain else request.id.encode()
 
     def _chain(self, request: Request, capacity: EngineCapacity) -> tuple[BlockHash, ...]:
         key = request.id, _naming(capacity)
@@ -172,17 +189,12 @@ def _moved(route: Route, decode: EngineView) -> Route:
 
 def _without(view: EngineView, request: Request) -> EngineView:
     """The engine as if this request were not booked there."""
-    prompt = len(request.prompt_token_ids)
-    booked = view.booked
-    return replace(
-        view,
-        booked=replace(
-            booked,
-            decoding=max(0, booked.decoding - 1),
-            context_tokens=max(0, booked.context_tokens - prompt),
-            reserved_tokens=max(0, booked.reserved_tokens - prompt - expected_output(request.sampling.max_tokens)),
-        ),
-    )
+    own = BookedDecode(expected_output(request.sampling.max_tokens), len(request.prompt_token_ids))
+    decoding = list(view.booked.decoding)
+    if own in decoding:
+        decoding.remove(own)
+    reserved = max(0, view.booked.reserved_tokens - sum(own))
+    return replace(view, booked=replace(view.booked, decoding=tuple(decoding), reserved_tokens=reserved))
 
 
 def _restore_seconds(hit: BlockHit, load: LoadSnapshot | None) -> float:

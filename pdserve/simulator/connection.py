@@ -135,7 +135,7 @@ class SimConnection:
         self._last_heard = self._clock.monotonic()
         for item in items:
             if isinstance(item, TokenDelta):
-                self._ledger.prompt_computed(item.request_id)
+                self._ledger.tokens_arrived(item.request_id, len(item.token_ids))
             if stream := self._streams.get(item.request_id):
                 stream.push(item)
 

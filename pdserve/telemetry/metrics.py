@@ -130,6 +130,11 @@ class Metrics:
             "From a moving request's last token of one engine to its first of the other.",
             _TOKEN_BUCKETS,
         )
+        self.policy_errors = self._counter(
+            "pdserve_policy_errors_total",
+            "Routes chosen by kv_aware because the configured policy failed, by exception.",
+            ("error",),
+        )
         self.traces = self._counter(
             "pdserve_traces_total",
             'Traces by result: "exported", "failed" or, when too many wait, "dropped".',
@@ -163,6 +168,9 @@ class Metrics:
             self.handoff_gap.observe(record.handoff_gap)
         for stage, seconds in record.durations().items():
             self.stages[stage].observe(seconds)
+        for route in (record.route, *(attempt.route for attempt in record.failed)):
+            if route and route.policy_error:
+                self.policy_errors.labels(route.policy_error).inc()
         for attempt in record.failed:
             self.replays.labels(attempt.code).inc()
             self._count_transfer(attempt.transfer_backend, attempt.code)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdserve.core.cluster import ClusterState, EngineView, Mode, Route, RouteAsk
+from pdserve.core.cluster import BookedDecode, ClusterState, EngineView, Mode, Route, RouteAsk
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import ConfigError, Unavailable
 from pdserve.router.loading import load_policy
@@ -93,7 +93,8 @@ def test_a_route_names_engines_that_may_have_the_request(
         assert request.parted.isdisjoint(route.link)
     _check_mode(route)
     assert route.reason
-    assert route.uncached_tokens == request.uncached((route.prefill.engine_id, route.prefill.epoch))
+    lacking = request.uncached((route.prefill.engine_id, route.prefill.epoch))
+    assert route.uncached_tokens == (request.prompt_tokens - route.fetch.tokens if route.fetch else lacking)
 
 
 def _check_mode(route: Route) -> None:
@@ -125,7 +126,11 @@ def test_all_engines_get_their_share_of_different_prompts(policy: RoutingPolicy)
             booked = views[engine_id].booked
             views[engine_id] = replace(
                 views[engine_id],
-                booked=replace(booked, decoding=booked.decoding + 1, unseen_tokens=booked.unseen_tokens + more),
+                booked=replace(
+                    booked,
+                    decoding=(*booked.decoding, BookedDecode(32, 500)),
+                    unseen_tokens=booked.unseen_tokens + more,
+                ),
             )
     assert chosen == views.keys()
 

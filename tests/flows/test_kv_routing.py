@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pdserve.core.cluster import EngineView, Mode
+from pdserve.core.cluster import Booked, EngineView, Mode
 from pdserve.core.endpoint import Role
 from pdserve.core.request import SamplingParams
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
@@ -97,7 +97,7 @@ async def test_engines_tell_their_size_and_how_long_steps_take(checkpoint: Path)
         for view in views.values():
             assert view.capacity is not None
             assert (view.capacity.block_size, view.capacity.num_blocks) == (16, 64)
-            assert view.booked.decoding == view.booked.prompt_tokens == 0
+            assert view.booked == Booked()
 
 
 async def test_an_engine_that_leaves_is_forgotten(checkpoint: Path) -> None:

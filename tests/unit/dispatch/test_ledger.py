@@ -2,7 +2,15 @@
 
 import pytest
 
-from pdserve.core.cluster import RECENT_SECONDS, Booked, EngineView, Reservation, StepModel
+from pdserve.core.cluster import (
+    OUTPUT_HORIZON,
+    RECENT_SECONDS,
+    Booked,
+    BookedDecode,
+    EngineView,
+    Reservation,
+    StepModel,
+)
 from pdserve.core.endpoint import (
     BlockCounts,
     Endpoint,
@@ -18,6 +26,7 @@ from pdserve.router.pool_model import PoolModel
 from tests.clocks import ManualClock
 
 KEY = ("e0", 1)
+DECODING = BookedDecode(expected_tokens=20, context_tokens=100)
 ENDPOINT = Endpoint(engine_id="e0", role=Role.DECODE, epoch=1, address="127.0.0.1:1", pid=1, state=EngineState.READY)
 
 
@@ -41,17 +50,19 @@ class Bench:
             )
         )
 
-    def book(self, request_id: str, *, prefill: bool = True, decode: bool = True, uncached: int = 60) -> Reservation:
-        reservation = Reservation(
-            request_id=request_id,
-            prefill=KEY if prefill else ("other", 1),
-            decode=KEY if decode else ("other", 1),
-            prompt_tokens=100,
-            uncached_tokens=uncached,
-            horizon_tokens=20,
+    def book(
+        self, request_id: str, *, prefill: bool = True, decode: bool = True, uncached: int = 60, max_tokens: int = 20
+    ) -> None:
+        self.ledger.book(
+            Reservation(
+                request_id=request_id,
+                prefill=KEY if prefill else ("other", 1),
+                decode=KEY if decode else ("other", 1),
+                prompt_tokens=100,
+                uncached_tokens=uncached,
+                max_tokens=max_tokens,
+            )
         )
-        self.ledger.book(reservation)
-        return reservation
 
     @property
     def view(self) -> EngineView:
@@ -73,25 +84,53 @@ def bench() -> Bench:
 
 def test_each_engine_gets_its_share_of_a_booking(bench: Bench) -> None:
     bench.book("prompt", decode=False)
-    assert bench.booked == Booked(prefilling=1, prompt_tokens=60, unseen_tokens=60)
+    begun = bench.clock.monotonic()
+    assert bench.booked == Booked(prefilling=1, prompt_tokens=60, unseen_tokens=60, unseen_since=begun)
     bench.book("tokens", prefill=False)
     assert bench.booked == Booked(
-        prefilling=1, prompt_tokens=60, unseen_tokens=60, decoding=1, reserved_tokens=120, context_tokens=100
+        prefilling=1,
+        prompt_tokens=60,
+        unseen_tokens=60,
+        unseen_since=begun,
+        decoding=(DECODING,),
+        reserved_tokens=120,
     )
     bench.book("both", uncached=5)
     assert bench.booked == Booked(
-        prefilling=1, prompt_tokens=65, unseen_tokens=65, decoding=2, reserved_tokens=240, context_tokens=200
+        prefilling=1,
+        prompt_tokens=65,
+        unseen_tokens=65,
+        unseen_since=begun,
+        decoding=(DECODING, DECODING),
+        reserved_tokens=240,
     )
 
 
 def test_a_prompt_is_booked_until_its_first_token_and_the_rest_until_the_end(bench: Bench) -> None:
     bench.book("a")
-    bench.ledger.prompt_computed("a")
-    assert bench.booked == Booked(decoding=1, reserved_tokens=120, context_tokens=100)
+    bench.ledger.tokens_arrived("a", 0)
+    assert bench.booked == Booked(decoding=(DECODING,), reserved_tokens=120)
     bench.ledger.release("a")
     assert bench.booked == Booked()
     bench.ledger.release("a")
     assert bench.booked == Booked()
+
+
+def test_what_a_request_may_still_write_shrinks_with_every_token(bench: Bench) -> None:
+    bench.book("a")
+    bench.ledger.tokens_arrived("a", 1)
+    bench.ledger.tokens_arrived("a", 15)
+    bench.ledger.tokens_arrived("unknown", 1)
+    assert bench.booked.decoding == (BookedDecode(expected_tokens=4, context_tokens=100),)
+    bench.ledger.tokens_arrived("a", 9)
+    assert bench.booked.decoding == (BookedDecode(expected_tokens=0, context_tokens=100),)
+
+
+def test_of_a_request_that_may_write_much_no_more_is_expected_for_having_written_little(bench: Bench) -> None:
+    bench.book("a", max_tokens=10_000)
+    for written in (0, 300):
+        bench.ledger.tokens_arrived("a", written)
+        assert bench.booked.decoding == (BookedDecode(expected_tokens=OUTPUT_HORIZON, context_tokens=100),)
 
 
 async def test_a_snapshot_counts_prompts_but_for_those_still_on_their_way(bench: Bench) -> None:
@@ -110,9 +149,9 @@ def test_requests_of_other_gateways_are_what_the_snapshot_has_beyond_ours(bench:
     bench.load(running=3)
     assert bench.others == 2
     bench.book("b")
-    assert (bench.booked.decoding, bench.others) == (2, 2)
+    assert (len(bench.booked.decoding), bench.others) == (2, 2)
     bench.ledger.release("a")
-    assert (bench.booked.decoding, bench.others) == (1, 2)
+    assert (len(bench.booked.decoding), bench.others) == (1, 2)
 
 
 async def test_recent_work_fades(bench: Bench) -> None:

@@ -1,5 +1,7 @@
 """What the joint cost must and must not do, whatever the numbers."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -7,23 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdserve.core.cluster import Booked, EngineView, Mode, PrefixHit, RouteAsk, StepModel
+from pdserve.core.cluster import Booked, BookedDecode, EngineView, Mode, PrefixHit, Route, RouteAsk, StepModel
 from pdserve.core.endpoint import Role
+from pdserve.router import load
 from pdserve.router.cost import CostModel, ranked
 from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import find_options
 from pdserve.router.policies import KVAware
 from pdserve.router.rules import RoutingRules
-from tests.unit.router.views import ask, cluster, view
+from tests.unit.router.views import STEP, ask, cluster, view
 
 RULES = RoutingRules(decode_local_below=32)
 Seconds = st.floats(0, 1e-2)
 Models = st.builds(StepModel, base=st.floats(1e-4, 1e-1), per_token=Seconds, per_context=st.floats(0, 1e-6))
 Bookings = st.builds(
     Booked,
-    decoding=st.integers(0, 80),
+    decoding=st.lists(st.builds(BookedDecode, st.integers(0, 256), st.integers(0, 2_000)), max_size=8).map(tuple),
     reserved_tokens=st.integers(0, 20_000),
-    context_tokens=st.integers(0, 20_000),
     prefilling=st.integers(0, 20),
     unseen_tokens=st.integers(0, 20_000),
 )
@@ -59,10 +61,11 @@ def loaded(engine: EngineView, more: int) -> list[EngineView]:
     return [
         replace(engine, load=replace(engine.load, backlog_tokens=engine.load.backlog_tokens + more)),
         replace(engine, booked=replace(booked, unseen_tokens=booked.unseen_tokens + more)),
-        replace(engine, booked=replace(booked, decoding=booked.decoding + more)),
+        replace(engine, booked=replace(booked, decoding=(*booked.decoding, BookedDecode(more, more)))),
+        replace(engine, booked=replace(booked, decoding=tuple(BookedDecode(e + more, c) for e, c in booked.decoding))),
+        replace(engine, booked=replace(booked, decoding=tuple(BookedDecode(e, c + more) for e, c in booked.decoding))),
         replace(engine, booked=replace(booked, prefilling=booked.prefilling + more)),
         replace(engine, booked=replace(booked, reserved_tokens=booked.reserved_tokens + more)),
-        replace(engine, booked=replace(booked, context_tokens=booked.context_tokens + more)),
         replace(engine, others_requests=engine.others_requests + more),
         replace(engine, recent_work=engine.recent_work + more),
     ]
@@ -165,6 +168,17 @@ def test_a_backlog_is_worked_off_between_snapshots() -> None:
     assert late.pair(busy, d0).ttft == late.pair(idle, d0).ttft
 
 
+def test_a_prompt_booked_after_the_snapshot_is_worked_off_once_those_before_it_are() -> None:
+    per_token = STEP.base / 512 + STEP.per_token
+    booked = Booked(unseen_tokens=200, unseen_since=0.5 * 100 * per_token)
+    engine = view("p0", Role.PREFILL, backlog=100, booked=booked)
+    left = [load.backlog_tokens(engine, tokens * per_token) for tokens in (0, 60, 100, 250, 400)]
+    assert left == pytest.approx([300, 240, 200, 50, 0])
+    idle = view("p1", Role.PREFILL, booked=Booked(unseen_tokens=200, unseen_since=1.0))
+    assert load.backlog_tokens(idle, 1.0) == 200
+    assert load.backlog_tokens(idle, 1.0 + 50 * per_token) == pytest.approx(150)
+
+
 def test_a_cached_prefix_wins_until_its_engine_is_too_busy() -> None:
     def choose(backlog: int) -> str:
         views = view("p0", Role.PREFILL), view("p1", Role.PREFILL, backlog=backlog), view("d0", Role.DECODE)
@@ -209,10 +223,64 @@ def test_hundreds_of_engines_are_pruned_to_the_best_of_each_pool() -> None:
     state = cluster(*views)
     choices = ranked(ask(), find_options(ask(), state, RULES), state, RULES)
     assert len(choices) == RULES.pool_top**2
-    assert [e.endpoint.engine_id for e in choices[0][1:3]] == ["p000", "d000"]
+    _, prefill, decode, _ = choices[0]
+    assert (prefill.endpoint.engine_id, decode.others_requests) == ("p000", 0)
 
 
-@pytest.mark.parametrize(("left", "first"), [(0.001, "p0"), (3.0, "p1")])
-def test_what_is_left_of_load_long_past_does_not_decide(left: float, first: str) -> None:
+def chosen(views: Sequence[EngineView], prompts: int = 200) -> list[Route]:
+    """Routes of prompts that differ in nothing but what they say."""
+    policy, state = KVAware(RULES), cluster(*views)
+    return [policy.choose(replace(ask(), prompt_name=b"%d" % number), state) for number in range(prompts)]
+
+
+@pytest.mark.parametrize(("left", "taken"), [(0.001, {"p0", "p1"}), (3.0, {"p1"})])
+def test_what_is_left_of_load_long_past_does_not_decide(left: float, taken: set[str]) -> None:
     views = [view("p0", Role.PREFILL, recent_work=left), view("p1", Role.PREFILL), view("d0", Role.DECODE)]
-    assert KVAware(RULES).choose(ask(), cluster(*views)).prefill.engine_id == first
+    assert {route.prefill.engine_id for route in chosen(views)} == taken
+
+
+def test_equal_engines_share_prompts_evenly_and_each_prompt_has_its_place() -> None:
+    views = [view(f"p{i}", Role.PREFILL) for i in range(2)] + [view(f"d{i}", Role.DECODE) for i in range(3)]
+    routes = chosen(views)
+    for pool, size in (([route.prefill for route in routes], 2), ([route.decode for route in routes], 3)):
+        counts = Counter(endpoint.engine_id for endpoint in pool)
+        assert len(counts) == size
+        assert max(counts.values()) < 1.4 * len(routes) / size
+    assert chosen(views[::-1]) == routes
+
+
+def test_when_one_of_equal_engines_leaves_only_its_prompts_move() -> None:
+    views = [view(f"p{i}", Role.PREFILL) for i in range(3)] + [view("d0", Role.DECODE)]
+    before, after = chosen(views), chosen(views[1:])
+    moved = [(a, b) for a, b in zip(before, after, strict=True) if a.prefill != b.prefill]
+    assert {a.prefill.engine_id for a, _ in moved} == {"p0"}
+    assert {b.prefill.engine_id for _, b in moved} == {"p1", "p2"}
+
+
+def test_a_decode_engine_that_is_dearer_by_more_than_the_prediction_can_tell_is_not_taken() -> None:
+    def taken(running: int) -> set[str]:
+        decodes = [view("d0", Role.DECODE, running=running), view("d1", Role.DECODE)]
+        return {route.decode.engine_id for route in chosen([view("p0", Role.PREFILL), *decodes])}
+
+    assert taken(0) == {"d0", "d1"}
+    assert taken(8) == {"d1"}
+
+
+def test_a_choice_among_equals_says_so_when_another_was_a_little_cheaper() -> None:
+    model = StepModel(base=0.01, per_token=1e-5, per_context=0.0)
+    decodes = [view(f"d{i}", Role.DECODE, running=i, step_model=model) for i in range(2)]
+    routes = chosen([view("p0", Role.PREFILL), *decodes])
+    assert {route.decode.engine_id for route in routes} == {"d0", "d1"}
+    for route in routes:
+        assert ("settled by the prompt among equals" in route.reason) is (route.decode.engine_id == "d1")
+
+
+def test_a_request_that_is_about_to_end_counts_for_the_steps_it_still_takes() -> None:
+    def tpot(*decoding: BookedDecode) -> float:
+        engine = view("d0", Role.DECODE, booked=Booked(decoding=decoding))
+        return CostModel(ask(max_tokens=100), 0.0, RULES).pair(view("p0", Role.PREFILL), engine).tpot
+
+    alone, with_a_long_one = tpot(), tpot(BookedDecode(100, 500))
+    assert tpot(BookedDecode(0, 500)) == pytest.approx(alone)
+    assert tpot(BookedDecode(50, 500)) == pytest.approx((alone + with_a_long_one) / 2)
+    assert tpot(BookedDecode(1000, 500)) == pytest.approx(with_a_long_one)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pdserve.core.blocks import KVSnapshot, Tier, block_hashes, hash_namespace
-from pdserve.core.cluster import Booked, EngineView, Mode
+from pdserve.core.cluster import Booked, BookedDecode, EngineView, Mode
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request, SamplingParams
@@ -72,7 +72,7 @@ def test_a_tier_that_restores_slowly_draws_no_prompt(bench: Bench, seconds_per_b
 def test_blocks_of_another_tenant_or_model_are_no_hits(bench: Bench, other: dict[str, str]) -> None:
     bench.hold("p1", 160, **other)  # type: ignore[arg-type]  # one keyword of either type
     route = bench.router.route(request(), cluster(*two_by_two()))
-    assert (route.prefill.engine_id, route.uncached_tokens) == ("p0", 200)
+    assert route.uncached_tokens == 200
 
 
 def test_the_second_of_two_equal_prompts_follows_the_first(bench: Bench) -> None:
@@ -109,7 +109,7 @@ def rebound(bench: Bench, current: EngineView, other: EngineView) -> str:
 
 
 def test_a_decode_engine_is_left_only_for_a_clearly_better_one(bench: Bench) -> None:
-    ours = Booked(decoding=1, context_tokens=200, reserved_tokens=216)
+    ours = Booked(decoding=(BookedDecode(16, 200),), reserved_tokens=216)
     idle = view("d1", Role.DECODE)
     assert rebound(bench, view("d0", Role.DECODE, booked=ours), idle) == "d0"
     assert rebound(bench, view("d0", Role.DECODE, booked=ours, running=3), idle) == "d0"
@@ -141,6 +141,13 @@ def test_without_predictions_a_decode_engine_is_kept_while_it_is_there() -> None
     assert "moved from d0" in moved.reason
 
 
+def test_what_a_prompt_says_places_it_not_who_asks_or_when(bench: Bench) -> None:
+    routes = [bench.router.route(request(f"r{number}"), cluster(*two_by_two())) for number in range(5)]
+    assert len({(route.prefill, route.decode) for route in routes}) == 1
+    other_gateway = Router(KVAware(RULES), KVIndex(), RULES).route(request("z"), cluster(*two_by_two()))
+    assert (other_gateway.prefill, other_gateway.decode) == (routes[0].prefill, routes[0].decode)
+
+
 def test_local_routes_stay(bench: Bench) -> None:
     alone = cluster(view("d0", Role.DECODE))
     route = bench.router.route(request(), alone)
@@ -149,7 +156,7 @@ def test_local_routes_stay(bench: Bench) -> None:
 
 
 def test_a_running_request_moves_to_the_decode_engine_that_serves_it_best(bench: Bench) -> None:
-    busy = view("d1", Role.DECODE, booked=Booked(decoding=20, context_tokens=20_000))
+    busy = view("d1", Role.DECODE, booked=Booked(decoding=(BookedDecode(100, 1_000),) * 20))
     views = (*two_by_two(d1=busy), view("d2", Role.DECODE))
     assert bench.router.move(request(), ("d0", 1), cluster(*views)).engine_id == "d2"
 

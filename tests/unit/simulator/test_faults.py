@@ -45,7 +45,8 @@ def test_a_frozen_engine_is_fenced_and_its_requests_go_on_elsewhere(engine_id: s
     assert report.load.itl
     assert report.load.ttft
     longest_pause = max(report.load.itl.max, report.load.ttft.max)
-    assert TIMES.suspect < longest_pause < TIMES.suspect + 2 * TIMES.heartbeat
+    # A first token comes from the prefill engine, perhaps after the decode engine was last heard from.
+    assert TIMES.suspect - TIMES.heartbeat < longest_pause < TIMES.suspect + 2 * TIMES.heartbeat
 
 
 @pytest.mark.parametrize("engine_id", ["prefill-0", "decode-0"])
