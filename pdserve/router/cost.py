@@ -46,6 +46,12 @@ class _Way:
     def seconds(self) -> float:
         return self.compute + (self.fetch.seconds if self.fetch else 0.0)
 
+    @property
+    def burden(self) -> float:
+        """On the others, in seconds of computing: what is fetched takes the place of as much KV in the engine's cache,
+        so it weighs as if it were computed."""
+        return self.compute + (self.fetch.saved_seconds if self.fetch else 0.0)
+
 
 class CostModel:
     """Prices the candidates of one request at one moment. sources: engines whose caches may be asked."""
@@ -112,7 +118,7 @@ class CostModel:
     def _prefill_cost(self, view: EngineView) -> float:
         weight, queue, utilisation = self._rules.ttft_weight, self._queue(view), self._utilisation(view)
         return min(
-            weight * (queue + way.seconds + self._doubt(way)) + self._work(way.compute, utilisation)
+            weight * (queue + way.seconds + self._doubt(way)) + self._work(way.burden, utilisation)
             for way in self._ways(view)
         )
 
@@ -130,7 +136,7 @@ class CostModel:
             rules.ttft_weight * (ttft + self._doubt(way))
             + rules.gap_weight * gap
             + rules.tpot_weight * tpot * self._horizon
-            + self._work(way.compute, utilisation)
+            + self._work(way.burden, utilisation)
         )
         return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost, fetch=way.fetch)
 

