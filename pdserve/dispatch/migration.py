@@ -12,7 +12,7 @@ import structlog
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import EngineKey
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import InvalidRequest, PdserveError, Unavailable
+from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, Unavailable
 from pdserve.dispatch.decoding import Decoding
 from pdserve.dispatch.replay import Lost
 from pdserve.dispatch.sessions import Booking, SessionPool
@@ -80,8 +80,11 @@ class Migrator:
         if movable.task is not None:
             raise Unavailable(f"{request_id} is moving already")
         target = self._router.move(movable.decoding.request, self._where(movable), self._sessions.state())
-        movable.task = asyncio.get_running_loop().create_task(self._move_once(movable, target))
-        await asyncio.shield(movable.task)
+        task = movable.task = asyncio.get_running_loop().create_task(self._move_once(movable, target))
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise Cancelled(f"{request_id} ended before it had moved")
+        task.result()
 
     async def _move_once(self, movable: _Movable, target: Endpoint) -> None:
         try:
@@ -126,22 +129,26 @@ class Migrator:
             try:
                 return self._router.move(movable.decoding.request, source, self._sessions.state())
             except Unavailable:
-                await self._first(changed.wait(), self._clock.sleep(self._rules.pause))
-
-    async def _first(self, *waits: Coroutine[Any, Any, object]) -> None:
-        tasks = [asyncio.ensure_future(wait) for wait in waits]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
+                await _first(changed.wait(), self._clock.sleep(self._rules.pause))
 
     def _note(self, source: EngineKey, failure: Lost | PdserveError) -> None:
         error = failure.error if isinstance(failure, Lost) else failure
         if isinstance(failure, Lost) and failure.link:
             self._sessions.link_lost(failure.link)
+        if isinstance(failure, Lost) and failure.damaging:
+            self._sessions.link_damaged(failure.damaging)
         _log.warning("a request could not move", source=source[0], code=error.code, cause=str(error))
 
     def _where(self, movable: _Movable) -> EngineKey:
         engine = movable.decoding.engine
         return engine.engine_id, engine.epoch
+
+
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Return when one of them has."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -8,7 +8,7 @@ import pytest
 
 from pdserve.config.times import Times
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role
-from pdserve.core.errors import InvalidRequest, PdserveError, TransferFailed, TransferTimeout, Unavailable
+from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, TransferFailed, TransferTimeout, Unavailable
 from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.connection import RequestStream
@@ -349,3 +349,16 @@ async def test_a_move_takes_no_longer_than_its_deadline() -> None:
     here.say("r", 2, 12, end=FinishReason.STOP)
     assert await bench.tasks["r"] is FinishReason.STOP
     await bench.pool.close()
+
+
+async def test_an_operator_hears_when_the_request_he_moves_has_ended(bench: Bench) -> None:
+    await bench.ask("r")
+    bench.lines["d0"].say("r", 0, 10, 11)
+    bench.engines("d0", "d1")
+    await settle()
+    moving = asyncio.create_task(bench.dispatcher.move("r"))
+    await settle()
+    bench.lines["d0"].say("r", 2, 12, end=FinishReason.STOP)
+    with pytest.raises(Cancelled, match="r ended before it had moved"):
+        await moving
+    assert [move.outcome for move in bench.records["r"].migrations] == ["cancelled"]
