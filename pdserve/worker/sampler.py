@@ -8,6 +8,7 @@ from torch import Tensor
 from pdserve.core.batch import Row, RowOutput, SamplerInit
 from pdserve.worker.filters import filter_scores, penalise_repetition
 from pdserve.worker.noise import Purpose, gumbel_noise, noise_key
+from pdserve.worker.row_settings import RowSettings, banned_tokens, sampled_position
 from pdserve.worker.seen_tokens import SeenTokens
 
 _REMOVED = float("-inf")
@@ -18,13 +19,14 @@ class Sampler:
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._device = device
-        self._settings: dict[int, SamplerInit] = {}
+        self._settings = RowSettings()
         self._seen = SeenTokens(vocab_size, device)
 
     def drop(self, sequence_ids: Iterable[int]) -> None:
         """Forget sequences; unknown ones are ignored."""
+        sequence_ids = tuple(sequence_ids)
+        self._settings.drop(sequence_ids)
         for sequence_id in sequence_ids:
-            self._settings.pop(sequence_id, None)
             self._seen.drop(sequence_id)
 
     def sample(self, logits: Tensor, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> list[RowOutput]:
@@ -38,7 +40,9 @@ class Sampler:
         chosen = scores.argmax(dim=1)
         drawn = [i for i, s in enumerate(settings) if s.temperature > 0]
         if drawn:
-            chosen[drawn] = _draw(scores[drawn], [settings[i] for i in drawn], [_position(rows[i]) for i in drawn])
+            chosen[drawn] = _draw(
+                scores[drawn], [settings[i] for i in drawn], [sampled_position(rows[i]) for i in drawn]
+            )
         token_ids = chosen.tolist()
         for row, token_id in zip(rows, token_ids, strict=True):
             if row.sequence_id in self._seen:
@@ -51,13 +55,10 @@ class Sampler:
 
     def _settings_of(self, row: Row) -> SamplerInit:
         if row.sampler is not None:
-            self.drop((row.sequence_id,))
-            self._settings[row.sequence_id] = row.sampler
+            self._seen.drop(row.sequence_id)
             if row.sampler.repetition_penalty != 1:
                 self._seen.start(row.sequence_id, row.sampler.seen_token_ids)
-        if row.sequence_id not in self._settings:
-            raise ValueError(f"sequence {row.sequence_id} is sampled without ever having been given its settings")
-        return self._settings[row.sequence_id]
+        return self._settings.of(row)
 
     def _adjusted(self, logits: Tensor, rows: Sequence[Row], settings: Sequence[SamplerInit]) -> Tensor:
         """A copy of logits after repetition penalty and bans."""
@@ -68,13 +69,9 @@ class Sampler:
             factors = torch.tensor([settings[i].repetition_penalty for i in penalised], device=self._device)
             scores[penalised] = penalise_repetition(scores[penalised], seen, factors)
         for i, (row, init) in enumerate(zip(rows, settings, strict=True)):
-            if init.banned_token_ids and _position(row) - init.prompt_len < init.min_tokens:
-                scores[i, list(init.banned_token_ids)] = _REMOVED
+            if banned := banned_tokens(row, init):
+                scores[i, list(banned)] = _REMOVED
         return scores
-
-
-def _position(row: Row) -> int:
-    return row.start + row.num_tokens
 
 
 def _draw(scores: Tensor, settings: Sequence[SamplerInit], positions: Sequence[int]) -> Tensor:

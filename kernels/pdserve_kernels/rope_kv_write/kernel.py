@@ -117,6 +117,8 @@ def rope_kv_write(
     tokens, all_heads, dim = qkv.shape
     if dim % 2 or kv.shape[4] != dim or kv.stride(4) != 1 or not qkv.is_contiguous():
         raise ValueError("qkv must be contiguous, heads even and as long as those of kv, which are contiguous each")
+    if positions.shape != (tokens,) or slots.shape != (tokens,):
+        raise ValueError(f"{tokens} tokens need as many positions and slots")
     if kv.dtype is not qkv.dtype:
         raise ValueError(f"kv holds {kv.dtype}, the projection gave {qkv.dtype}")
     kv_heads, block_size = kv.shape[2], kv.shape[3]

@@ -164,7 +164,7 @@ def small_gemm(
     out = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
     if not rows:
         return out
-    cut = cut or tiling(rows, columns, depth, gated=gated, deterministic=deterministic)
+    cut = cut or tiling(rows, columns, depth, gated=gated, deterministic=deterministic, element_size=x.element_size())
     grid = (triton.cdiv(columns, cut.block_n), cut.splits, triton.cdiv(rows, cut.block_m))
     num_parts = cut.splits * rows * weight.shape[0]
     if cut.splits > 1:

@@ -21,8 +21,8 @@ class Tiling:
     num_stages: int
 
 
-def tiling(rows: int, columns: int, depth: int, *, gated: bool, deterministic: bool) -> Tiling:
-    """For an output of rows × columns. deterministic gives the same for any number of rows.
+def tiling(rows: int, columns: int, depth: int, *, gated: bool, deterministic: bool, element_size: int = 2) -> Tiling:
+    """For an output of rows × columns, of elements of so many bytes. deterministic: the same for any number of rows.
 
     A gated product holds two tiles of output, so its tiles have half the columns.
     """
@@ -38,7 +38,7 @@ def tiling(rows: int, columns: int, depth: int, *, gated: bool, deterministic: b
     return Tiling(
         block_m=block_m,
         block_n=block_n,
-        block_k=64 if wide else 128,
+        block_k=(128 if wide else 256) // element_size,
         splits=splits,
         num_warps=8 if block_m == 128 else 4,
         num_stages=4,
