@@ -45,9 +45,9 @@ def rope_kv_write_kernel(
     column = tl.arange(0, HALF_BLOCK)
     is_query = head < heads
     is_value = head >= heads + kv_heads
-    is_real = (tl.load(slot_ptr + token) + tl.zeros((HEADS,), tl.int64)) >= 0
     inside = (head < heads + 2 * kv_heads)[:, None] & (column < HALF)[None, :]
     slot = tl.load(slot_ptr + token)
+    is_real = (slot + tl.zeros((HEADS,), tl.int64)) >= 0  # one per head: the interpreter's masks mix with no scalar
     position = tl.load(position_ptr + token)
     source = qkv_ptr + (token * (heads + 2 * kv_heads) + head[:, None]) * DIM + column[None, :]
     raw_first = tl.load(source, mask=inside, other=0)
