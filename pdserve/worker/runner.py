@@ -47,6 +47,8 @@ class Runner:
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Write the KV of all rows; return float32 logits (sampled rows, vocab), on ranks other than 0 none."""
+        if self._device.type == "cuda" and self._device.index is not None:
+            torch.cuda.set_device(self._device)  # kernels are launched on the current device of the thread
         self._sampler.drop(batch.released)
         if not batch.rows:
             return torch.empty(0, self._model.config.vocab_size, device=self._device)
