@@ -117,10 +117,10 @@ def test_it_chooses_the_references_tokens(step: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vocab", [41, 1024, 8193, 20_011])
+@pytest.mark.parametrize("vocab", [41, 1024, 8193])
 def test_it_chooses_the_references_tokens_from_any_vocabulary(vocab: int) -> None:
-    check(vocab, rounds=3, step=0.25)
-    check(vocab, rounds=2, step=0.0, masked=True)
+    check(vocab, rounds=1, step=0.25)
+    check(vocab, rounds=1, step=0.0, masked=True)
 
 
 def test_logits_may_be_of_16_bits() -> None:
@@ -154,7 +154,7 @@ def test_the_references_draws_have_their_distribution(row: RowSettings) -> None:
     "row", [RowSettings(), RowSettings(top_p=0.75, temperature=1.3), RowSettings(top_k=9, min_p=0.05)], ids=str
 )
 def test_the_kernels_draws_have_their_distribution(row: RowSettings) -> None:
-    assert_drawn_from_the_distribution(row, 1500, by_kernel=True)
+    assert_drawn_from_the_distribution(row, 250, by_kernel=True)
 
 
 def assert_drawn_from_the_distribution(row: RowSettings, draws: int, *, by_kernel: bool) -> None:

@@ -98,7 +98,7 @@ def scan_kernel(
     peak = tl.full((), float("-inf"), tl.float32)
     logit_peak = tl.full((), float("-inf"), tl.float32)
     total = tl.full((), 0, tl.float32)
-    for tile in range(SPLIT_TILES):
+    for tile in range(tl.minimum(SPLIT_TILES, tl.cdiv(vocab, TILE) - split * SPLIT_TILES)):
         token = ((split * SPLIT_TILES + tile) * TILE + tl.arange(0, TILE)).to(tl.int64)
         logits, scores = row_scores(source, row, token, vocab)
         tile_peak = tl.max(scores, 0)

@@ -52,7 +52,7 @@ def test_it_chooses_the_cpu_samplers_tokens() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_it_chooses_the_cpu_samplers_tokens_for_any_settings(seed: int) -> None:
     compare(seed, rows=40, steps=4, vocab=[257, 1000, 2049][seed % 3])
 
