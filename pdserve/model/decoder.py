@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from pdserve.attention.base import AttentionPlan
-from pdserve.model.layers import Build, DecoderLayer, RMSNorm
+from pdserve.model.layers import Build, DecoderLayer
 from pdserve.model.linear import Linear, pad_rows
+from pdserve.model.ops import Residual
 from pdserve.model.rope import Rotary
 
 LayersDone = Callable[[int, int], None]
@@ -33,7 +34,8 @@ class Decoder(nn.Module):
         self.embedding = nn.Parameter(build.empty(config.vocab_size, config.hidden_size), requires_grad=False)
         self.rotary = Rotary(config).to(build.device)
         self.layers = nn.ModuleList(DecoderLayer(build) for _ in range(config.num_layers))
-        self.norm = RMSNorm(build, config.hidden_size)
+        self.norm = build.norm(config.hidden_size)
+        self.ops = build.ops
         self.head = self._head(build) if build.parallel.rank == 0 else None
 
     def _head(self, build: Build) -> Linear:
@@ -53,14 +55,13 @@ class Decoder(nn.Module):
 
         kv_layers: per layer (num_blocks, 2, kv_heads, block_size, head_dim), written and read by the plan.
         """
-        x = embedding(pad_rows(token_ids, self.row_tile), self.embedding)
-        rotation = self.rotary.at(pad_rows(positions, self.row_tile))
+        residual = Residual(embedding(pad_rows(token_ids, self.row_tile), self.embedding))
+        rotation = self.ops.rotation(self.rotary, pad_rows(positions, self.row_tile))
         for index, layer in enumerate(self.layers):
-            x = layer(x, rotation, plan, kv_layers[index])
+            residual = layer(residual, rotation, plan, kv_layers[index])
             if on_layers_done is not None:
                 on_layers_done(index, index + 1)
-        hidden: Tensor = self.norm(x)
-        return hidden[: token_ids.shape[0]]
+        return self.ops.norm(residual, self.norm)[: token_ids.shape[0]]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (rows, hidden_size) → float32 logits (rows, vocab_size). On rank 0 only."""

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from pdserve.attention.base import AttentionPlan
 from pdserve.model.config import ModelConfig
 from pdserve.model.linear import Linear, LinearMethod
+from pdserve.model.norm import RMSNorm
+from pdserve.model.ops import HeadNorms, LayerOps, Residual, Rotation
 from pdserve.model.parallel import ParallelContext
-from pdserve.model.rope import rotate
 from pdserve.model.sharding import Shard
-
-Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +25,7 @@ class Build:
 
     config: ModelConfig
     method: LinearMethod
+    ops: LayerOps
     parallel: ParallelContext
     shard: Shard
     dtype: torch.dtype
@@ -35,6 +34,9 @@ class Build:
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
+    def norm(self, size: int) -> RMSNorm:
+        return RMSNorm(self.empty(size), self.config.norm_eps)
+
     def linear(self, in_features: int, out_features: int, *, bias: bool) -> Linear:
         weight = self.empty(out_features, in_features)
         return Linear(weight, self.empty(out_features) if bias else None, self.method)
@@ -42,20 +44,6 @@ class Build:
     def partial_linear(self, in_features: int, out_features: int, *, bias: bool) -> Linear:
         """Row-parallel: its outputs are summed over ranks, so rank 0 alone adds the bias."""
         return self.linear(in_features, out_features, bias=bias and self.parallel.rank == 0)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension; the mean is taken in float32."""
-
-    def __init__(self, build: Build, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(build.empty(size), requires_grad=False)
-        self.eps = build.config.norm_eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -68,17 +56,20 @@ class Attention(nn.Module):
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv = build.linear(config.hidden_size, width, bias=config.qkv_bias)
         self.output = build.partial_linear(self.heads * self.head_dim, config.hidden_size, bias=config.output_bias)
-        self.q_norm = RMSNorm(build, self.head_dim) if config.qk_norm else None
-        self.k_norm = RMSNorm(build, self.head_dim) if config.qk_norm else None
-        self.parallel = build.parallel
+        self.q_norm = build.norm(config.head_dim) if config.qk_norm else None
+        self.k_norm = build.norm(config.head_dim) if config.qk_norm else None
+        self.parallel, self.ops = build.parallel, build.ops
 
-    def forward(self, x: Tensor, rotation: Rotation, plan: AttentionPlan, kv: Tensor) -> Tensor:
-        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+    def forward(
+        self, residual: Residual, norm: RMSNorm, rotation: Rotation, plan: AttentionPlan, kv: Tensor
+    ) -> Residual:
+        qkv, residual = self.ops.norm_linear(residual, norm, self.qkv)
+        norms = None
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        attended = plan.run(rotate(q, rotation), rotate(k, rotation), v, kv)
-        return self.parallel.all_reduce(self.output(attended.flatten(1)))
+            norms = HeadNorms(query=self.q_norm, key=self.k_norm)
+        heads = qkv.view(qkv.shape[0], -1, self.head_dim)
+        attended = self.ops.attend(heads, norms, rotation, plan, kv)
+        return self.ops.add_linear(residual, attended.flatten(1), self.output, self.parallel)
 
 
 class MLP(nn.Module):
@@ -89,11 +80,11 @@ class MLP(nn.Module):
         config, columns = build.config, build.shard.num_columns
         self.gate_up = build.linear(config.hidden_size, 2 * columns, bias=config.mlp_bias)
         self.down = build.partial_linear(columns, config.hidden_size, bias=config.mlp_bias)
-        self.parallel = build.parallel
+        self.parallel, self.ops = build.parallel, build.ops
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.parallel.all_reduce(self.down(silu(gate) * up))
+    def forward(self, residual: Residual, norm: RMSNorm) -> Residual:
+        gated, residual = self.ops.norm_gated(residual, norm, self.gate_up)
+        return self.ops.add_linear(residual, gated, self.down, self.parallel)
 
 
 class DecoderLayer(nn.Module):
@@ -101,12 +92,12 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, build: Build) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(build, build.config.hidden_size)
+        self.attention_norm = build.norm(build.config.hidden_size)
         self.attention = Attention(build)
-        self.mlp_norm = RMSNorm(build, build.config.hidden_size)
+        self.mlp_norm = build.norm(build.config.hidden_size)
         self.mlp = MLP(build)
 
-    def forward(self, x: Tensor, rotation: Rotation, plan: AttentionPlan, kv: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, plan, kv)
-        transformed: Tensor = self.mlp(self.mlp_norm(x))
-        return x + transformed
+    def forward(self, residual: Residual, rotation: Rotation, plan: AttentionPlan, kv: Tensor) -> Residual:
+        residual = self.attention(residual, self.attention_norm, rotation, plan, kv)
+        added: Residual = self.mlp(residual, self.mlp_norm)
+        return added

@@ -11,7 +11,8 @@ from pdserve.model.checkpoint import eos_token_ids, model_revision, weight_files
 from pdserve.model.config import ModelConfig, load_config
 from pdserve.model.decoder import Decoder
 from pdserve.model.layers import Build
-from pdserve.model.linear import PlainLinear, TiledLinear
+from pdserve.model.linear import LinearMethod, PlainLinear, TiledLinear
+from pdserve.model.ops import LayerOps, TorchOps
 from pdserve.model.parallel import ParallelContext, SingleRank
 from pdserve.model.sharding import Shard, shard_model
 from pdserve.model.weights import load_weights
@@ -30,6 +31,8 @@ class LoadedModel:
     info: ModelInfo
     dtype: torch.dtype
     device: torch.device
+    kernels: bool
+    """Whether it computes in Triton kernels."""
 
 
 def load_model(
@@ -39,22 +42,26 @@ def load_model(
     device: str = "cpu",
     deterministic: bool | None = None,
     parallel: ParallelContext | None = None,
+    kernels: bool | None = None,
 ) -> LoadedModel:
     """Load a Hugging Face checkpoint directory, or a rank's part of it.
 
     dtype "auto" is float32 on CPU and the checkpoint's own elsewhere. deterministic makes results independent of
-    the batch; None means on CPU only. parallel are the ranks that compute the model together; None is one alone.
-    Raises CheckpointError for a directory that cannot be served and ConfigError for a dtype, device or number of
-    ranks that cannot be used.
+    the batch; None means on CPU only. kernels chooses Triton kernels over torch's operations; None means on GPUs.
+    parallel are the ranks that compute the model together; None is one alone. Raises CheckpointError for a directory
+    that cannot be served and ConfigError for a dtype, device or number of ranks that cannot be used.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a directory; give a checkpoint directory in Hugging Face layout")
     config = load_config(path)
     place = resolve_device(device)
     ranks = parallel or SingleRank()
+    in_kernels = place.type == "cuda" if kernels is None else kernels
+    method, ops = _arithmetic(place, in_kernels, deterministic=resolve_deterministic(deterministic, place))
     build = Build(
         config=config,
-        method=TiledLinear() if resolve_deterministic(deterministic, place) else PlainLinear(),
+        method=method,
+        ops=ops,
         parallel=ranks,
         shard=shard_model(config, ranks.rank, ranks.world_size),
         dtype=resolve_dtype(dtype, config, place),
@@ -78,7 +85,18 @@ def load_model(
         info=info,
         dtype=build.dtype,
         device=place,
+        kernels=in_kernels,
     )
+
+
+def _arithmetic(device: torch.device, kernels: bool, *, deterministic: bool) -> tuple[LinearMethod, LayerOps]:
+    if not kernels:
+        return TiledLinear() if deterministic else PlainLinear(), TorchOps()
+    from pdserve.model.kernel_ops import KernelLinear, KernelOps
+    from pdserve_kernels.small_gemm.kernel import Workspace
+
+    method = KernelLinear(Workspace.on(device), deterministic=deterministic)
+    return method, KernelOps(method)
 
 
 def resolve_device(device: str) -> torch.device:

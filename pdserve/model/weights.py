@@ -13,8 +13,9 @@ from torch import Tensor
 from pdserve.core.errors import CheckpointError
 from pdserve.model.config import ModelConfig
 from pdserve.model.decoder import Decoder
-from pdserve.model.layers import Attention, DecoderLayer, RMSNorm
+from pdserve.model.layers import Attention, DecoderLayer
 from pdserve.model.linear import Linear
+from pdserve.model.norm import RMSNorm
 from pdserve.model.sharding import Range
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from pdserve.model.loader import LoadedModel
 from pdserve.worker.inputs import build_inputs
 from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.sampler import NO_TOKEN, Sampler, row_output
+
+if TYPE_CHECKING:
+    from pdserve.worker.kernel_sampler import KernelSampler
 
 BatchLayersDone = Callable[[Batch, int, int], None]
 """Called as (batch, first, end) on the thread that computes, once layers [first, end) have written the batch's KV."""
@@ -36,13 +40,15 @@ class Runner:
         self._device = loaded.device
         self._attention = attention
         self._kv = kv
-        self._sampler = Sampler(loaded.config.vocab_size, loaded.device)
+        self._sampler = _sampler(loaded)
         self._previous: dict[int, int] = {}
         self._on_layers_done = on_layers_done
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Write the KV of all rows; return float32 logits (sampled rows, vocab), on ranks other than 0 none."""
+        if self._device.type == "cuda" and self._device.index is not None:
+            torch.cuda.set_device(self._device)  # kernels are launched on the current device of the thread
         self._sampler.drop(batch.released)
         if not batch.rows:
             return torch.empty(0, self._model.config.vocab_size, device=self._device)
@@ -79,3 +85,11 @@ class Runner:
         tokens = [(output.token_ids or (NO_TOKEN,))[0] for output in outputs]
         self._parallel.broadcast(torch.tensor(tokens, dtype=torch.int64, device=self._device))
         return outputs
+
+
+def _sampler(loaded: LoadedModel) -> "Sampler | KernelSampler":
+    if not loaded.kernels:
+        return Sampler(loaded.config.vocab_size, loaded.device)
+    from pdserve.worker.kernel_sampler import KernelSampler
+
+    return KernelSampler(loaded.config.vocab_size, loaded.device)

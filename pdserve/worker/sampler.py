@@ -8,6 +8,7 @@ from torch import Tensor
 from pdserve.core.batch import Row, RowOutput, SamplerInit
 from pdserve.worker.filters import filter_scores, penalise_repetition
 from pdserve.worker.noise import Purpose, gumbel_noise, noise_key
+from pdserve.worker.row_settings import RowSettings, banned_tokens, sampled_position
 from pdserve.worker.seen_tokens import SeenTokens
 
 NO_TOKEN = -1
@@ -21,13 +22,14 @@ class Sampler:
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._device = device
-        self._settings: dict[int, SamplerInit] = {}
+        self._settings = RowSettings()
         self._seen = SeenTokens(vocab_size, device)
 
     def drop(self, sequence_ids: Iterable[int]) -> None:
         """Forget sequences; unknown ones are ignored."""
+        sequence_ids = tuple(sequence_ids)
+        self._settings.drop(sequence_ids)
         for sequence_id in sequence_ids:
-            self._settings.pop(sequence_id, None)
             self._seen.drop(sequence_id)
 
     def sample(self, logits: Tensor, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> list[RowOutput]:
@@ -44,7 +46,9 @@ class Sampler:
         usable = scores.gather(1, chosen[:, None]).squeeze(1).isfinite()
         drawn = [i for i, s in enumerate(settings) if s.temperature > 0]
         if drawn:
-            chosen[drawn] = _draw(scores[drawn], [settings[i] for i in drawn], [_position(rows[i]) for i in drawn])
+            chosen[drawn] = _draw(
+                scores[drawn], [settings[i] for i in drawn], [sampled_position(rows[i]) for i in drawn]
+            )
         token_ids = torch.where(usable, chosen, NO_TOKEN).tolist()
         for row, token_id in zip(rows, token_ids, strict=True):
             if row.sequence_id in self._seen and token_id != NO_TOKEN:
@@ -57,13 +61,10 @@ class Sampler:
 
     def _settings_of(self, row: Row) -> SamplerInit:
         if row.sampler is not None:
-            self.drop((row.sequence_id,))
-            self._settings[row.sequence_id] = row.sampler
+            self._seen.drop(row.sequence_id)
             if row.sampler.repetition_penalty != 1:
                 self._seen.start(row.sequence_id, row.sampler.seen_token_ids)
-        if row.sequence_id not in self._settings:
-            raise ValueError(f"sequence {row.sequence_id} is sampled without ever having been given its settings")
-        return self._settings[row.sequence_id]
+        return self._settings.of(row)
 
     def _adjusted(self, logits: Tensor, rows: Sequence[Row], settings: Sequence[SamplerInit]) -> Tensor:
         """A copy of logits after repetition penalty and bans."""
@@ -74,8 +75,8 @@ class Sampler:
             factors = torch.tensor([settings[i].repetition_penalty for i in penalised], device=self._device)
             scores[penalised] = penalise_repetition(scores[penalised], seen, factors)
         for i, (row, init) in enumerate(zip(rows, settings, strict=True)):
-            if init.banned_token_ids and _position(row) - init.prompt_len < init.min_tokens:
-                scores[i, list(init.banned_token_ids)] = _REMOVED
+            if banned := banned_tokens(row, init):
+                scores[i, list(banned)] = _REMOVED
         return scores
 
 
@@ -84,10 +85,6 @@ def row_output(row: Row, token_id: int, logprobs: tuple[float, ...] | None = Non
     if token_id == NO_TOKEN:
         return RowOutput(sequence_id=row.sequence_id, token_ids=())
     return RowOutput(sequence_id=row.sequence_id, token_ids=(token_id,), logprobs=logprobs)
-
-
-def _position(row: Row) -> int:
-    return row.start + row.num_tokens
 
 
 def _draw(scores: Tensor, settings: Sequence[SamplerInit], positions: Sequence[int]) -> Tensor:

@@ -7,15 +7,27 @@ from torch import Tensor
 
 
 class SeenTokens:
-    """One row of vocab flags per sequence, written when the sequence comes and extended token by token."""
+    """One row of vocab flags per sequence, written when the sequence comes and extended token by token.
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._flags = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+    Of another dtype, a flag is 1 and not 0, and who extends rows of the table in place decides what else it tells.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device, dtype: torch.dtype = torch.bool) -> None:
+        self._flags = torch.zeros(0, vocab_size, dtype=dtype, device=device)
         self._free: list[int] = []
         self._rows: dict[int, int] = {}
 
     def __contains__(self, sequence_id: int) -> bool:
         return sequence_id in self._rows
+
+    @property
+    def table(self) -> Tensor:
+        """(rows, vocab), in which row_of tells a sequence's row; another one after a sequence has come."""
+        return self._flags
+
+    def row_of(self, sequence_id: int) -> int:
+        """The sequence's row of the table, -1 for one that is not here."""
+        return self._rows.get(sequence_id, -1)
 
     def start(self, sequence_id: int, token_ids: Iterable[int]) -> None:
         """Begin (or begin anew) a sequence whose history is token_ids."""
