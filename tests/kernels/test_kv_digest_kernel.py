@@ -1,32 +1,11 @@
 """The keyed sum's kernel: in the interpreter it equals the reference; for Hopper it compiles without spills."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from pdserve_kernels.kv_digest import kernel, reference
-
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from pdserve_kernels.kv_digest import kernel
-signature = dict.fromkeys(("words_ptr", "keys_ptr", "shares_ptr", "sums_ptr"), "*i64")
-constants = {"TILE": kernel.TILE, "PASSES": kernel.PASSES}
-source = ASTSource(
-    fn=kernel.keyed_sum_kernel,
-    signature=signature | dict.fromkeys(constants, "constexpr"),
-    constexprs=constants,
-)
-compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-assert "atom" in compiled.asm["ptx"] and ".local" not in compiled.asm["ptx"]
-assert compiled.metadata.shared <= 227 * 1024
-print(len(compiled.asm["cubin"]))
-"""
+from tests.kernels.hopper import SHARED_BYTES, Build, compile_for_hopper
 
 
 @pytest.mark.parametrize(
@@ -58,14 +37,14 @@ def test_spans_that_are_not_aligned_words_are_refused() -> None:
 
 
 def test_it_compiles_for_hopper_without_local_memory() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+    (built,) = compile_for_hopper(
+        Build(
+            module=kernel.__name__,
+            kernel="keyed_sum_kernel",
+            signature=dict.fromkeys(("words_ptr", "keys_ptr", "shares_ptr", "sums_ptr"), "*i64:16"),
+            constants={"TILE": kernel.TILE, "PASSES": kernel.PASSES},
+        )
     )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 0
+    assert "atom" in built.ptx
+    assert built.stack == 0
+    assert built.shared <= SHARED_BYTES
