@@ -101,12 +101,14 @@ def _attend(
 
 
 @triton.jit
-def _folded(
+def _fold(
     accs_ptr: tl.tensor,
     peaks_ptr: tl.tensor,
     totals_ptr: tl.tensor,
     first_slot: tl.tensor,
     parts: tl.tensor,
+    out_ptr: tl.tensor,
+    out_offsets: tl.tensor,
     token: tl.tensor,
     tokens: tl.tensor,
     ROWS: tl.constexpr,
@@ -114,33 +116,47 @@ def _folded(
     HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr,
     FOLD: tl.constexpr,
-) -> tl.tensor:
-    """The acc and total of all parts of a unit, in their order; FOLD of them are loaded side by side."""
+    FOLD_DIM: tl.constexpr,
+) -> None:
+    """Write the result of a unit whose parts are all there, folded in their order.
+
+    FOLD states are loaded side by side, FOLD_DIM columns at a time: latency against registers.
+    """
     rows = tl.arange(0, ROWS)
-    dim = tl.arange(0, DIM)
-    acc = tl.zeros((ROWS, DIM), dtype=tl.float32)
-    peak = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((ROWS,), dtype=tl.float32)
-    for first in range(0, parts, FOLD):
-        for ahead in tl.static_range(FOLD):
-            part = first + ahead
-            state = (first_slot + part).to(tl.int64) * QUERY_ROWS + rows
-            there = token < tl.where(parts > part, tokens, 0)
-            peak_of = tl.load(peaks_ptr + state, mask=there, other=float("-inf"), cache_modifier=".cg")
-            total_of = tl.load(totals_ptr + state, mask=there, other=0.0, cache_modifier=".cg")
-            acc_of = tl.load(
-                accs_ptr + state[:, None] * HEAD_DIM + dim[None, :],
-                mask=there[:, None] & (dim < HEAD_DIM)[None, :],
-                other=0.0,
-                cache_modifier=".cg",
-            )
-            new_peak = tl.maximum(peak, peak_of)
-            shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-            fade, weight = tl.exp2(peak - shift), tl.exp2(peak_of - shift)
-            total = tl.fma(total_of, weight, total * fade)
-            acc = tl.fma(acc_of, weight[:, None], acc * fade[:, None])
-            peak = new_peak
-    return acc, total
+    for column in range(0, DIM, FOLD_DIM):
+        dim = column + tl.arange(0, FOLD_DIM)
+        within = (dim < HEAD_DIM)[None, :]
+        acc = tl.zeros((ROWS, FOLD_DIM), dtype=tl.float32)
+        peak = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+        total = tl.zeros((ROWS,), dtype=tl.float32)
+        for first in range(0, parts, FOLD):
+            for ahead in tl.static_range(FOLD):
+                part = first + ahead
+                there = token < tl.where(parts > part, tokens, 0)
+                state = (first_slot + part).to(tl.int64) * QUERY_ROWS + rows
+                # Past the first-level cache, which does not see what other multiprocessors wrote.
+                peak_of = tl.load(peaks_ptr + state, mask=there, other=float("-inf"), cache_modifier=".cg")
+                total_of = tl.load(totals_ptr + state, mask=there, other=0.0, cache_modifier=".cg")
+                acc_of = tl.load(
+                    accs_ptr + state[:, None] * HEAD_DIM + dim[None, :],
+                    mask=there[:, None] & within,
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+                new_peak = tl.maximum(peak, peak_of)
+                shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+                fade, weight = tl.exp2(peak - shift), tl.exp2(peak_of - shift)
+                total = tl.fma(total_of, weight, total * fade)
+                acc = tl.fma(acc_of, weight[:, None], acc * fade[:, None])
+                peak = new_peak
+        _write(out_ptr + out_offsets[:, None] + dim[None, :], acc, total, (token < tokens)[:, None] & within)
+
+
+@triton.jit
+def _write(pointers: tl.tensor, acc: tl.tensor, total: tl.tensor, mask: tl.tensor) -> None:
+    """Results from a finished state; a row that has seen nothing is zero."""
+    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(pointers, result.to(pointers.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -172,6 +188,7 @@ def paged_attention_kernel(
     ROWS: tl.constexpr,
     KV_TILE: tl.constexpr,
     FOLD: tl.constexpr,
+    FOLD_DIM: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
     """One program computes its items of the work list. Strides are in elements; dim is contiguous everywhere.
@@ -224,26 +241,22 @@ def paged_attention_kernel(
                     q, acc, peak, total, kv_base, table, first, kv_end, positions, scale,
                     stride_block, stride_kv, stride_slot, True, HEAD_DIM, DIM, BLOCK_SIZE, KV_TILE, UPCAST,
                 )  # fmt: skip
-            complete = parts == 1
-            if parts > 1:
-                slot = (first_slot + part).to(tl.int64)
-                state = slot * QUERY_ROWS + rows
+            out_offsets = row * stride_out_token + head * stride_out_head
+            if parts == 1:
+                _write(out_ptr + out_offsets[:, None] + dim[None, :], acc, total, there)
+            else:
+                state = (first_slot + part).to(tl.int64) * QUERY_ROWS + rows
                 tl.store(accs_ptr + state[:, None] * HEAD_DIM + dim[None, :], acc, mask=there)
                 tl.store(peaks_ptr + state, peak, mask=valid)
                 tl.store(totals_ptr + state, total, mask=valid)
                 # The barrier puts every thread's stores before the one thread's count, which releases them.
                 tl.debug_barrier()
-                complete = tl.atomic_add(arrivals_ptr + first_slot, 1) == parts - 1
-                if complete:
+                if tl.atomic_add(arrivals_ptr + first_slot, 1) == parts - 1:
                     tl.store(arrivals_ptr + first_slot, 0)
-                    acc, total = _folded(
-                        accs_ptr, peaks_ptr, totals_ptr, first_slot, parts, token, tokens,
-                        ROWS, QUERY_ROWS, HEAD_DIM, DIM, FOLD,
+                    _fold(
+                        accs_ptr, peaks_ptr, totals_ptr, first_slot, parts, out_ptr, out_offsets, token, tokens,
+                        ROWS, QUERY_ROWS, HEAD_DIM, DIM, FOLD, FOLD_DIM,
                     )  # fmt: skip
-            if complete:
-                out_offsets = row * stride_out_token + head * stride_out_head
-                result = acc / tl.where(total > 0, total, 1.0)[:, None]
-                tl.store(out_ptr + out_offsets[:, None] + dim[None, :], result.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,14 +322,22 @@ def paged_attention(
         out.stride(1),
         block_tables.stride(0),
         *kv.stride()[:4],
-        GROUP=heads // kv.shape[2],
-        HEAD_DIM=head_dim,
-        DIM=padded(head_dim),
-        BLOCK_SIZE=kv.shape[3],
-        ROWS=tuning.rows,
-        KV_TILE=tuning.kv_tile,
-        FOLD=tuning.fold,
-        UPCAST=INTERPRETED,
+        **constants(tuning, head_dim=head_dim, group=heads // kv.shape[2], block_size=kv.shape[3], upcast=INTERPRETED),
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
     )
+
+
+def constants(tuning: Tuning, *, head_dim: int, group: int, block_size: int, upcast: bool) -> dict[str, int | bool]:
+    """What the kernel is compiled for; upcast: everything is float32 once loaded."""
+    return {
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "DIM": padded(head_dim),
+        "BLOCK_SIZE": block_size,
+        "ROWS": tuning.rows,
+        "KV_TILE": tuning.kv_tile,
+        "FOLD": tuning.fold,
+        "FOLD_DIM": min(tuning.fold_dim, padded(head_dim)),
+        "UPCAST": upcast,
+    }

@@ -19,8 +19,9 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """rows of a query tile (tokens times query heads per KV head), KV tokens per tile, parts folded at once, and how
-    many programs share a multiprocessor."""
+    """rows: of a query tile, its tokens times the query heads per KV head. kv_tile: KV tokens. programs: how many share
+    a multiprocessor. fold, fold_dim: how many states of parts are folded side by side, how many columns at a time.
+    """
 
     rows: int
     kv_tile: int
@@ -28,22 +29,23 @@ class Tuning:
     num_stages: int
     programs: int = 1
     fold: int = 2
+    fold_dim: int = 32
 
 
 _DECODE = {
-    64: Tuning(rows=16, kv_tile=128, num_warps=4, num_stages=3, programs=2, fold=8),
-    128: Tuning(rows=16, kv_tile=64, num_warps=4, num_stages=3, programs=2, fold=8),
-    256: Tuning(rows=16, kv_tile=32, num_warps=4, num_stages=3, programs=2, fold=4),
+    64: Tuning(rows=16, kv_tile=128, num_warps=4, num_stages=5, programs=2, fold=8, fold_dim=64),
+    128: Tuning(rows=16, kv_tile=64, num_warps=4, num_stages=5, programs=2, fold=8, fold_dim=128),
+    256: Tuning(rows=16, kv_tile=32, num_warps=4, num_stages=5, programs=2, fold=4, fold_dim=256),
 }
 _PREFILL = {
-    64: Tuning(rows=128, kv_tile=128, num_warps=8, num_stages=3),
-    128: Tuning(rows=128, kv_tile=64, num_warps=8, num_stages=3),
-    256: Tuning(rows=64, kv_tile=64, num_warps=8, num_stages=2),
+    64: Tuning(rows=128, kv_tile=128, num_warps=8, num_stages=4),
+    128: Tuning(rows=128, kv_tile=64, num_warps=8, num_stages=4),
+    256: Tuning(rows=128, kv_tile=32, num_warps=8, num_stages=3),
 }
 _INVARIANT = {
-    64: Tuning(rows=64, kv_tile=64, num_warps=4, num_stages=3, programs=2),
-    128: Tuning(rows=64, kv_tile=64, num_warps=4, num_stages=3, programs=2),
-    256: Tuning(rows=64, kv_tile=32, num_warps=8, num_stages=2),
+    64: Tuning(rows=64, kv_tile=64, num_warps=4, num_stages=4, programs=2),
+    128: Tuning(rows=64, kv_tile=64, num_warps=8, num_stages=4),
+    256: Tuning(rows=64, kv_tile=32, num_warps=8, num_stages=4),
 }
 _TABLES = {Purpose.DECODE: _DECODE, Purpose.PREFILL: _PREFILL, Purpose.INVARIANT: _INVARIANT}
 _FLOAT32 = Tuning(rows=16, kv_tile=32, num_warps=4, num_stages=2)
