@@ -35,6 +35,11 @@ class AttentionMetadata:
 class AttentionPlan(Protocol):
     """One step's attention, decided once and run for every layer."""
 
+    @property
+    def slots(self) -> Tensor:
+        """AttentionMetadata.slots, for those who write keys and values themselves."""
+        ...
+
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor) -> Tensor:
         """Write the new keys and values, then attend.
 
@@ -42,6 +47,10 @@ class AttentionPlan(Protocol):
         kv (num_blocks, 2, kv_heads, block_size, head_dim): one layer of paged memory, any strides.
         Returns (rows, heads, head_dim), zero in padding rows.
         """
+        ...
+
+    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
+        """run without the writing: kv holds the new keys and values already."""
         ...
 
 

@@ -41,7 +41,7 @@ class TorchAttention:
         lengths = zip(metadata.query_lens_host, metadata.kv_lens_host, strict=True)
         tiles = [tile for s, (new, end) in enumerate(lengths) for tile in self._tiles(s, end - new, end)]
         calls = [self._call(group, metadata) for group in group_tiles(tiles)]
-        return TorchPlan(metadata.slots // self._block_size, metadata.slots % self._block_size, calls)
+        return TorchPlan(metadata.slots, self._block_size, calls)
 
     def _call(self, tiles: list[Tile], metadata: AttentionMetadata) -> _Call:
         device, rows, kv_len = self._device, tiles[0].rows, tiles[0].kv_len
@@ -73,15 +73,19 @@ class TorchAttention:
 class TorchPlan:
     """A step's calls; run for each layer in turn."""
 
-    def __init__(self, blocks: Tensor, offsets: Tensor, calls: list[_Call]) -> None:
-        self._blocks = blocks
-        self._offsets = offsets
+    def __init__(self, slots: Tensor, block_size: int, calls: list[_Call]) -> None:
+        self.slots = slots
+        self._blocks = slots // block_size
+        self._offsets = slots % block_size
         self._calls = calls
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor) -> Tensor:
         tokens = self._blocks.shape[0]
         kv[:, 0][self._blocks, :, self._offsets] = k[:tokens]
         kv[:, 1][self._blocks, :, self._offsets] = v[:tokens]
+        return self.attend(q, kv)
+
+    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
         out = torch.zeros_like(q)
         for call in self._calls:
             out[call.targets] = _attend(call, q, kv)

@@ -97,6 +97,7 @@ class TritonPlan:
     """A step's launches; run for each layer in turn."""
 
     def __init__(self, metadata: AttentionMetadata, block_size: int, planned: list[_Planned]) -> None:
+        self.slots = metadata.slots
         self._tables = metadata.block_tables
         self._blocks = metadata.slots // block_size
         self._offsets = metadata.slots % block_size
@@ -106,8 +107,11 @@ class TritonPlan:
         tokens = self._blocks.shape[0]
         kv[:, 0][self._blocks, :, self._offsets] = k[:tokens]
         kv[:, 1][self._blocks, :, self._offsets] = v[:tokens]
+        return self.attend(q, kv)
+
+    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
         out = q.new_empty(q.shape)
-        out[tokens:] = 0
+        out[self.slots.shape[0] :] = 0
         for planned in self._planned:
             paged_attention(q, kv, self._tables, planned.work, planned.states, out, tuning=planned.tuning)
         return out

@@ -139,15 +139,15 @@ def test_all_sizes_equal_the_reference(head_dim: int, group: int, purpose: Purpo
 
 def hopper_build(purpose: Purpose, head_dim: int, group: int, block_size: int, kind: str = "bf16") -> Build:
     tuning = tuning_for(purpose, head_dim, group, 4 if kind == "fp32" else 2)
-    strides = ("q_token", "q_head", "out_token", "out_head", "block", "kv", "head", "slot")
+    strides = ("q_token", "q_head", "out_token", "out_head", "kv", "head", "slot")
     return Build(
         module=kernel.__name__,
         kernel="paged_attention_kernel",
         signature=dict.fromkeys(("q_ptr", "kv_ptr", "out_ptr"), f"*{kind}:16")
         | dict.fromkeys(("items_ptr", "program_starts_ptr", "arrivals_ptr"), "*i32:16")
         | dict.fromkeys(("accs_ptr", "peaks_ptr", "totals_ptr"), "*fp32:16")
-        | {f"stride_{name}": "i64:16" for name in strides}
-        | {"tables_ptr": "*i64:16", "stride_table": "i64", "scale": "fp32"},
+        | {f"stride_{name}": "i32:16" for name in strides}
+        | {"stride_block": "i64:16", "tables_ptr": "*i64:16", "stride_table": "i32", "scale": "fp32"},
         constants=kernel.constants(tuning, head_dim=head_dim, group=group, block_size=block_size, upcast=False),
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,

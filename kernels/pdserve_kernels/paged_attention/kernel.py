@@ -38,7 +38,7 @@ def _kv_tile(
 ) -> tl.tensor:
     """[KV_TILE, DIM] keys or values; zero outside, whatever lies there: 0 * NaN is NaN."""
     dim = tl.arange(0, DIM)
-    pointers = base + offsets[:, None] + dim[None, :]
+    pointers = base + (offsets[:, None] + dim[None, :])
     if MASKED:
         return tl.load(pointers, mask=inside[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
     if HEAD_DIM < DIM:
@@ -107,7 +107,7 @@ def _fold(
     totals_ptr: tl.tensor,
     first_slot: tl.tensor,
     parts: tl.tensor,
-    out_ptr: tl.tensor,
+    out_base: tl.tensor,
     out_offsets: tl.tensor,
     token: tl.tensor,
     tokens: tl.tensor,
@@ -133,12 +133,12 @@ def _fold(
             for ahead in tl.static_range(FOLD):
                 part = first + ahead
                 there = token < tl.where(parts > part, tokens, 0)
-                state = (first_slot + part).to(tl.int64) * QUERY_ROWS + rows
+                state = (first_slot + part).to(tl.int64) * QUERY_ROWS
                 # Past the first-level cache, which does not see what other multiprocessors wrote.
-                peak_of = tl.load(peaks_ptr + state, mask=there, other=float("-inf"), cache_modifier=".cg")
-                total_of = tl.load(totals_ptr + state, mask=there, other=0.0, cache_modifier=".cg")
+                peak_of = tl.load(peaks_ptr + state + rows, mask=there, other=float("-inf"), cache_modifier=".cg")
+                total_of = tl.load(totals_ptr + state + rows, mask=there, other=0.0, cache_modifier=".cg")
                 acc_of = tl.load(
-                    accs_ptr + state[:, None] * HEAD_DIM + dim[None, :],
+                    accs_ptr + state * HEAD_DIM + (rows[:, None] * HEAD_DIM + dim[None, :]),
                     mask=there[:, None] & within,
                     other=0.0,
                     cache_modifier=".cg",
@@ -149,7 +149,7 @@ def _fold(
                 total = tl.fma(total_of, weight, total * fade)
                 acc = tl.fma(acc_of, weight[:, None], acc * fade[:, None])
                 peak = new_peak
-        _write(out_ptr + out_offsets[:, None] + dim[None, :], acc, total, (token < tokens)[:, None] & within)
+        _write(out_base + (out_offsets[:, None] + dim[None, :]), acc, total, (token < tokens)[:, None] & within)
 
 
 @triton.jit
@@ -202,25 +202,24 @@ def paged_attention_kernel(
     rows = tl.arange(0, ROWS)
     dim = tl.arange(0, DIM)
     within = (dim < HEAD_DIM)[None, :]
-    token = rows // GROUP
+    token, head = rows // GROUP, rows % GROUP
     program = tl.program_id(0)
-    for i in range(tl.load(program_starts_ptr + program), tl.load(program_starts_ptr + program + 1)):
+    first_item, end_item = tl.load(program_starts_ptr + program), tl.load(program_starts_ptr + program + 1)
+    # What could be hoisted out of this loop would occupy registers through all others.
+    for i in tl.range(first_item, end_item, disable_licm=True):
         item = items_ptr + i * _FIELDS
-        sequence, first_row, tokens, position = (
-            tl.load(item),
-            tl.load(item + 1),
-            tl.load(item + 2),
-            tl.load(item + 3),
-        )
+        sequence, first_row = tl.load(item), tl.load(item + 1)
+        tokens, position = tl.load(item + 2), tl.load(item + 3)
         kv_head, kv_first, kv_end = tl.load(item + 4), tl.load(item + 5), tl.load(item + 6)
         parts, first_slot, part = tl.load(item + 7), tl.load(item + 8), tl.load(item + 9)
         if parts > 0:
             valid = token < tokens
             there = valid[:, None] & within
-            head = kv_head * GROUP + rows % GROUP
-            row = (first_row + token).to(tl.int64)
-            q_offsets = row * stride_q_token + head * stride_q_head
-            q = tl.load(q_ptr + q_offsets[:, None] + dim[None, :], mask=there, other=0.0)
+            # 64 bits for where a tile begins, 32 within it: registers are what the compiler runs out of.
+            first_head = (kv_head * GROUP).to(tl.int64)
+            q_base = q_ptr + first_row.to(tl.int64) * stride_q_token + first_head * stride_q_head
+            q_offsets = token * stride_q_token + head * stride_q_head
+            q = tl.load(q_base + (q_offsets[:, None] + dim[None, :]), mask=there, other=0.0)
             if UPCAST:
                 q = q.to(tl.float32)
             positions = position + token
@@ -241,20 +240,21 @@ def paged_attention_kernel(
                     q, acc, peak, total, kv_base, table, first, kv_end, positions, scale,
                     stride_block, stride_kv, stride_slot, True, HEAD_DIM, DIM, BLOCK_SIZE, KV_TILE, UPCAST,
                 )  # fmt: skip
-            out_offsets = row * stride_out_token + head * stride_out_head
+            out_base = out_ptr + first_row.to(tl.int64) * stride_out_token + first_head * stride_out_head
+            out_offsets = token * stride_out_token + head * stride_out_head
             if parts == 1:
-                _write(out_ptr + out_offsets[:, None] + dim[None, :], acc, total, there)
+                _write(out_base + (out_offsets[:, None] + dim[None, :]), acc, total, there)
             else:
-                state = (first_slot + part).to(tl.int64) * QUERY_ROWS + rows
-                tl.store(accs_ptr + state[:, None] * HEAD_DIM + dim[None, :], acc, mask=there)
-                tl.store(peaks_ptr + state, peak, mask=valid)
-                tl.store(totals_ptr + state, total, mask=valid)
+                state = (first_slot + part).to(tl.int64) * QUERY_ROWS
+                tl.store(accs_ptr + state * HEAD_DIM + (rows[:, None] * HEAD_DIM + dim[None, :]), acc, mask=there)
+                tl.store(peaks_ptr + state + rows, peak, mask=valid)
+                tl.store(totals_ptr + state + rows, total, mask=valid)
                 # The barrier puts every thread's stores before the one thread's count, which releases them.
                 tl.debug_barrier()
                 if tl.atomic_add(arrivals_ptr + first_slot, 1) == parts - 1:
                     tl.store(arrivals_ptr + first_slot, 0)
                     _fold(
-                        accs_ptr, peaks_ptr, totals_ptr, first_slot, parts, out_ptr, out_offsets, token, tokens,
+                        accs_ptr, peaks_ptr, totals_ptr, first_slot, parts, out_base, out_offsets, token, tokens,
                         ROWS, QUERY_ROWS, HEAD_DIM, DIM, FOLD, FOLD_DIM,
                     )  # fmt: skip
 
