@@ -83,7 +83,7 @@ def test_scores_far_from_zero_do_not_overflow() -> None:
 def run_invariant(step: Step, tuning: Tuning, programs: int) -> list[torch.Tensor]:
     """Results by sequence."""
     out = attend(step, tuning, split=INVARIANT_SPLIT, programs=programs)[:-PADDING_ROWS]
-    return list(out.split(step.query_lens.tolist()))
+    return list(torch.split(out, step.query_lens.tolist()))
 
 
 @settings(max_examples=12, deadline=None)

@@ -11,10 +11,10 @@ def test_it_is_causal_attention_over_each_sequences_own_tokens() -> None:
     expected, at = [], 0
     for (new, total), table in zip(step.lens, step.tables, strict=True):
         place = np.arange(total)
-        kv = step.kv[table[place // 16], :, :, place % 16]
+        keys, values = step.kv[table[place // 16], :, :, place % 16].permute(1, 2, 0, 3)
         mask = torch.ones(new, total, dtype=torch.bool).tril(total - new)
         attended = torch.nn.functional.scaled_dot_product_attention(
-            step.q[at : at + new].transpose(0, 1), *kv.permute(1, 2, 0, 3), attn_mask=mask, enable_gqa=True
+            step.q[at : at + new].transpose(0, 1), keys, values, attn_mask=mask, enable_gqa=True
         )
         expected.append(attended.transpose(0, 1))
         at += new
