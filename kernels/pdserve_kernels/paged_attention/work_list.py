@@ -21,7 +21,7 @@ from torch import Tensor
 
 ITEM_FIELDS = 10
 MAX_ITEMS = 8192
-"""Parts with a fixed split that one launch may leave states of; bounds the working memory."""
+"""With a fixed split, a launch takes query tiles until it has so many parts to keep states of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +63,22 @@ class WorkList:
 def launches(cut: Cut, query_lens: NDArray[np.int64], kv_lens: NDArray[np.int64]) -> list[Launch]:
     """The launches that these lengths, known on the host, need: one, or with a fixed split as many as the bound on
     working memory demands. A sequence without new tokens takes no part."""
-    tiles = int((-(-query_lens // cut.query_tile)).sum())
+    tiles_of = -(-query_lens // cut.query_tile)
+    tiles = int(tiles_of.sum())
     if not tiles:
         return []
     if cut.split is None:
         items = tiles * cut.kv_heads + cut.programs
         return [Launch(first_tile=0, tiles=tiles, items=items, slots=2 * cut.programs)]
-    longest = int(kv_lens[query_lens > 0].max())
-    parts = cut.kv_heads * max(1, -(-longest // (cut.kv_tile * cut.split)))
-    at_once = max(1, MAX_ITEMS // parts)
+    within = np.arange(tiles) - np.repeat(tiles_of.cumsum() - tiles_of, tiles_of)
+    new, total = np.repeat(query_lens, tiles_of), np.repeat(kv_lens, tiles_of)
+    kv_end = total - new + np.minimum((within + 1) * cut.query_tile, new)
+    parts = cut.kv_heads * np.maximum(1, -(-kv_end // (cut.kv_tile * cut.split)))
+    launch = (parts.cumsum() - parts) // MAX_ITEMS
+    firsts = np.flatnonzero(np.diff(launch, prepend=-1))
     return [
-        Launch(first_tile=first, tiles=count, items=count * parts, slots=count * parts)
-        for first in range(0, tiles, at_once)
-        for count in (min(at_once, tiles - first),)
+        Launch(first_tile=int(first), tiles=len(mine), items=int(mine.sum()), slots=int(mine.sum()))
+        for first, mine in zip(firsts, np.split(parts, firsts[1:]), strict=True)
     ]
 
 
