@@ -86,7 +86,7 @@ def run_invariant(step: Step, tuning: Tuning, programs: int) -> list[torch.Tenso
     return list(torch.split(out, step.query_lens.tolist()))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_with_a_fixed_split_batch_chunks_and_programs_change_no_bit(data: st.DataObject) -> None:
     """Sequence 0 alone in one piece, against the same sequence in chunks among others."""
