@@ -8,12 +8,12 @@ from random import Random
 import torch
 from torch import Tensor
 
-from pdserve.attention.torch_backend import TorchAttention
+from pdserve.attention.base import AttentionBackend
 from pdserve.core.batch import Batch, Row, SamplerInit
 from pdserve.model.loader import LoadedModel
 from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.runner import Runner
-from pdserve.worker.worker import WorkerOptions, kv_layout, kv_shard
+from pdserve.worker.worker import WorkerOptions, attention_backend, kv_layout, kv_shard
 
 GREEDY = SamplerInit(
     temperature=0.0,
@@ -45,17 +45,16 @@ class Stepped:
 
 
 class Stepper:
-    """A runner with its own KV memory. Blocks are handed out in an order shuffled by seed."""
+    """A runner with its own KV memory. Blocks are handed out in an order shuffled by seed; attention is the worker's
+    unless another is given."""
 
-    def __init__(self, loaded: LoadedModel, options: WorkerOptions, *, seed: int = 0) -> None:
+    def __init__(
+        self, loaded: LoadedModel, options: WorkerOptions, *, seed: int = 0, attention: AttentionBackend | None = None
+    ) -> None:
         self.layout = kv_layout(loaded, options)
         self.kv = KVTensors(self.layout.of_heads(kv_shard(loaded).heads), device=loaded.device)
-        attention = TorchAttention(
-            block_size=self.layout.block_size,
-            dtype=loaded.dtype,
-            device=loaded.device,
-            deterministic=options.deterministic is not False,
-        )
+        if attention is None:
+            attention = attention_backend(loaded, self.layout.block_size, options.deterministic is not False)
         self.runner = Runner(loaded, attention, self.kv)
         self._leads = loaded.parallel.rank == 0
         self._free = Random(seed).sample(range(self.layout.num_blocks), self.layout.num_blocks)

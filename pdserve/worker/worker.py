@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pdserve.attention.torch_backend import TorchAttention
+from pdserve.attention.backends import make_attention
+from pdserve.attention.base import AttentionBackend
 from pdserve.core.layout import KVGroup, KVLayout, KVOrder
 from pdserve.core.protocols import ModelInfo
 from pdserve.core.shards import KVShard
@@ -74,15 +75,24 @@ def build_worker(
     layout, shard = kv_layout(loaded, options), kv_shard(loaded)
     held = layout.of_heads(shard.heads)
     kv = KVTensors(held, device=loaded.device, buffer=allocate(held.total_bytes) if allocate else None)
-    attention = TorchAttention(
-        block_size=layout.block_size,
-        dtype=loaded.dtype,
-        device=loaded.device,
-        deterministic=resolve_deterministic(options.deterministic, loaded.device),
-    )
+    deterministic = resolve_deterministic(options.deterministic, loaded.device)
+    attention = attention_backend(loaded, layout.block_size, deterministic)
     runner = Runner(loaded, attention, kv, on_layers_done)
     executor = InprocExecutor(runner, num_threads=options.num_threads, step_timeout=options.step_timeout)
     return Worker(executor=executor, kv=kv, layout=layout, shard=shard, info=loaded.info)
+
+
+def attention_backend(loaded: LoadedModel, block_size: int, deterministic: bool) -> AttentionBackend:
+    """What attends for a rank's part of a model."""
+    return make_attention(
+        heads=loaded.shard.num_heads,
+        kv_heads=loaded.shard.num_kv_heads,
+        head_dim=loaded.config.head_dim,
+        block_size=block_size,
+        dtype=loaded.dtype,
+        device=loaded.device,
+        deterministic=deterministic,
+    )
 
 
 def kv_layout(loaded: LoadedModel, options: WorkerOptions) -> KVLayout:

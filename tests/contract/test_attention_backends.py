@@ -1,17 +1,19 @@
-"""Paged attention against plain attention over contiguous keys and values."""
+"""Every attention backend: paged attention against plain attention over contiguous keys and values."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor
 
-from pdserve.attention.base import AttentionMetadata
+from pdserve.attention.base import AttentionBackend, AttentionMetadata
 from pdserve.attention.torch_backend import TorchAttention
 from pdserve.core.layout import KVGroup, KVLayout, KVOrder
 from pdserve.worker.kv_tensors import KVTensors
 
 HEADS, KV_HEADS, DIM, BLOCKS = 6, 2, 8, 60
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 LENGTHS = [(40, 40), (1, 33), (5, 21), (1, 1), (16, 64)]
 """(new tokens, tokens in all) of the sequences of a step."""
 
@@ -69,13 +71,30 @@ def build(order: KVOrder, block_size: int, poison: float = float("nan")) -> Step
     return Step(metadata, q, k, v, memory, torch.cat(expected))
 
 
-def run(step: Step, *, deterministic: bool, padding: int = 0) -> Tensor:
-    backend = TorchAttention(
-        block_size=step.kv.layout.block_size,
+def make_backend(kind: str, block_size: int, deterministic: bool) -> AttentionBackend:
+    device = torch.device("cpu")
+    if kind == "torch":
+        return TorchAttention(block_size=block_size, dtype=torch.float32, device=device, deterministic=deterministic)
+    from pdserve.attention.triton_backend import TritonAttention
+
+    return TritonAttention(
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head_dim=DIM,
+        block_size=block_size,
         dtype=torch.float32,
-        device=torch.device("cpu"),
+        device=device,
         deterministic=deterministic,
     )
+
+
+@pytest.fixture(params=["torch", pytest.param("triton", marks=needs_triton)])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def run(step: Step, kind: str, *, deterministic: bool, padding: int = 0) -> Tensor:
+    backend = make_backend(kind, step.kv.layout.block_size, deterministic)
     q, k, v = (torch.cat((x, torch.full((padding, *x.shape[1:]), 3.0))) for x in (step.q, step.k, step.v))
     return backend.plan(step.metadata).run(q, k, v, step.kv.layers[1])
 
@@ -83,29 +102,33 @@ def run(step: Step, *, deterministic: bool, padding: int = 0) -> Tensor:
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("block_size", [4, 16, 24])
 @pytest.mark.parametrize("order", list(KVOrder))
-def test_paged_attention_equals_dense_attention(order: KVOrder, block_size: int, deterministic: bool) -> None:
+def test_paged_attention_equals_dense_attention(
+    kind: str, order: KVOrder, block_size: int, deterministic: bool
+) -> None:
     step = build(order, block_size)
-    torch.testing.assert_close(run(step, deterministic=deterministic).double(), step.expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        run(step, kind, deterministic=deterministic).double(), step.expected, atol=1e-5, rtol=1e-5
+    )
 
 
-def test_padding_rows_give_zero_and_write_nothing() -> None:
+def test_padding_rows_give_zero_and_write_nothing(kind: str) -> None:
     step, padded = build(KVOrder.BLOCK_MAJOR, 16), build(KVOrder.BLOCK_MAJOR, 16)
-    plain = run(step, deterministic=True)
-    out = run(padded, deterministic=True, padding=1)
+    plain = run(step, kind, deterministic=True)
+    out = run(padded, kind, deterministic=True, padding=1)
     assert torch.equal(out[:-1], plain)
     assert not out[-1].any()
     assert torch.equal(step.kv.memory, padded.kv.memory)
 
 
-def test_only_the_layer_and_places_of_the_step_are_written() -> None:
+def test_only_the_layer_and_places_of_the_step_are_written(kind: str) -> None:
     step = build(KVOrder.LAYER_MAJOR, 16, poison=7.0)
     before = [layer.clone() for layer in step.kv.layers]
-    run(step, deterministic=True)
+    run(step, kind, deterministic=True)
     assert torch.equal(step.kv.layers[0], before[0])
     changed = (step.kv.layers[1] != before[1]).any(dim=(1, 2, 4)).flatten().nonzero().squeeze(1)
     assert changed.tolist() == sorted(step.metadata.slots.tolist())
 
 
-def test_what_stands_in_unwritten_places_changes_no_bit() -> None:
+def test_what_stands_in_unwritten_places_changes_no_bit(kind: str) -> None:
     clean, dirty = (build(KVOrder.BLOCK_MAJOR, 16, poison=poison) for poison in (0.0, 1e30))
-    assert torch.equal(run(clean, deterministic=True), run(dirty, deterministic=True))
+    assert torch.equal(run(clean, kind, deterministic=True), run(dirty, kind, deterministic=True))
