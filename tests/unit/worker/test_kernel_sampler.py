@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -82,4 +83,5 @@ def test_rows_whose_logits_are_no_numbers_have_no_token() -> None:
     cpu, kernel = samplers()
     expected = cpu.sample(logits.clone(), batch, None)
     assert [output.token_ids for output in expected[1:]] == [(), ()]
-    assert_same(kernel.sample(logits, batch, None), expected)
+    with np.errstate(invalid="ignore"):  # the interpreter computes in NumPy
+        assert_same(kernel.sample(logits, batch, None), expected)
