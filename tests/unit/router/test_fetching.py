@@ -12,7 +12,7 @@ from pdserve.router.cost import CostModel
 from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.policies import KVAware
 from pdserve.router.rules import RoutingRules
-from tests.unit.router.views import BLOCK_SIZE, ask, cluster, view
+from tests.unit.router.views import BLOCK_SIZE, ask, cluster, hits, view
 
 RULES = RoutingRules(decode_local_below=0)
 P0, D0 = view("p0", Role.PREFILL), view("d0", Role.DECODE)
@@ -88,7 +88,8 @@ def test_of_several_sources_the_one_that_makes_it_soonest_is_asked() -> None:
 
 def test_of_hundreds_that_share_a_beginning_only_the_few_that_hold_most_come_into_question() -> None:
     views = [view(f"d{i:03}", Role.DECODE) for i in range(300)]
-    request = ask(500, **{v.endpoint.engine_id: 16 * (i % 30) for i, v in enumerate(views)})
+    held = {v.endpoint.engine_id: 16 * (i % 30) for i, v in enumerate(views)}
+    request = replace(ask(500), hits=hits(held))
     sources = find_sources(request, cluster(*views), RULES)
     assert [(v.endpoint.engine_id, request.hits[v.key].tokens) for v in sources] == [
         (f"d{i:03}", 464) for i in range(29, 29 + 30 * RULES.pool_top, 30)
