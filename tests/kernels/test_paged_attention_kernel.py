@@ -95,7 +95,7 @@ def test_with_a_fixed_split_batch_chunks_and_programs_change_no_bit(data: st.Dat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_the_tuned_fixed_split_changes_no_bit(head_dim: int, data: st.DataObject) -> None:
     shape = Shape(head_dim=head_dim, kv_heads=1)
