@@ -1,6 +1,8 @@
-"""A model whose attention is the Triton kernel, interpreted: torch's logits, and the same bits whatever else runs."""
+"""A model whose attention is the Triton kernel, interpreted, alone or with all other kernels as on a GPU: torch's logits,
+and the same bits whatever else runs."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +20,18 @@ NUM_TOKENS = 4
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load_model(make_checkpoint(tmp_path_factory.mktemp("model"), "qwen3"), dtype="float32", deterministic=True)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("model"), "qwen3")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["attention", "all kernels"])
+def loaded(request: pytest.FixtureRequest, checkpoint: Path) -> LoadedModel:
+    return load_model(checkpoint, dtype="float32", deterministic=True, kernels=request.param)
+
+
+@pytest.fixture(scope="module")
+def in_torch(checkpoint: Path) -> LoadedModel:
+    return load_model(checkpoint, dtype="float32", deterministic=True)
 
 
 def run(
@@ -55,8 +67,8 @@ def run(
     return sequence
 
 
-def test_logits_equal_those_of_torchs_attention(loaded: LoadedModel) -> None:
-    expected = run(loaded, triton=False)
+def test_logits_equal_those_of_torch(loaded: LoadedModel, in_torch: LoadedModel) -> None:
+    expected = run(in_torch, triton=False)
     sequence = run(loaded, deterministic=False, crowd=2, chunk=30)
     assert sequence.tokens == expected.tokens
     torch.testing.assert_close(torch.stack(sequence.logits), torch.stack(expected.logits), atol=1e-4, rtol=0)
