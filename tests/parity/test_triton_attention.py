@@ -1,5 +1,5 @@
-"""A model whose attention is the Triton kernel, interpreted, alone or with all other kernels as on a GPU: torch's logits,
-and the same bits whatever else runs."""
+"""A model whose attention is the Triton kernel, interpreted, alone or with all other kernels as on a GPU: the logits
+of torch, and the same bits whatever else runs."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -84,10 +84,10 @@ def test_answers_do_not_depend_on_the_deployment(settings: dict[str, Any]) -> No
 
 
 def test_preempted_sequences_say_the_same() -> None:
-    crowded = Simulation(spec(UNIFIED, kv_tokens=512)).run(workload(60, rate=60.0))
+    crowded = Simulation(spec(UNIFIED, kv_tokens=512)).run(workload(60, rate=200.0))
     traces = [request.record.decode_trace for request in crowded.requests]
     assert any(name == "preempted" for trace in traces if trace for name, _ in trace.stamps)
-    assert answers(crowded) == answers(Simulation(spec(UNIFIED)).run(workload(60, rate=60.0)))
+    assert answers(crowded) == answers(Simulation(spec(UNIFIED)).run(workload(60, rate=200.0)))
 
 
 def test_two_steps_in_flight_are_not_slower_than_one() -> None:
@@ -122,7 +122,7 @@ def test_sixty_four_engines_serve_a_thousand_requests_each_ending_once() -> None
     assert report.load.failed == 0
     assert all(request.result.outcome is Outcome.OK for request in report.requests)
     assert report.imbalance > 0
-    assert sum(use.tokens > 0 for use in report.engines) > 60
+    assert sum(use.tokens > 0 for use in report.engines) > 48
 
 
 def test_pools_have_step_costs_of_their_own_and_a_gateway_costs_time() -> None:
