@@ -8,7 +8,8 @@ move that fails changes nothing; from then on the request has its tokens and no 
 """
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from collections import deque
+from dataclasses import dataclass, replace
 
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import EngineKey, Mode, Route
@@ -37,7 +38,8 @@ class _Leg:
     """How it came here."""
     first: TokenDelta | None = None
     """Read already, to know that it arrived."""
-    successor: "asyncio.Future[_Leg] | None" = field(default=None)
+    moved: asyncio.Future[None] | None = None
+    """Done when another leg follows, or none will."""
 
     async def delta(self) -> TokenDelta:
         first, self.first = self.first, None
@@ -61,7 +63,8 @@ class Decoding:
         self._clock = clock
         self._name = request.id
         self._moves = 0
-        self._read = self._latest = _Leg(request, route.decode, route, stream, 0)
+        self._legs = deque([_Leg(request, route.decode, route, stream, 0)])
+        """Those not read to their end, oldest first."""
 
     @property
     def request_id(self) -> str:
@@ -71,30 +74,31 @@ class Decoding:
     @property
     def request(self) -> Request:
         """As the engine has it that decodes it now."""
-        return self._latest.request
+        return self._legs[-1].request
 
     @property
     def engine(self) -> Endpoint:
-        return self._latest.engine
+        return self._legs[-1].engine
 
     async def delta(self) -> TokenDelta:
         """The next tokens, with their place in the whole answer. Raises Lost, or what an engine refused it with."""
         while True:
-            leg = self._read
+            leg = self._legs[0]
             delta = await leg.delta()
             self._take_trace(leg, delta)
             if delta.finish_reason is not FinishReason.HANDOFF:
                 return delta if leg.migration is None else rebased(delta, self._name, leg.offset)
-            if leg.successor is None:
+            if leg.moved is None:
                 raise EngineDied(f"{leg.engine.engine_id} handed {self._name} over to nobody")
-            self._read = await asyncio.shield(leg.successor)
+            await asyncio.shield(leg.moved)
+            self._legs.popleft()
 
     async def move(self, target: Endpoint, booking: Booking, deadline: float) -> None:
         """Have another engine go on, within so many seconds. Raises Lost or PdserveError when that did not come about:
         then the request is where it was, or lost, which its reader hears of."""
-        leg = self._latest
-        if leg.successor is None or leg.successor.done():
-            leg.successor = asyncio.get_running_loop().create_future()
+        leg = self._legs[-1]
+        if leg.moved is None or leg.moved.done():
+            leg.moved = asyncio.get_running_loop().create_future()
         self._moves += 1
         migration = Migration(source=leg.engine.engine_id, target=target.engine_id, asked=self._clock.unix())
         self._record.migrations.append(migration)
@@ -109,11 +113,11 @@ class Decoding:
             self._fail(leg, migration, failure if isinstance(failure, Lost) else _lost(failure, target))
             raise
         migration.outcome, migration.ended = _MOVED, self._clock.unix()
-        self._latest = successor
-        leg.successor.set_result(successor)
+        self._legs.append(successor)
+        leg.moved.set_result(None)
 
     async def aclose(self) -> None:
-        for leg in {id(leg): leg for leg in (self._read, self._latest)}.values():
+        for leg in self._legs:
             await leg.stream.aclose()
 
     async def _continued(self, leg: _Leg, target: Endpoint, booking: Booking, migration: Migration) -> _Leg:
@@ -143,11 +147,11 @@ class Decoding:
         )
 
     def _fail(self, leg: _Leg, migration: Migration, loss: Lost) -> None:
-        """Whoever waits for the successor, because the source has stopped already, hears that it is lost."""
+        """Whoever waits for the next leg, because the source has stopped already, hears that it is lost."""
         migration.outcome, migration.ended = loss.error.code, self._clock.unix()
-        assert leg.successor is not None
-        leg.successor.set_exception(loss)
-        leg.successor.exception()  # nobody may be waiting
+        assert leg.moved is not None
+        leg.moved.set_exception(loss)
+        leg.moved.exception()  # nobody may be waiting
 
     def _take_trace(self, leg: _Leg, delta: TokenDelta) -> None:
         if leg.migration is None:

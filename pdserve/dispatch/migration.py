@@ -100,7 +100,8 @@ class Migrator:
             del self._turns[key]
 
     def _consider(self, movable: _Movable) -> None:
-        if movable.task is None and self._where(movable) in self._sessions.draining:
+        idle = movable in self._movables and movable.task is None
+        if idle and self._where(movable) in self._sessions.draining:
             movable.task = asyncio.get_running_loop().create_task(self._leave(movable))
 
     async def _leave(self, movable: _Movable) -> None:

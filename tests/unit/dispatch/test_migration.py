@@ -37,6 +37,7 @@ class Line:
         self.streams: dict[str, RequestStream] = {}
         self.submitted: list[tuple[Request, TransferTicket | None]] = []
         self.cancelled: list[str] = []
+        self.forgotten: list[str] = []
         self.departing: dict[str, asyncio.Future[Departure]] = {}
         ledger.described(
             EngineCapacity(model_revision="r", block_size=4, num_blocks=1000, max_rows=8, max_tokens_per_step=64)
@@ -81,7 +82,7 @@ class Line:
         self.cancelled.append(request_id)
 
     def forget(self, request_id: str) -> None:
-        pass
+        self.forgotten.append(request_id)
 
     async def close(self) -> None:
         pass
@@ -362,3 +363,44 @@ async def test_an_operator_hears_when_the_request_he_moves_has_ended(bench: Benc
     with pytest.raises(Cancelled, match="r ended before it had moved"):
         await moving
     assert [move.outcome for move in bench.records["r"].migrations] == ["cancelled"]
+
+
+async def test_nobody_is_asked_to_move_a_request_that_has_ended(bench: Bench) -> None:
+    await bench.ask("r")
+    here = bench.lines["d0"]
+    here.say("r", 0, 10, 11)
+    bench.engines("d0", "d1")
+    await settle()
+    moving = asyncio.create_task(bench.dispatcher.move("r"))
+    await settle()
+    asked = here.departing["r"]
+    here.report(draining=True)
+    bench.tasks["r"].cancel()
+    with pytest.raises(Cancelled):
+        await moving
+    await settle()
+    assert here.departing["r"] is asked
+
+
+async def test_a_client_that_leaves_unread_tokens_of_several_engines_frees_all_streams(bench: Bench) -> None:
+    request = Request(id="r", prompt_token_ids=PROMPT, sampling=SamplingParams(seed=0, max_tokens=20))
+    deltas = bench.dispatcher.generate(request, RequestRecord(request_id="r"))
+    reading = asyncio.ensure_future(anext(deltas))
+    await settle()
+    lines = [bench.lines["d0"]]
+    lines[0].say("r", 0, 10)
+    await reading
+    bench.engines("d0", "d1")
+    lines += [bench.lines["d1"], lines[0]]
+    names = ["r", "r>1", "r>2"]
+    for here, there, old, new in zip(lines, lines[1:], names, names[1:], strict=False):
+        moving = asyncio.create_task(bench.dispatcher.move("r"))
+        await settle()
+        here.let_go(old)
+        await settle()
+        here.say(old, 1, end=FinishReason.HANDOFF)
+        there.say(new, 0, 11)
+        await moving
+    await deltas.aclose()
+    assert lines[0].forgotten == ["r", "r>2"]
+    assert lines[1].forgotten == ["r>1"]
