@@ -13,7 +13,8 @@ AnswerDeparture = Callable[[Departure | PdserveError], None]
 
 
 class Departures:
-    """Who was asked leaves behind its next token, or never: then it has ended here. Every ask is answered once."""
+    """Who was asked leaves behind its next token, or never: then it has ended here. Of several asks the last is
+    answered, once."""
 
     def __init__(self, core: EngineCore, source: HandoffSource) -> None:
         self._core = core
@@ -21,8 +22,7 @@ class Departures:
         self._asked: dict[int, tuple[str, AnswerDeparture]] = {}
 
     def ask(self, sequence_id: int, request_id: str, answer: AnswerDeparture) -> None:
-        if earlier := self._asked.pop(sequence_id, None):
-            earlier[1](Unavailable("it was asked again"))
+        # An earlier ask was given up, and an answer to it would be taken for one to this.
         self._asked[sequence_id] = request_id, answer
 
     def emitted(self, sequence_id: int) -> None:
@@ -30,10 +30,10 @@ class Departures:
         asked = self._asked.get(sequence_id)
         if asked is None:
             return
-        self._source.withdraw(sequence_id, "it leaves with another ticket")
         departing = self._core.depart(sequence_id)
         if departing is None:
             return
+        self._source.withdraw(sequence_id, "it leaves with another ticket")
         del self._asked[sequence_id]
         request_id, answer = asked
         ticket = self._source.issue(
