@@ -124,13 +124,13 @@ class Decoding:
         departure = await self._sessions.client(leg.engine).depart(leg.request.id)
         successor = self._submit(leg, target, departure)
         successor.migration = migration
-        booking.move(target, source=_key(leg.engine))
+        booking.move(target, successor.request, source=_key(leg.engine))
         try:
             successor.first = await successor.stream.delta()
             if successor.first.finish_reason is FinishReason.CANCELLED:
                 raise Cancelled("the request ended before it had moved")
         except BaseException:
-            booking.move(leg.engine)
+            booking.move(leg.engine, leg.request)
             await successor.stream.aclose()
             raise
         now = asyncio.get_running_loop().time()

@@ -256,30 +256,40 @@ class Booking:
             uncached_tokens=route.uncached_tokens,
             max_tokens=request.sampling.max_tokens,
         )
-        for key in self._keys():
+        self._decoding = self._reservation
+        """Its decode share, as the engine knows the request that has it."""
+        for key in {self._reservation.prefill, self._reservation.decode}:
             if ledger := ledgers.get(key):
                 ledger.book(self._reservation)
         links.tried(route.link)
         if route.fetch_link:
             links.tried(route.fetch_link)
 
-    def move(self, decode: Endpoint, source: EngineKey | None = None) -> None:
-        """Exchange the decode engine's share for one on another decode engine, in one go. source: where it fetches
-        KV from, the prefill engine unless given."""
-        if ledger := self._ledgers.get(self._reservation.decode):
-            ledger.release_decode(self._reservation.request_id)
-        self._reservation = replace(self._reservation, decode=(decode.engine_id, decode.epoch))
-        if ledger := self._ledgers.get(self._reservation.decode):
-            ledger.book_decode(self._reservation)
-        self._links.tried((source or self._reservation.prefill, self._reservation.decode))
+    def move(self, decode: Endpoint, request: Request | None = None, source: EngineKey | None = None) -> None:
+        """Exchange the decode engine's share for one on another decode engine, in one go. request: what is left of it,
+        as it is submitted there; source: where that fetches KV from. Unless given, it is the request that was booked,
+        and the prefill engine."""
+        if ledger := self._ledgers.get(self._decoding.decode):
+            ledger.release_decode(self._decoding.request_id)
+        self._decoding = replace(self._decoding, decode=(decode.engine_id, decode.epoch))
+        if request:
+            self._decoding = replace(
+                self._decoding,
+                request_id=request.id,
+                prompt_tokens=len(request.prompt_token_ids),
+                max_tokens=request.sampling.max_tokens,
+            )
+        if ledger := self._ledgers.get(self._decoding.decode):
+            ledger.book_decode(self._decoding)
+        self._links.tried((source or self._decoding.prefill, self._decoding.decode))
 
     def release(self) -> None:
-        for key in self._keys():
+        for key, request_id in (
+            (self._reservation.prefill, self._reservation.request_id),
+            (self._decoding.decode, self._decoding.request_id),
+        ):
             if ledger := self._ledgers.get(key):
-                ledger.release(self._reservation.request_id)
-
-    def _keys(self) -> set[EngineKey]:
-        return {self._reservation.prefill, self._reservation.decode}
+                ledger.release(request_id)
 
 
 def _named(link: Link) -> dict[str, str]:

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from pdserve.config.times import Times
+from pdserve.core.cluster import BookedDecode, expected_output
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role
 from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, TransferFailed, TransferTimeout, Unavailable
 from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
@@ -207,6 +208,15 @@ async def test_a_request_goes_on_at_another_engine_with_what_is_left_of_it(bench
     assert move.pause is not None
     assert bench.records["r"].failed == []
     assert bench.booked("d1") == 0
+
+
+async def test_the_new_engines_load_is_what_is_left_of_the_request(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    there.ledger.tokens_arrived("r>1", 3)
+    [view] = [view for view in bench.pool.state().engines if view.endpoint.engine_id == "d1"]
+    assert view.booked.decoding == (BookedDecode(expected_output(20 - 2 - 3), len(PROMPT) + 2),)
 
 
 async def test_tokens_of_the_new_engine_wait_for_the_last_of_the_old_one(bench: Bench) -> None:
