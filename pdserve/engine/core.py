@@ -30,10 +30,8 @@ from pdserve.engine.core_events import (
     Computed,
     CoreEvent,
     Departing,
-    Emitted,
     FetchAborted,
     FetchReady,
-    Finished,
     HandoffScheduled,
     SaveReady,
 )
@@ -42,6 +40,7 @@ from pdserve.engine.deadlines import Deadlines
 from pdserve.engine.restores import Restores
 from pdserve.engine.scheduler import ChooseFetch, ChooseRestore, Scheduler, StepPlan
 from pdserve.engine.sequence import Sequence, SequenceState
+from pdserve.engine.sequence_events import emitted, finished
 from pdserve.engine.stopping import stop_rule
 from pdserve.kvcache.manager import KVCacheManager
 from pdserve.kvcache.tier_index import TierIndex
@@ -217,7 +216,7 @@ class EngineCore:
             self._scheduler.fetched(sequence, token_ids)
             self._stamp(sequence, "fetched")
             if reason := sequence.rule.reason(token_ids[-1], len(token_ids)):
-                self._emit(sequence, index=len(token_ids), finish_reason=reason)
+                self._events.append(emitted(sequence, index=len(token_ids), finish_reason=reason))
                 self._finish(sequence)
         return self.take_events()
 
@@ -349,35 +348,15 @@ class EngineCore:
         if index == 0:
             self._stamp(sequence, "first_token")
         reason = sequence.rule.reason(result.token_ids[0], index + 1)
-        self._emit(sequence, index, result.token_ids, result.logprobs, reason)
+        self._events.append(emitted(sequence, index, result.token_ids, result.logprobs, reason))
         if reason or sequence.num_output_tokens >= sequence.max_output_tokens:
             self._finish(sequence)
 
     def _hand_over_stopped(self, sequence: Sequence) -> None:
         if leave.has_stopped(sequence) and sequence.state is SequenceState.RUNNING:
             self._events.append(leave.hand_over(sequence, self.kv))
-            self._emit(sequence, sequence.num_output_tokens, finish_reason=FinishReason.HANDOFF)
+            self._events.append(emitted(sequence, sequence.num_output_tokens, finish_reason=FinishReason.HANDOFF))
             self._finish(sequence)
-
-    def _emit(
-        self,
-        sequence: Sequence,
-        index: int,
-        token_ids: tuple[int, ...] = (),
-        logprobs: tuple[float, ...] | None = None,
-        finish_reason: FinishReason | None = None,
-        error: PdserveError | None = None,
-    ) -> None:
-        emitted = Emitted(
-            sequence_id=sequence.sequence_id,
-            request_id=sequence.request.id,
-            index=index,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=finish_reason,
-            error=(error.code, str(error)) if error else None,
-        )
-        self._events.append(emitted)
 
     def _abort(self, sequence: Sequence, error: PdserveError | None) -> None:
         if sequence.num_restoring_tokens:
@@ -390,7 +369,7 @@ class EngineCore:
 
     def _end(self, sequence: Sequence, error: PdserveError | None) -> None:
         reason = FinishReason.ERROR if error else FinishReason.CANCELLED
-        self._emit(sequence, sequence.num_output_tokens, finish_reason=reason, error=error)
+        self._events.append(emitted(sequence, sequence.num_output_tokens, finish_reason=reason, error=error))
         self._finish(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
@@ -399,13 +378,7 @@ class EngineCore:
             self._released.append(sequence.sequence_id)
         del self._sequences[sequence.sequence_id]
         self._stamp(sequence, "finished")
-        self._events.append(
-            Finished(
-                sequence_id=sequence.sequence_id,
-                cached_tokens=sequence.num_cached_tokens or 0,
-                stamps=tuple(sequence.stamps),
-            )
-        )
+        self._events.append(finished(sequence))
 
     def _stamp(self, sequence: Sequence, name: str) -> None:
         sequence.stamp(name, self._clock.unix())

@@ -35,8 +35,8 @@ from pdserve.engine.core_events import (
     RestoreReady,
     SaveReady,
 )
+from pdserve.engine.deltas import engine_trace, to_delta
 from pdserve.engine.departures import AnswerDeparture, Departures
-from pdserve.engine.engine_trace import engine_trace
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.kv_feed import KVFeed
@@ -334,14 +334,7 @@ class Engine:
         if live.handoff and event.token_ids:
             self.source.prefilled(event.sequence_id, event.token_ids[0], finished=reason is not None)
             reason = reason or FinishReason.HANDOFF
-        delta = TokenDelta(
-            request_id=event.request_id,
-            index=event.index,
-            token_ids=event.token_ids,
-            logprobs=event.logprobs,
-            finish_reason=reason,
-            error=event.error,
-        )
+        delta = to_delta(event, reason)
         if reason:
             live.last = delta
         else:

@@ -1,10 +1,22 @@
-"""What one engine tells of its share of a request, gathered from those who took part."""
+"""What one engine tells a gateway of its share of a request: tokens, and how it came by them."""
 
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.request import EngineTrace, PrefixFetch
-from pdserve.engine.core_events import Finished
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, TokenDelta
+from pdserve.engine.core_events import Emitted, Finished
 from pdserve.engine.handoff_target import FetchOutcome
 from pdserve.engine.pull_tally import PullTally
+
+
+def to_delta(event: Emitted, finish_reason: FinishReason | None) -> TokenDelta:
+    """finish_reason: also of a request that goes on elsewhere."""
+    return TokenDelta(
+        request_id=event.request_id,
+        index=event.index,
+        token_ids=event.token_ids,
+        logprobs=event.logprobs,
+        finish_reason=finish_reason,
+        error=event.error,
+    )
 
 
 def engine_trace(
