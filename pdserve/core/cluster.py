@@ -129,7 +129,7 @@ class PrefixHit:
 
     @property
     def pool_tokens(self) -> int:
-        """Those in the device pool, which is all an engine lends. A pool keeps a beginning longest, so they lie
+        """Those in the device pool, for which alone fetches are planned. A pool keeps a beginning longest, so they lie
         before the others as a rule."""
         return self.tokens - self.restored_tokens
 
