@@ -50,12 +50,11 @@ class Attempt:
         stream = self._submit(self._route.decode, request, source=self._source)
         decoding = self._decoding(request, stream)
         async with aclosing(decoding), self._movable(decoding):
-            while True:
-                delta = await decoding.delta()
-                self._note_fetch(delta.trace)
+            while (delta := await decoding.delta()).finish_reason is None:
                 yield delta
-                if delta.finish_reason:
-                    return
+            # Of the engine that decoded first: one that the request moved to fetched something else.
+            self._note_fetch(self._record.decode_trace)
+            yield delta
 
     async def _disaggregated(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         async with aclosing(self._submit(self._route.prefill, request, handoff=True, source=self._source)) as prefill:

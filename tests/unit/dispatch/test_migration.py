@@ -3,14 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from pdserve.config.times import Times
-from pdserve.core.cluster import BookedDecode, expected_output
+from pdserve.core.cluster import BookedDecode, FetchPlan, expected_output
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role
 from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, TransferFailed, TransferTimeout, Unavailable
-from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.connection import RequestStream
 from pdserve.dispatch.dispatcher import Dispatcher
@@ -217,6 +218,27 @@ async def test_the_new_engines_load_is_what_is_left_of_the_request(bench: Bench)
     there.ledger.tokens_arrived("r>1", 3)
     [view] = [view for view in bench.pool.state().engines if view.endpoint.engine_id == "d1"]
     assert view.booked.decoding == (BookedDecode(expected_output(20 - 2 - 3), len(PROMPT) + 2),)
+
+
+async def test_a_request_that_moved_tells_how_its_prompts_beginning_was_fetched(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = KVSource(engine_id="p9", epoch=1, address="127.0.0.1:1", num_blocks=1)
+    plan = FetchPlan(source=source, tokens=4, seconds=0.1, saved_seconds=0.2)
+    route = Router.route
+    monkeypatch.setattr(Router, "route", lambda *given: replace(route(*given), fetch=plan))
+    told: list[PrefixFetch] = []
+    monkeypatch.setattr(bench.pool, "prefix_fetched", lambda link, fetch: told.append(fetch))
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    fetch = PrefixFetch(engine_id="p9", tokens=4, num_bytes=1, seconds=0.1, backend="nixl")
+    trace = EngineTrace(engine_id="d0", epoch=1, cached_tokens=4, stamps=(), fetch=fetch)
+    end = TokenDelta(request_id="r", index=2, token_ids=(), finish_reason=FinishReason.HANDOFF, trace=trace)
+    here.streams["r"].push(end)
+    there.say("r>1", 0, 12, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+    assert told == [fetch]
 
 
 async def test_tokens_of_the_new_engine_wait_for_the_last_of_the_old_one(bench: Bench) -> None:
