@@ -96,7 +96,7 @@ class Bench:
             reserved = self.disk_tier.reserve(block_hash, source.checksum)
             assert reserved
             self.disk_tier.file.write(
-                Label(reserved[0].slot, block + 1, block_hash, source.checksum), self.host.host_view(source.slot)
+                Label(reserved[0].slot, block + 1, block_hash, source.checksum), self.host.host_rows[source.slot]
             )
             self.disk_tier.put(reserved[0])
             self.host.release([source])

@@ -1,7 +1,7 @@
 """Layers in Triton kernels: a linear method and the steps around it, in as few launches as they allow.
 
-Up to FEW_ROWS rows, a product takes its norm, gate and residual along, and a layer is six launches besides attention's
-merge of splits (docs/engine.md has the list). Above, cuBLAS multiplies and the rest are kernels of their own.
+Up to FEW_ROWS rows, a product takes its norm, gate and residual along, and a layer is six launches (docs/engine.md has
+the list). Above, cuBLAS multiplies and the rest are kernels of their own.
 """
 
 from torch import Tensor

@@ -127,9 +127,6 @@ class TierStore:
         if corrupt:
             self._blank(self._disk, entry.slot)
 
-    def host_view(self, slot: int) -> Bytes:
-        return self._host.view(slot)
-
     @property
     def host_rows(self) -> Rows:
         """The host tier's slots, shape [slots, block_bytes]."""

@@ -160,15 +160,15 @@ class LocalPull:
         if self._outcome.done():
             # A cancellation may be lost on its way here; but who has seen us settle has given the blocks away.
             raise TransferFailed("the pull has ended")
-        if self._context.clock.monotonic() >= self._start_until:
-            raise LeaseExpired(f"too little of the lease of {self._spec.peer} was left to read (again)")
+        if not self._may_start():
+            raise self._too_late()
         loop = asyncio.get_running_loop()
         self._landed = landed = loop.create_future()
 
         def tell(landing: _Landing) -> None:
             _tell(loop, partial(self._land, lane, flight, landed, landing))
 
-        flight = self._flight = Flight(lane.key, self._plan, partial(self._end_of_read, tell))
+        flight = self._flight = Flight(lane.key, self._plan, partial(self._end_of_read, tell), self._may_start)
         lane.pump.post(flight)
         if patience is not None:
             late = asyncio.create_task(self._context.clock.sleep(patience))
@@ -182,9 +182,17 @@ class LocalPull:
         landing: _Landing = await asyncio.shield(landed)
         stages.queue += flight.queue_seconds
         stages.post += flight.post_seconds
+        if landing.error and not flight.started and not self._may_start():
+            raise self._too_late()
         if landing.error:
             raise TransferFailed(f"reading KV from {self._spec.peer} over {lane.name} failed: {landing.error}")
         return landing
+
+    def _may_start(self) -> bool:
+        return self._context.clock.monotonic() < self._start_until
+
+    def _too_late(self) -> LeaseExpired:
+        return LeaseExpired(f"too little of the lease of {self._spec.peer} was left to read (again)")
 
     def _end_of_read(self, tell: Callable[[_Landing], None], error: str) -> None:
         """In the pump's thread, which goes on with the next read while another thread digests what this one brought."""

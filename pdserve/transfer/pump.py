@@ -25,12 +25,20 @@ _T = TypeVar("_T")
 
 class Flight:
     """A read from its submission to its end. on_end(error) is called once, in the pump's thread, when
-    nothing is or will be written any more; the error is empty when all bytes arrived."""
+    nothing is or will be written any more; the error is empty when all bytes arrived. may_start() is asked there, too,
+    when the read's turn has come."""
 
-    def __init__(self, peer_id: str, plan: ReadPlan, on_end: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        peer_id: str,
+        plan: ReadPlan,
+        on_end: Callable[[str], None],
+        may_start: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.peer_id = peer_id
         self.plan = plan
         self.on_end = on_end
+        self.may_start = may_start
         self.submitted_at = time.perf_counter()
         self.queue_seconds = self.post_seconds = 0.0
         """How long it waited for the thread, and how long the call took that started it (or did it)."""
@@ -138,6 +146,9 @@ class TransferPump:
     def _start(self, flight: Flight) -> None:
         if flight.abandoned:
             flight.on_end("cancelled before it started")
+            return
+        if not flight.may_start():
+            flight.on_end("its turn came too late")
             return
         flight.started = True
         begun = time.perf_counter()

@@ -48,6 +48,9 @@ class KernelSampler:
         )
         usable = logits.amax(dim=1).isfinite()
         chosen, values = torch.where(usable, tokens, NO_TOKEN).tolist(), logprobs.tolist()
+        for i, (token, mask) in enumerate(zip(chosen, masks, strict=True)):
+            if token in banned[i] or not _allows(mask, token):
+                chosen[i] = NO_TOKEN  # nothing was left to choose from
         return [
             row_output(row, token, (value,) if init.logprobs else None)
             for row, init, token, value in zip(rows, settings, chosen, values, strict=True)
@@ -90,6 +93,10 @@ class KernelSampler:
 
     def _on_device(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _allows(mask: bytes | None, token: int) -> bool:
+    return mask is None or bool(token >= 0 and token // 8 < len(mask) and mask[token // 8] >> token % 8 & 1)
 
 
 def _knobs(settings: Sequence[SamplerInit]) -> NDArray[np.float32]:

@@ -38,6 +38,7 @@ class WorkerLink:
         self._waiting: dict[int, tuple[asyncio.Future[Any], Any]] = {}
         self.death: EngineDied | None = None
         self._verdict = ""
+        self._num_answers = 0
         self._watch: asyncio.Task[None] | None = None
         self._listener = asyncio.create_task(self._listen(), name=f"worker {process.pid}")
 
@@ -112,19 +113,18 @@ class WorkerLink:
 
     async def _fence_when_silent(self, times: Times) -> None:
         """Silence is counted in looks, not by the clock: when this process itself was stopped for a while, its
-        worker is not to blame."""
+        worker is not to blame. Any answer ends it: a worker that is always late is slow, not frozen."""
         interval = times.heartbeat / 2
         patience = max(1, round(times.fence / interval) - 1)
         silent = 0
         while self.death is None and silent < patience:
+            heard = self._num_answers
             number, answered = self.expect(type(None))
             self.send(Ping(number))
             await asyncio.wait({answered}, timeout=interval)
+            silent = silent + 1 if self._num_answers == heard else 0
             if answered.done():
-                silent = 0
                 await asyncio.sleep(interval)
-            else:
-                silent += 1
         if self.death is None:
             self._verdict = f"answered nothing for {times.fence:g} s and "
             self.kill()
@@ -144,6 +144,7 @@ class WorkerLink:
         """Raises MalformedMessage, and leaves whoever waits to the end of the process."""
         if reply.reply not in self._waiting:
             raise MalformedMessage(f"nobody asked number {reply.reply}")
+        self._num_answers += 1
         future, answer_type = self._waiting[reply.reply]
         value = decode(reply.value, answer_type) if reply.error is None else None
         del self._waiting[reply.reply]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pdserve.core.errors import TransferFailed
-from pdserve.transfer.two_sided import CONNECT_LIMIT
+from pdserve.transfer.communicator import STALL
 from tests.contract.transfer_bench import KINDS, Bench, pull, spec_for
 from tests.kv_layouts import GROUP, by_block, kv_layout
 
@@ -35,8 +35,8 @@ async def test_a_pull_ends_and_settles_soon_after_the_peers_death(bench: Bench, 
     with suppress(TransferFailed):
         receipt = await running.wait()
     await running.settled()
-    # A communicator of gloo's that is being made when the peer dies gives up at a limit of its own.
-    assert time.monotonic() - killed < (CONNECT_LIMIT + 1 if bench.kind.backend == "gloo" else 1)
+    # Gloo may miss the death; then a limit of its own ends the read. The rest is a busy machine's.
+    assert time.monotonic() - killed < (STALL.total_seconds() if bench.kind.backend == "gloo" else 0) + 3
     if receipt is not None:
         np.testing.assert_array_equal(by_block(BIG, memory.array)[::-1], by_block(BIG, source.bytes))
 

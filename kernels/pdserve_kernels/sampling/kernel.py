@@ -206,6 +206,7 @@ def choose_kernel(
             chosen = tl.where(searching, higher, chosen)
             level = tl.where(searching, higher_level, level)
 
+    chosen = tl.maximum(chosen, 0)  # -1 where NaN hides all candidates: its history would be another row's
     tl.store(tokens_ptr + row, chosen)
     logit = tl.load(logits_ptr + row * vocab + chosen).to(tl.float32)
     tl.store(logprobs_ptr + row, logit - log_sum)
@@ -229,6 +230,7 @@ def sample(
     logits (rows, vocab), contiguous, of any float dtype; knobs (rows, KNOBS) float32; controls (rows, CONTROLS) int64;
     history (history rows, vocab) int32, to which the chosen tokens are added; allowed (rows, ceil(vocab / 32)) and
     banned (rows, any) int32: see scores.py. What no row refers to may be None. Two launches, no host involved.
+    A row with NaN, or with nothing left to choose from, gets some token, which is for the caller to discard.
     """
     rows, vocab = logits.shape
     if not logits.is_contiguous() or knobs.shape != (rows, KNOBS) or controls.shape != (rows, CONTROLS):

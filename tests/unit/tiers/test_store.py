@@ -84,7 +84,7 @@ def test_every_memory_is_served_from_both_tiers(tmp_path: Path, order: KVOrder, 
         device.fill(target, name(99))
         (source,) = store.pin([name(3)])
         assert source.tier is Tier.HOST
-        store.host_view(source.slot)[0] ^= 1
+        store.host_rows[source.slot][0] ^= 1
         store.release([source])
         assert restore(device, restorer, 3) == 0
         assert device.holds(target, name(99)) or not tensor
@@ -97,7 +97,7 @@ def test_no_flipped_bit_passes() -> None:
             save(device, store, 1, 2)
             victim = rng.choice([1, 2])
             (source,) = store.pin([name(victim)])
-            store.host_view(source.slot)[rng.randrange(LAYOUT.block_bytes)] ^= 1 << rng.randrange(8)
+            store.host_rows[source.slot][rng.randrange(LAYOUT.block_bytes)] ^= 1 << rng.randrange(8)
             store.release([source])
             assert restore(device, restorer, 1, 2) == victim - 1
         assert tally(store, Tier.HOST).corrupt == 500
@@ -137,7 +137,7 @@ def test_a_damaged_block_is_dropped_counted_and_not_used(tmp_path: Path, tier: T
         (source,) = store.pin([name(victim)])
         store.release([source])
         if tier is Tier.HOST:
-            store.host_view(source.slot)[5] ^= 1
+            store.host_rows[source.slot][5] ^= 1
         else:
             file = tmp_path / "e" / "blocks"
             raw = bytearray(file.read_bytes())
@@ -154,8 +154,8 @@ def test_a_block_under_anothers_name_does_not_verify() -> None:
     with opened(None, host_slots=4) as (device, store, restorer):
         save(device, store, 1, 2)
         first, second = store.pin([name(1), name(2)])
-        one, two = store.host_view(first.slot).copy(), store.host_view(second.slot).copy()
-        store.host_view(first.slot)[...], store.host_view(second.slot)[...] = two, one
+        one, two = store.host_rows[first.slot].copy(), store.host_rows[second.slot].copy()
+        store.host_rows[first.slot][...], store.host_rows[second.slot][...] = two, one
         store.release([first, second])
         assert restore(device, restorer, 1, 2) == 0
 
@@ -237,7 +237,7 @@ class StoreMachine(RuleBasedStateMachine):
         if held := sorted(self.mirror):
             (source,) = self.store.pin([held[choice % len(held)]])
             if source.tier is Tier.HOST:
-                self.store.host_view(source.slot)[choice] ^= 1
+                self.store.host_rows[source.slot][choice] ^= 1
             self.store.release([source])
 
     @precondition(lambda self: self.disk_slots)

@@ -1,6 +1,7 @@
 """A pull's life: what wait() and settled() answer, and when target blocks may still be written."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from pdserve.transfer.lanes import Lane
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.service import LocalTransferService
-from tests.clocks import ManualClock
+from tests.clocks import ManualClock, settle
 from tests.kv_layouts import kv_layout
 from tests.transfer_faults import FaultyBackend
 
@@ -163,6 +164,21 @@ async def test_after_the_lease_damage_is_not_read_again(pair: Pair) -> None:
 async def test_without_time_left_nothing_is_read(pair: Pair) -> None:
     with pytest.raises(LeaseExpired):
         await pair.target.pull(replace(pair.spec, start_within=0.0)).wait()
+    assert pair.backend.posted == 0
+
+
+async def test_a_read_whose_turn_comes_after_the_lease_is_not_started(pair: Pair) -> None:
+    clock, busy = ManualClock(), threading.Event()
+    pair.target._clock = clock
+    (pump,) = pair.target._pumps
+    pump.call(lambda _: busy.wait(SOON))
+    pull = pair.target.pull(replace(pair.spec, start_within=1.0))
+    await settle()
+    await clock.advance(1.0)
+    busy.set()
+    with pytest.raises(LeaseExpired):
+        await asyncio.wait_for(pull.wait(), SOON)
+    await asyncio.wait_for(pull.settled(), SOON)
     assert pair.backend.posted == 0
 
 

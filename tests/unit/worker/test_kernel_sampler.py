@@ -85,3 +85,30 @@ def test_rows_whose_logits_are_no_numbers_have_no_token() -> None:
     assert [output.token_ids for output in expected[1:]] == [(), ()]
     with np.errstate(invalid="ignore"):  # the interpreter computes in NumPy
         assert_same(kernel.sample(logits, batch, None), expected)
+
+
+def test_rows_that_masks_and_bans_leave_nothing_have_no_token() -> None:
+    ended = replace(GREEDY, banned_token_ids=(9,), min_tokens=100)
+    only_nine = bytes(1) + b"\x02" + bytes(-(-VOCAB // 8) - 2)
+    batch, masks = [row(0, GREEDY), row(1, ended), row(2, GREEDY)], [bytes(-(-VOCAB // 8)), only_nine, only_nine]
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    cpu, kernel = samplers()
+    expected = cpu.sample(logits.clone(), batch, masks)
+    assert [output.token_ids for output in expected] == [(), (), (9,)]
+    assert_same(kernel.sample(logits, batch, masks), expected)
+
+
+def test_a_row_that_is_no_number_leaves_the_penalties_of_others_alone() -> None:
+    penalised = replace(GREEDY, repetition_penalty=2.0)
+    inits = [replace(penalised, temperature=1.0, top_k=1), penalised]
+    cpu, kernel = samplers()
+    broken, after = torch.zeros(2, VOCAB), torch.zeros(2, VOCAB)
+    broken[0, 5] = float("nan")
+    broken[1, 3] = after[1, VOCAB - 1] = 2.0
+    after[1, 5] = 1.5
+    batch = [row(i, init) for i, init in enumerate(inits)]
+    expected = cpu.sample(broken.clone(), batch, None)
+    with np.errstate(invalid="ignore"):
+        assert_same(kernel.sample(broken, batch, None), expected)
+    survivor = [row(1, None, 11)]
+    assert_same(kernel.sample(after[1:], survivor, None), cpu.sample(after[1:].clone(), survivor, None))
