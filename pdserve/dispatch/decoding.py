@@ -19,7 +19,7 @@ from pdserve.core.ticket import Departure
 from pdserve.dispatch.engine_stream import EngineStream
 from pdserve.dispatch.replay import Lost, continued, rebased
 from pdserve.dispatch.sessions import Booking, SessionPool
-from pdserve.telemetry.record import Migration, RequestRecord
+from pdserve.telemetry.record import Migration, MoveReason, RequestRecord
 
 _MOVED = "ok"
 
@@ -89,14 +89,18 @@ class Decoding:
                 raise EngineDied(f"{leg.engine.engine_id} handed {self._name} over to nobody")
             self._read = await asyncio.shield(leg.successor)
 
-    async def move(self, target: Endpoint, booking: Booking, deadline: float) -> None:
+    async def move(
+        self, target: Endpoint, booking: Booking, deadline: float, reason: MoveReason, why: str = ""
+    ) -> Migration:
         """Have another engine go on, within so many seconds. Raises Lost or PdserveError when that did not come about:
         then the request is where it was, or lost, which its reader hears of."""
         leg = self._latest
         if leg.successor is None or leg.successor.done():
             leg.successor = asyncio.get_running_loop().create_future()
         self._moves += 1
-        migration = Migration(source=leg.engine.engine_id, target=target.engine_id, asked=self._clock.unix())
+        migration = Migration(
+            source=leg.engine.engine_id, target=target.engine_id, asked=self._clock.unix(), reason=reason, why=why
+        )
         self._record.migrations.append(migration)
         try:
             async with asyncio.timeout(deadline):
@@ -111,6 +115,7 @@ class Decoding:
         migration.outcome, migration.ended = _MOVED, self._clock.unix()
         self._latest = successor
         leg.successor.set_result(successor)
+        return migration
 
     async def aclose(self) -> None:
         for leg in {id(leg): leg for leg in (self._read, self._latest)}.values():
@@ -120,13 +125,13 @@ class Decoding:
         departure = await self._sessions.client(leg.engine).depart(leg.request.id)
         successor = self._submit(leg, target, departure)
         successor.migration = migration
-        booking.move(target, source=_key(leg.engine))
+        booking.move(target, source=_key(leg.engine), request_id=successor.request.id)
         try:
             successor.first = await successor.stream.delta()
             if successor.first.finish_reason is FinishReason.CANCELLED:
                 raise Cancelled("the request ended before it had moved")
         except BaseException:
-            booking.move(leg.engine)
+            booking.move(leg.engine, request_id=leg.request.id)
             await successor.stream.aclose()
             raise
         now = asyncio.get_running_loop().time()

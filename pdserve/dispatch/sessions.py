@@ -31,6 +31,7 @@ from pdserve.dispatch.links import LostLinks
 from pdserve.dispatch.pair_watch import PairWatch
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.pool_model import PoolModel
+from pdserve.router.rebalancing import Runner
 
 _log = structlog.get_logger(__name__)
 
@@ -83,6 +84,8 @@ class SessionPool:
         """Engines that let what runs there go elsewhere."""
         self.on_draining: list[Callable[[], None]] = []
         """Called when an engine begins to drain."""
+        self.on_load: list[Callable[[], None]] = []
+        """Called when an engine has told its load."""
         self._links = LostLinks(times, clock)
         self._watch = PairWatch()
         self._speeds = FetchSpeeds(clock)
@@ -102,7 +105,7 @@ class SessionPool:
         for key, endpoint in live.items():
             if key not in self._connections:
                 self._ledgers[key] = EngineLedger(
-                    key, self.index, self._clock, self._pools[endpoint.role], self._prior(endpoint)
+                    key, self.index, self._clock, self._pools[endpoint.role], self._prior(endpoint), self._note_load
                 )
                 self._open(key, endpoint)
         self._links.keep(live)
@@ -217,6 +220,10 @@ class SessionPool:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _note_load(self) -> None:
+        for told in self.on_load:
+            told()
+
     def _find_draining(self) -> frozenset[EngineKey]:
         """By the registry or by their own word."""
         loads = {key: connection.snapshot() for key, connection in self._connections.items()}
@@ -263,15 +270,24 @@ class Booking:
         if route.fetch_link:
             links.tried(route.fetch_link)
 
-    def move(self, decode: Endpoint, source: EngineKey | None = None) -> None:
+    def move(self, decode: Endpoint, source: EngineKey | None = None, request_id: str | None = None) -> None:
         """Exchange the decode engine's share for one on another decode engine, in one go. source: where it fetches
-        KV from, the prefill engine unless given."""
+        KV from, the prefill engine unless given. request_id: what it is called there, unless as before."""
+        before = self._reservation
+        ledger = self._ledgers.get(before.decode)
+        written = ledger.release_decode(before.request_id) if ledger else 0
+        self._reservation = replace(
+            before, decode=(decode.engine_id, decode.epoch), request_id=request_id or before.request_id
+        )
         if ledger := self._ledgers.get(self._reservation.decode):
-            ledger.release_decode(self._reservation.request_id)
-        self._reservation = replace(self._reservation, decode=(decode.engine_id, decode.epoch))
-        if ledger := self._ledgers.get(self._reservation.decode):
-            ledger.book_decode(self._reservation)
+            ledger.book_decode(self._reservation, written)
         self._links.tried((source or self._reservation.prefill, self._reservation.decode))
+
+    @property
+    def runner(self) -> Runner | None:
+        """As its decode engine's ledger has it; None when that has left."""
+        ledger = self._ledgers.get(self._reservation.decode)
+        return ledger.runner(self._reservation.request_id) if ledger else None
 
     def release(self) -> None:
         for key in self._keys():
