@@ -146,6 +146,8 @@ class Migrator:
         self._look_at = now + self._rules.pause
         free = [each for each in self._movables if self._may_move(each, now)]
         runners = {runner.request_id: (each, runner) for each in free if (runner := each.booking.runner)}
+        if not runners:
+            return
         state = self._sessions.state()
         move = self._router.rebalance([runner for _, runner in runners.values()], state, self._pause, self._moved_at)
         if move is not None:

@@ -126,15 +126,29 @@ def test_a_dear_move_is_not_made() -> None:
     assert decide(loads, cluster(first, replace(second, fetch_speeds=slow))) is None
 
 
+def test_a_move_that_would_call_others_back_is_not_made() -> None:
+    """With the one that reads most, the second engine would be the one under pressure."""
+    reads = StepModel(base=1e-3, per_token=1e-3, per_context=1e-5)
+    for context, wanted in ((1600, False), (400, True)):
+        large = Runner("large", ("d0", 1), BookedDecode(256, context), 0)
+        loads = {"d0": [large, *rows("d0", 8, context=0)], "d1": rows("d1", 1, context=0)}
+        move = rebalance([large], state(loads, model=reads), RULES, PAUSE, since=-1.0)
+        assert (move is not None) is wanted
+
+
 Blocks = st.integers(0, 16).map(lambda count: count * BLOCK_SIZE)
 Rows = st.lists(st.tuples(Blocks, Blocks), max_size=24)
+Many = st.lists(st.tuples(Blocks, Blocks), min_size=12, max_size=24)
 Models = st.builds(StepModel, base=st.floats(1e-4, 1e-2), per_token=st.floats(0, 5e-3), per_context=st.floats(0, 1e-6))
 
 
-@given(st.lists(Rows, min_size=2, max_size=4), st.lists(Models, min_size=4), st.integers(0, 3), st.integers(80, 400))
+@given(
+    Many, st.lists(Rows, min_size=1, max_size=3), st.lists(Models, min_size=4), st.integers(0, 3), st.integers(80, 400)
+)
 def test_nothing_moves_back_and_moving_ends(
-    drawn: list[list[tuple[int, int]]], models: list[StepModel], others: int, blocks: int
+    first: list[tuple[int, int]], rest: list[list[tuple[int, int]]], models: list[StepModel], others: int, blocks: int
 ) -> None:
+    drawn = [first, *rest]
     loads: Loads = {
         f"d{n}": [Runner(f"{n}/{i}", (f"d{n}", 1), BookedDecode(*row), 0) for i, row in enumerate(each)]
         for n, each in enumerate(drawn)
