@@ -116,8 +116,9 @@ class _Load:
         before = accumulate(expected, initial=0)
         total = self.model.base * sum(expected)
         for index, (row, earlier) in enumerate(zip(rows, before, strict=False)):
+            # Of each row's tokens those that are written before this one ends.
             beside = earlier + row.expected_tokens * (len(rows) - index)
-            total += beside * self.model.seconds(1, row.context_tokens) - beside * self.model.base
+            total += beside * (self.model.per_token + self.model.per_context * row.context_tokens)
         return total * (1 + self.shortage)
 
 
