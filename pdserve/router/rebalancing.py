@@ -10,6 +10,7 @@ sum of seconds all answers still take by a least amount, so there are finitely m
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ class Move:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Load:
     """What one engine has to do. kv: tokens held or promised, of which it should not exceed mark and cannot room."""
 
@@ -101,13 +102,13 @@ class _Load:
         kv = max(0.0, self.kv - self.mark) / (self.room - self.mark)
         return max(kv, len(self.rows) / self.max_rows - 1)
 
-    @property
+    @cached_property
     def pressure(self) -> float:
         """Seconds per token at once; more of anything never lowers it."""
         context = sum(row.context_tokens for row in self.rows)
         return self.model.seconds(len(self.rows), context) * (1 + self.shortage)
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Until all that is expected has been written, summed over rows: each token is written in a step with the rows
         that still run by then."""
@@ -125,7 +126,8 @@ class _Load:
 def rebalance(
     runners: Iterable[Runner], state: ClusterState, rules: RoutingRules, pause: float, since: float
 ) -> Move | None:
-    """The move to make, from the engine under most pressure that has one.
+    """The move to make, from the engine under most pressure that has one. Of large pools only the few engines under
+    most and least pressure come into question.
 
     pause: seconds that earlier moves kept their clients waiting. since: when (monotonic) bookings changed last other
     than by requests that came and went; engines that have not reported after it are left alone.
@@ -137,13 +139,16 @@ def rebalance(
     by_engine: dict[EngineKey, list[Runner]] = {}
     for runner in runners:
         by_engine.setdefault(runner.engine, []).append(runner)
-    least = min(each.pressure for each in loads.values())
-    for source in sorted(views, key=lambda view: (-loads[view.key].pressure, view.endpoint.engine_id)):
-        if loads[source.key].pressure <= rules.rebalance_apart * least:
+    calmest = sorted(views, key=lambda view: (loads[view.key].pressure, view.endpoint.engine_id))
+    for source in calmest[::-1][: rules.pool_top]:
+        here = loads[source.key]
+        if here.pressure <= rules.rebalance_apart * loads[calmest[0].key].pressure:
             break
-        targets = [view for view in views if view is not source and source.key not in view.lost_links]
-        for runner in _cheapest(by_engine.get(source.key, ())):
-            moves = (_move(runner, source, target, loads, rules, pause) for target in targets)
+        linked = [view for view in calmest if view is not source and source.key not in view.lost_links]
+        targets = linked[: rules.pool_top]
+        for runner in _cheapest(by_engine.get(source.key, ()), here):
+            departing = _Departing(runner, source, here, here.less(runner), pause)
+            moves = [departing.to(target, loads[target.key], rules) for target in targets]
             if best := max(filter(None, moves), key=lambda move: move.gain - move.cost, default=None):
                 return best
     return None
@@ -156,36 +161,35 @@ def _able(state: ClusterState) -> list[EngineView]:
     return [view for view in ready if view.load and load.kv_tokens(view)]
 
 
-def _cheapest(runners: Sequence[Runner]) -> list[Runner]:
-    worth = [runner for runner in runners if runner.row.expected_tokens]
-    return sorted(worth, key=lambda runner: (runner.kv_tokens / runner.row.expected_tokens, runner.request_id))[
-        :_LOOKED_AT
-    ]
+def _cheapest(runners: Sequence[Runner], here: _Load) -> list[Runner]:
+    worth = [runner for runner in runners if runner.row.expected_tokens and runner.row in here.rows]
+    worth.sort(key=lambda runner: (runner.kv_tokens / runner.row.expected_tokens, runner.request_id))
+    return worth[:_LOOKED_AT]
 
 
-def _move(
-    runner: Runner,
-    source: EngineView,
-    target: EngineView,
-    loads: dict[EngineKey, _Load],
-    rules: RoutingRules,
-    pause: float,
-) -> Move | None:
-    """None when it is not worth it, or would call something back."""
-    here, there = loads[source.key], loads[target.key]
-    if runner.row not in here.rows:
-        return None
-    left, joined = here.less(runner), there.more(runner)
-    apart = rules.rebalance_apart
-    if joined.shortage > 0 or here.pressure <= apart * joined.pressure or joined.pressure > apart * left.pressure:
-        return None
-    gain = here.seconds + there.seconds - left.seconds - joined.seconds
-    per_token = target.fetch_speeds.get(source.key, rules.fetch_seconds_per_token)
-    cost = pause + per_token * runner.kv_tokens
-    if gain <= (1 + rules.rebalance_margin) * cost + rules.rebalance_seconds:
-        return None
-    why = (
-        f"{source.endpoint.engine_id} under pressure of {here.pressure * 1e3:.2f} ms per token, "
-        f"{target.endpoint.engine_id} {joined.pressure * 1e3:.2f}; saves {gain:.2f} s of all answers, costs {cost:.3f}"
-    )
-    return Move(request_id=runner.request_id, target=target.endpoint, gain=gain, cost=cost, why=why)
+class _Departing(NamedTuple):
+    """A request that might leave, and its engine's load with it and without."""
+
+    runner: Runner
+    source: EngineView
+    here: _Load
+    left: _Load
+    pause: float
+
+    def to(self, target: EngineView, there: _Load, rules: RoutingRules) -> Move | None:
+        """None when it is not worth it, or would call something back."""
+        joined, apart = there.more(self.runner), rules.rebalance_apart
+        needed = joined.shortage == 0 and self.here.pressure > apart * joined.pressure
+        if not needed or joined.pressure > apart * self.left.pressure:
+            return None
+        gain = self.here.seconds + there.seconds - self.left.seconds - joined.seconds
+        per_token = target.fetch_speeds.get(self.source.key, rules.fetch_seconds_per_token)
+        cost = self.pause + per_token * self.runner.kv_tokens
+        if gain <= (1 + rules.rebalance_margin) * cost + rules.rebalance_seconds:
+            return None
+        why = (
+            f"{self.source.endpoint.engine_id} under pressure of {self.here.pressure * 1e3:.2f} ms per token, "
+            f"{target.endpoint.engine_id} of {joined.pressure * 1e3:.2f} ms with it; "
+            f"saves all answers {gain:.2f} s, costs {cost:.3f} s"
+        )
+        return Move(request_id=self.runner.request_id, target=target.endpoint, gain=gain, cost=cost, why=why)
