@@ -126,12 +126,13 @@ def _migrations(request: dict[str, Any]) -> list[str]:
 
 def _migration(move: dict[str, Any]) -> str:
     way = f"{move['from']} → {move['to']}"
+    reason = f"{move['reason']}: {move['why']}" if move["why"] else move["reason"]
     if move["outcome"] is None:
-        return f"moving: {way}"
+        return f"moving: {way}; {reason}"
     if move["outcome"] != "ok":
-        return f"could not move: {way} ({move['outcome']})"
+        return f"could not move: {way} ({move['outcome']}); {reason}"
     over = f"; {move['bytes'] / 1024:.1f} KiB over {move['backend']}" if move["backend"] else ""
-    return f"moved: {way} in {_ms(move['ended'] - move['asked'])}, {_ms(move['pause'])} of them a pause{over}"
+    return f"moved: {way} in {_ms(move['ended'] - move['asked'])}, {_ms(move['pause'])} of them a pause{over}; {reason}"
 
 
 def _forecast(transfer: dict[str, Any]) -> str:

@@ -209,6 +209,9 @@ class RoutingConfig(Section):
     computed."""
     fetch_margin: Annotated[float, Field(ge=0)] = 0.25
     """A fetch must be predicted to save more than what it takes by this share of that."""
+    rebalance: bool = False
+    """Whether a running request may move to another decode engine because its own is short of KV or much slower by all
+    that runs there."""
 
 
 class ReplayConfig(Section):

@@ -20,7 +20,7 @@ from pdserve.core.ticket import Departure
 from pdserve.dispatch.engine_stream import EngineStream
 from pdserve.dispatch.replay import Lost, continued, rebased
 from pdserve.dispatch.sessions import Booking, SessionPool
-from pdserve.telemetry.record import Migration, RequestRecord
+from pdserve.telemetry.record import Migration, MoveReason, RequestRecord
 
 _MOVED = "ok"
 
@@ -93,14 +93,18 @@ class Decoding:
             await asyncio.shield(leg.moved)
             self._legs.popleft()
 
-    async def move(self, target: Endpoint, booking: Booking, deadline: float) -> None:
+    async def move(
+        self, target: Endpoint, booking: Booking, deadline: float, reason: MoveReason, why: str = ""
+    ) -> Migration:
         """Have another engine go on, within so many seconds. Raises Lost or PdserveError when that did not come about:
         then the request is where it was, or lost, which its reader hears of."""
         leg = self._legs[-1]
         if leg.moved is None or leg.moved.done():
             leg.moved = asyncio.get_running_loop().create_future()
         self._moves += 1
-        migration = Migration(source=leg.engine.engine_id, target=target.engine_id, asked=self._clock.unix())
+        migration = Migration(
+            source=leg.engine.engine_id, target=target.engine_id, asked=self._clock.unix(), reason=reason, why=why
+        )
         self._record.migrations.append(migration)
         try:
             async with asyncio.timeout(deadline):
@@ -115,6 +119,7 @@ class Decoding:
         migration.outcome, migration.ended = _MOVED, self._clock.unix()
         self._legs.append(successor)
         leg.moved.set_result(None)
+        return migration
 
     async def aclose(self) -> None:
         for leg in self._legs:

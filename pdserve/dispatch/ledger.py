@@ -1,6 +1,6 @@
 """What a gateway knows of one engine incarnation: its reports, and the load this gateway has booked on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import exp
 
@@ -21,6 +21,7 @@ from pdserve.router.calibration import StepCalibrator
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.load import PromptWork
 from pdserve.router.pool_model import PoolModel
+from pdserve.router.rebalancing import DecodingRequest
 
 _ON_THE_WAY = 0.02
 """Seconds before a snapshot's arrival in which a request may have been dispatched without being counted."""
@@ -35,11 +36,18 @@ class EngineLedger:
     """
 
     def __init__(
-        self, key: EngineKey, index: KVIndex, clock: Clock, pool: PoolModel[EngineKey], prior: StepModel | None = None
+        self,
+        key: EngineKey,
+        index: KVIndex,
+        clock: Clock,
+        pool: PoolModel[EngineKey],
+        prior: StepModel | None = None,
+        on_load: Callable[[], None] = lambda: None,
     ) -> None:
-        """pool: shared by the ledgers of the engine's peers."""
+        """pool: shared by the ledgers of the engine's peers. on_load: called after each snapshot."""
         self._key = key
         self._pool = pool
+        self._on_load = on_load
         self._index = index
         self._clock = clock
         self._calibrator = StepCalibrator(prior)
@@ -52,7 +60,7 @@ class EngineLedger:
         """Request → (uncached tokens, when booked), until its first token."""
         self._decoding: dict[str, Reservation] = {}
         self._written: dict[str, int] = {}
-        """BookedDecode request → tokens that have come from here."""
+        """Decoding request → tokens of its answer that have come."""
         self._reserved = 0
         self._recent = PromptWork(), 0.0
         self._view: EngineView | None = None
@@ -74,6 +82,7 @@ class EngineLedger:
         self._load, self._load_at = load, now
         self._others = max(0, load.running + load.waiting - len(self._decoding.keys() | self._prompts.keys()))
         self._view = None
+        self._on_load()
 
     def kv_changed(self, events: Sequence[KVEvent]) -> bool:
         """False: events are missing, ask the engine for a snapshot."""
@@ -114,6 +123,12 @@ class EngineLedger:
             del self._written[request_id]
             self._reserved -= _reserved_by(reservation)
         self._view = None
+
+    def decoding(self, request_id: str) -> DecodingRequest | None:
+        """The request, if it is booked to decode here."""
+        if request_id not in self._decoding:
+            return None
+        return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id])
 
     def forget(self) -> None:
         """The incarnation has left."""
@@ -159,16 +174,18 @@ class EngineLedger:
         seen = self._load_at - _ON_THE_WAY
         unseen = [(tokens, at) for tokens, at in self._prompts.values() if at > seen]
         return Booked(
-            decoding=tuple(
-                BookedDecode(expected_output(max(0, booked.max_tokens - self._written[name])), booked.prompt_tokens)
-                for name, booked in self._decoding.items()
-            ),
+            decoding=tuple(map(self._row, self._decoding)),
             reserved_tokens=self._reserved,
             prefilling=sum(request_id not in self._decoding for request_id in self._prompts),
             prompt_tokens=sum(tokens for tokens, _ in self._prompts.values()),
             unseen_tokens=sum(tokens for tokens, _ in unseen),
             unseen_since=min((at for _, at in unseen), default=0.0),
         )
+
+    def _row(self, request_id: str) -> BookedDecode:
+        booked = self._decoding[request_id]
+        left = max(0, booked.max_tokens - self._written[request_id])
+        return BookedDecode(expected_output(left), booked.prompt_tokens)
 
     def _book_prompt(self, reservation: Reservation) -> None:
         now = self._clock.monotonic()

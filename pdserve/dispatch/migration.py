@@ -1,10 +1,11 @@
-"""Moving running requests: away from engines that drain, and whenever an operator asks for it."""
+"""Moving running requests: away from engines that drain, to even out load, and whenever an operator asks for it."""
 
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import structlog
@@ -16,21 +17,28 @@ from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, Unavail
 from pdserve.dispatch.decoding import Decoding
 from pdserve.dispatch.replay import Lost
 from pdserve.dispatch.sessions import Booking, SessionPool
+from pdserve.router.rebalancing import Move
 from pdserve.router.router import Router
+from pdserve.telemetry.record import MoveReason
 
 _log = structlog.get_logger(__name__)
+
+_NEWEST = 0.2
+"""Weight of the last move's pause among earlier ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationRules:
     """deadline: seconds one move may take, until the target's first token. at_once: moves from one engine at a time,
     so that each is short. tries: moves of one request that may fail; then it stays, and is replayed when the engine
-    ends. pause: seconds between two of them, and between two looks for an engine that has room."""
+    ends. pause: seconds between two of them, and between two looks for an engine that has room, or for load to even
+    out. rest: seconds in which a request that has moved does not move again for the sake of load."""
 
     deadline: float = 10.0
     at_once: int = 4
     tries: int = 3
     pause: float = 0.5
+    rest: float = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +46,8 @@ class _Movable:
     decoding: Decoding
     booking: Booking
     task: asyncio.Task[None] | None = None
+    failures: int = 0
+    rests_until: float = -inf
 
 
 class Migrator:
@@ -55,7 +65,13 @@ class Migrator:
         self._turns: defaultdict[EngineKey, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(self._rules.at_once)
         )
+        self._balancing: asyncio.Task[None] | None = None
+        self._look_at = self._moved_at = -inf
+        self._pause: float | None = None
+        """Seconds that clients of moved requests have waited lately."""
         sessions.on_draining.append(self._move_away)
+        if router.rebalances:
+            sessions.on_load.append(self._even_out)
 
     @asynccontextmanager
     async def movable(self, booking: Booking, decoding: Decoding) -> AsyncGenerator[None]:
@@ -88,7 +104,7 @@ class Migrator:
 
     async def _move_once(self, movable: _Movable, target: Endpoint) -> None:
         try:
-            await movable.decoding.move(target, movable.booking, self._rules.deadline)
+            await self._carry(movable, target, MoveReason.ORDER)
         finally:
             movable.task = None
             self._consider(movable)
@@ -107,13 +123,13 @@ class Migrator:
     async def _leave(self, movable: _Movable) -> None:
         """Move the request until it is where nobody drains, or was not able to."""
         try:
-            failures = 0
-            while failures < self._rules.tries and (source := self._where(movable)) in self._sessions.draining:
+            movable.failures = 0
+            while movable.failures < self._rules.tries and (source := self._where(movable)) in self._sessions.draining:
                 try:
                     async with self._turns[source]:
                         await self._move(movable, source)
                 except (Lost, PdserveError) as failure:
-                    failures += 1
+                    movable.failures += 1
                     self._note(source, failure)
                     await self._clock.sleep(self._rules.pause)
         finally:
@@ -121,7 +137,47 @@ class Migrator:
 
     async def _move(self, movable: _Movable, source: EngineKey) -> None:
         target = await self._target(movable, source)
-        await movable.decoding.move(target, movable.booking, self._rules.deadline)
+        await self._carry(movable, target, MoveReason.DRAIN)
+
+    def _even_out(self) -> None:
+        """Begin the move that evens out load most, if there is one and none is under way."""
+        now = self._clock.monotonic()
+        if (self._balancing and not self._balancing.done()) or now < self._look_at:
+            return
+        self._look_at = now + self._rules.pause
+        free = [each for each in self._movables if self._may_move(each, now)]
+        runners = {runner.request_id: (each, runner) for each in free if (runner := each.booking.decoding)}
+        if not runners:
+            return
+        state = self._sessions.state()
+        move = self._router.rebalance([runner for _, runner in runners.values()], state, self._pause, self._moved_at)
+        if move is not None:
+            movable, _ = runners[move.request_id]
+            movable.task = self._balancing = asyncio.get_running_loop().create_task(self._rebalance(movable, move))
+
+    def _may_move(self, movable: _Movable, now: float) -> bool:
+        return movable.task is None and movable.rests_until <= now and movable.failures < self._rules.tries
+
+    async def _rebalance(self, movable: _Movable, move: Move) -> None:
+        source = self._where(movable)
+        try:
+            await self._carry(movable, move.target, MoveReason.REBALANCE, move.why)
+        except (Lost, PdserveError) as failure:
+            movable.failures += 1
+            self._note(source, failure)
+        finally:
+            movable.task = None
+            self._consider(movable)
+
+    async def _carry(self, movable: _Movable, target: Endpoint, reason: MoveReason, why: str = "") -> None:
+        try:
+            migration = await movable.decoding.move(target, movable.booking, self._rules.deadline, reason, why)
+        finally:
+            self._moved_at = self._clock.monotonic()
+            movable.rests_until = self._moved_at + self._rules.rest
+        if migration.pause is not None:
+            before = migration.pause if self._pause is None else self._pause
+            self._pause = before + _NEWEST * (migration.pause - before)
 
     async def _target(self, movable: _Movable, source: EngineKey) -> Endpoint:
         """Waits until there is one: the request decodes meanwhile."""

@@ -31,6 +31,7 @@ from pdserve.dispatch.links import LostLinks
 from pdserve.dispatch.pair_watch import PairWatch
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.pool_model import PoolModel
+from pdserve.router.rebalancing import DecodingRequest
 
 _log = structlog.get_logger(__name__)
 
@@ -83,6 +84,8 @@ class SessionPool:
         """Engines that let what runs there go elsewhere."""
         self.on_draining: list[Callable[[], None]] = []
         """Called when an engine begins to drain."""
+        self.on_load: list[Callable[[], None]] = []
+        """Called when an engine has told its load."""
         self._links = LostLinks(times, clock)
         self._watch = PairWatch()
         self._speeds = FetchSpeeds(clock)
@@ -102,7 +105,7 @@ class SessionPool:
         for key, endpoint in live.items():
             if key not in self._connections:
                 self._ledgers[key] = EngineLedger(
-                    key, self.index, self._clock, self._pools[endpoint.role], self._prior(endpoint)
+                    key, self.index, self._clock, self._pools[endpoint.role], self._prior(endpoint), self._note_load
                 )
                 self._open(key, endpoint)
         self._links.keep(live)
@@ -217,6 +220,10 @@ class SessionPool:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _note_load(self) -> None:
+        for told in self.on_load:
+            told()
+
     def _find_draining(self) -> frozenset[EngineKey]:
         """By the registry or by their own word."""
         loads = {key: connection.snapshot() for key, connection in self._connections.items()}
@@ -282,6 +289,12 @@ class Booking:
         if ledger := self._ledgers.get(self._decoding.decode):
             ledger.book_decode(self._decoding)
         self._links.tried((source or self._decoding.prefill, self._decoding.decode))
+
+    @property
+    def decoding(self) -> DecodingRequest | None:
+        """As its decode engine's ledger has it; None when that has left."""
+        ledger = self._ledgers.get(self._decoding.decode)
+        return ledger.decoding(self._decoding.request_id) if ledger else None
 
     def release(self) -> None:
         for key, request_id in (

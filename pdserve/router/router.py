@@ -1,6 +1,7 @@
 """The router: looks up what engines hold of a prompt, asks the policy, remembers what it sent where."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pdserve.core.blocks import BlockHash, Tier, block_hashes, hash_namespace
@@ -23,6 +24,7 @@ from pdserve.router.kv_index import BlockHit, KVIndex
 from pdserve.router.load import is_full
 from pdserve.router.options import find_options, ready_engines
 from pdserve.router.policy import RoutingPolicy
+from pdserve.router.rebalancing import DecodingRequest, Move, rebalance
 from pdserve.router.rules import RoutingRules
 
 _Naming = tuple[str, int]
@@ -38,6 +40,11 @@ class Router:
         self._index = index
         self._rules = rules
         self._chains: OrderedDict[tuple[str, _Naming], tuple[BlockHash, ...]] = OrderedDict()
+
+    @property
+    def rebalances(self) -> bool:
+        """Whether requests may move to even out load."""
+        return self._rules.rebalance
 
     def ready(self, state: ClusterState) -> bool:
         """Whether a long prompt could be served now."""
@@ -120,6 +127,14 @@ class Router:
         if not able:
             raise Unavailable("no other engine has room to go on with what decodes here")
         return CostModel(ask, state.now, self._rules).best_decodes(able)[0].endpoint
+
+    def rebalance(
+        self, runners: Iterable[DecodingRequest], state: ClusterState, pause: float | None, since: float
+    ) -> Move | None:
+        """Which of them should move to even out load, and where. pause: what moves took, None before the first."""
+        if not self.rebalances:
+            return None
+        return rebalance(runners, state, self._rules, self._rules.handoff_seconds if pause is None else pause, since)
 
     def _ask(
         self, request: Request, state: ClusterState, excluded: frozenset[EngineKey], parted: frozenset[EngineKey]

@@ -20,8 +20,11 @@ class RoutingRules:
     another's cache where that is predicted to be sooner there than computed; where no fetch was measured,
     fetch_seconds_per_token prices it, and the gain must exceed the price by this share (fetch_margin) of it.
     rebind_gain: a reserved decode engine is left only for one whose cost is lower by this share of it and by
-    rebind_seconds. pool_top: pairs are formed of so many of the best engines of each pool, and so many of
-    those that hold most of a prompt come into question as sources of a fetch.
+    rebind_seconds. rebalance: what decodes may move to even out load (router.rebalancing), away from an engine whose
+    pressure is rebalance_apart times another's; KV beyond the share rebalance_kv of it presses. The move must save more
+    than it costs by this share of that (rebalance_margin) and by rebalance_seconds.
+    pool_top: pairs are formed of so many of the best engines of each pool, and so many of those that hold most of a
+    prompt come into question as sources of a fetch.
     """
 
     decode_local_below: int = 32
@@ -39,5 +42,10 @@ class RoutingRules:
     fetch_margin: float = 0.25
     rebind_gain: float = 0.2
     rebind_seconds: float = 0.02
+    rebalance: bool = False
+    rebalance_apart: float = 1.25
+    rebalance_kv: float = 0.9
+    rebalance_margin: float = 1.0
+    rebalance_seconds: float = 0.1
     pool_top: int = 6
     max_alternatives: int = 8

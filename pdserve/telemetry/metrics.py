@@ -122,8 +122,9 @@ class Metrics:
         )
         self.migrations = self._counter(
             "pdserve_migrations_total",
-            'Moves of running requests between engines, by outcome: "ok" or the code of the error.',
-            ("outcome",),
+            'Moves of running requests between engines, by outcome ("ok" or the code of the error) and reason '
+            '("drain", "rebalance" or "order").',
+            ("outcome", "reason"),
         )
         self.migration_pause = self._histogram(
             "pdserve_migration_pause_seconds",
@@ -192,7 +193,7 @@ class Metrics:
             self.prefix_fetch.observe(fetch.seconds)
 
     def _count_migration(self, migration: Migration) -> None:
-        self.migrations.labels(migration.outcome or Cancelled.code).inc()
+        self.migrations.labels(migration.outcome or Cancelled.code, migration.reason.value).inc()
         if migration.pause is not None:
             self.migration_pause.observe(migration.pause)
         if (trace := migration.trace) and trace.transfer_backend:

@@ -4,6 +4,7 @@ Stamps are Unix seconds. Names and meanings: docs/request-lifecycle.md.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from pdserve.core.cluster import Route
 from pdserve.core.errors import PdserveError
@@ -24,9 +25,17 @@ class FailedAttempt:
     transfer_backend: str = ""
 
 
+class MoveReason(StrEnum):
+    """Why a running request moves: its engine drains, load evens out, or an operator asks for it."""
+
+    DRAIN = "drain"
+    REBALANCE = "rebalance"
+    ORDER = "order"
+
+
 @dataclass(slots=True, kw_only=True)
 class Migration:
-    """A running request's move from one engine to another, by their ids.
+    """A running request's move from one engine to another, by their ids. why: the reason in figures, where it has any.
 
     asked and ended are when it began and was over (Unix). outcome is None while it is under way, then "ok" or the code
     of what it failed with. pause: seconds from the source's last word to the target's first token, as they arrived.
@@ -36,6 +45,8 @@ class Migration:
     source: str
     target: str
     asked: float
+    reason: MoveReason
+    why: str = ""
     ended: float | None = None
     outcome: str | None = None
     pause: float | None = None
@@ -185,6 +196,8 @@ def _migration(migration: Migration) -> dict[str, object]:
     return {
         "from": migration.source,
         "to": migration.target,
+        "reason": migration.reason.value,
+        "why": migration.why,
         "outcome": migration.outcome,
         "asked": migration.asked,
         "ended": migration.ended,

@@ -16,6 +16,7 @@ from pdserve.core.errors import Unavailable
 from pdserve.core.layout import KVLayout, KVOrder
 from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.dispatch.dispatcher import Dispatcher
+from pdserve.dispatch.migration import MigrationRules
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.engine.engine import Engine
@@ -115,6 +116,8 @@ async def open_cluster(
     decode_local_below: int = 0,
     policy: str | RoutingPolicy = "kv_aware",
     replay: ReplayRules | None = None,
+    rules: RoutingRules | None = None,
+    migration: MigrationRules | None = None,
 ) -> AsyncIterator[Cluster]:
     """Start the named engines and wait until the dispatcher can use all of them."""
     times, clock = times or Times(), clock or SystemClock()
@@ -125,9 +128,9 @@ async def open_cluster(
         sessions = SessionPool(times, clock)
         stack.push_async_callback(sessions.close)
         sessions.update(tuple(engine.endpoint for engine in engines.values()))
-        rules = RoutingRules(decode_local_below=decode_local_below)
+        rules = rules or RoutingRules(decode_local_below=decode_local_below)
         chosen = load_policy(policy, rules) if isinstance(policy, str) else policy
-        dispatcher = Dispatcher(sessions, Router(chosen, sessions.index, rules), clock, replay)
+        dispatcher = Dispatcher(sessions, Router(chosen, sessions.index, rules), clock, replay, migration)
         async with asyncio.timeout(10):
             while any(view.endpoint.state is not EngineState.READY for view in dispatcher.engines()):
                 await asyncio.sleep(0.005)

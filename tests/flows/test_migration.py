@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from pdserve.config.times import Times
 from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.request import SamplingParams
+from pdserve.dispatch.migration import MigrationRules
+from pdserve.router.rules import RoutingRules
+from pdserve.telemetry.record import MoveReason
 from pdserve.transfer.loopback import LoopbackBackend
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
-from tests.flows.inproc import Answer, Cluster, NodeSpec, open_cluster
+from tests.flows.inproc import Answer, Cluster, NodeSpec, PairsOnly, open_cluster
 from tests.transfer_faults import FaultyBackend
 
 STREAMS = 12
@@ -108,3 +112,31 @@ async def test_a_request_with_nowhere_to_go_ends_where_it_is(checkpoint: Path) -
         assert await cluster.engines["d0"].drain(20)
         assert (await running).token_ids == wanted.token_ids
         assert (await running).record.migrations == []
+
+
+async def test_an_engine_that_has_everything_gives_some_of_it_up(checkpoint: Path) -> None:
+    """The policy sends all to d0. KV beyond a fifth of its pool presses, so that moves do not hang on how fast this
+    machine is."""
+    specs = SPECS | {name: replace(SPECS[name], num_blocks=256) for name in ("d0", "d1")}
+    rules = RoutingRules(
+        decode_local_below=0, rebalance=True, rebalance_kv=0.2, rebalance_apart=1.1, rebalance_seconds=0.0
+    )
+    async with open_cluster(
+        checkpoint,
+        specs,
+        policy=PairsOnly(),
+        rules=rules,
+        times=Times(heartbeat=0.1),
+        migration=MigrationRules(pause=0.02),
+    ) as cluster:
+        disturbed = await answers(cluster)
+        await cluster.until_idle()
+    async with open_cluster(checkpoint, specs, policy=PairsOnly()) as cluster:
+        undisturbed = await answers(cluster)
+    moves = [move for answer in disturbed for move in answer.record.migrations]
+    assert {(move.source, move.target, move.reason) for move in moves} == {("d0", "d1", MoveReason.REBALANCE)}
+    assert "ok" in {move.outcome for move in moves}
+    for before, after in zip(undisturbed, disturbed, strict=True):
+        assert after.token_ids == before.token_ids
+        assert after.logprobs == before.logprobs
+        assert after.record.failed == []

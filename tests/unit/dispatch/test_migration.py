@@ -9,7 +9,15 @@ import pytest
 
 from pdserve.config.times import Times
 from pdserve.core.cluster import BookedDecode, FetchPlan, expected_output
-from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role
+from pdserve.core.endpoint import (
+    BlockCounts,
+    Endpoint,
+    EngineCapacity,
+    EngineState,
+    LoadSnapshot,
+    Role,
+    StepTally,
+)
 from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, TransferFailed, TransferTimeout, Unavailable
 from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
@@ -21,7 +29,7 @@ from pdserve.dispatch.sessions import SessionPool
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
-from pdserve.telemetry.record import RequestRecord
+from pdserve.telemetry.record import MoveReason, RequestRecord
 from tests.clocks import ManualClock, settle
 
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6)
@@ -44,9 +52,10 @@ class Line:
         ledger.described(
             EngineCapacity(model_revision="r", block_size=4, num_blocks=1000, max_rows=8, max_tokens_per_step=64)
         )
-        self.report()
+        self.load: LoadSnapshot | None = None
+        asyncio.get_running_loop().call_soon(self.report)
 
-    def report(self, *, draining: bool = False) -> None:
+    def report(self, *, draining: bool = False, steps: tuple[StepTally, ...] = ()) -> None:
         self.load = LoadSnapshot(
             engine_id=self.endpoint.engine_id,
             epoch=1,
@@ -56,11 +65,12 @@ class Line:
             backlog_tokens=0,
             blocks=BlockCounts(total=1000, free=1000, used=0, leased=0, quarantined=0),
             draining=draining,
+            steps=steps,
         )
         self.ledger.loaded(self.load)
         self.on_change()
 
-    def snapshot(self) -> LoadSnapshot:
+    def snapshot(self) -> LoadSnapshot | None:
         return self.load
 
     def submit(
@@ -90,6 +100,7 @@ class Line:
         pass
 
     def say(self, request_id: str, index: int, *token_ids: int, end: FinishReason | None = None) -> None:
+        self.ledger.tokens_arrived(request_id, len(token_ids))
         delta = TokenDelta(request_id=request_id, index=index, token_ids=token_ids, finish_reason=end)
         self.streams[request_id].push(delta)
 
@@ -121,11 +132,11 @@ class Line:
 
 
 class Bench:
-    def __init__(self, rules: MigrationRules) -> None:
+    def __init__(self, rules: MigrationRules, *, rebalance: bool = False) -> None:
         self.lines: dict[str, Line] = {}
         self.clock = ManualClock()
         self.pool = SessionPool(Times(), self.clock, connect=self.connect)
-        routing = RoutingRules(decode_local_below=1000)
+        routing = RoutingRules(decode_local_below=1000, rebalance=rebalance)
         router = Router(load_policy("kv_aware", routing), self.pool.index, routing)
         self.dispatcher = Dispatcher(self.pool, router, self.clock, migration=rules)
         self.answers: dict[str, list[int]] = {}
@@ -207,6 +218,7 @@ async def test_a_request_goes_on_at_another_engine_with_what_is_left_of_it(bench
     [move] = bench.records["r"].migrations
     assert (move.source, move.target, move.outcome) == ("d0", "d1", "ok")
     assert move.pause is not None
+    assert move.reason is MoveReason.DRAIN
     assert bench.records["r"].failed == []
     assert bench.booked("d1") == 0
 
@@ -436,3 +448,117 @@ async def test_a_client_that_leaves_unread_tokens_of_several_engines_frees_all_s
     await deltas.aclose()
     assert lines[0].forgotten == ["r", "r>2"]
     assert lines[1].forgotten == ["r>1"]
+
+
+STEPS = tuple(
+    StepTally(steps=100, tokens=100 * size, context=100 * size * len(PROMPT), seconds=size) for size in (0, 1, 2, 4)
+)
+"""Of engines whose steps take ten milliseconds per row."""
+
+
+@pytest.fixture
+async def uneven() -> AsyncIterator[Bench]:
+    """Four requests decode on d0, beside d1 which is idle."""
+    opened = Bench(MigrationRules(deadline=5.0, tries=2, pause=0.5, rest=3.0), rebalance=True)
+    opened.engines("d0")
+    for name in "abcd":
+        await opened.ask(name)
+        opened.lines["d0"].say(name, 0, 10)
+    opened.engines("d0", "d1")
+    await settle()
+    yield opened
+    for task in opened.tasks.values():
+        task.cancel()
+    await asyncio.gather(*opened.tasks.values(), return_exceptions=True)
+    await opened.pool.close()
+
+
+async def told(bench: Bench, seconds: float = 1.0) -> None:
+    """Some time passes, then every engine tells its load."""
+    await bench.clock.advance(seconds)
+    for line in bench.lines.values():
+        line.report(steps=STEPS)
+    await settle()
+
+
+async def leave(bench: Bench, name: str, source: str = "d0", target: str = "d1") -> None:
+    """The source lets it go, and the target goes on with it."""
+    here, there = bench.lines[source], bench.lines[target]
+    here.let_go(name, 10)
+    await settle()
+    here.say(name, 1, end=FinishReason.HANDOFF)
+    there.say(there.submitted[-1][0].id, 0, 11)
+    await settle()
+
+
+async def test_load_evens_out_one_request_at_a_time(uneven: Bench) -> None:
+    here = uneven.lines["d0"]
+    await told(uneven)
+    assert set(here.departing) == {"a"}
+    await told(uneven)
+    assert set(here.departing) == {"a"}
+    await leave(uneven, "a")
+    await told(uneven, 0.1)
+    assert set(here.departing) == {"a"}
+    await told(uneven)
+    [moving] = here.departing.keys() - {"a"}
+    await leave(uneven, moving)
+    assert (uneven.booked("d0"), uneven.booked("d1")) == (2, 2)
+    for _ in range(5):
+        await told(uneven)
+    assert len(here.departing) == 2
+    assert not uneven.lines["d1"].departing
+    [move] = uneven.records["a"].migrations
+    assert (move.reason, move.outcome) == (MoveReason.REBALANCE, "ok")
+    assert "d0 under pressure" in move.why
+
+
+async def test_what_failed_to_move_rests_and_is_not_tried_for_ever(uneven: Bench) -> None:
+    here = uneven.lines["d0"]
+    for _ in range(30):
+        await told(uneven)
+        for waiting in here.departing.values():
+            if not waiting.done():
+                waiting.set_exception(Unavailable("not now"))
+        await settle()
+    for name in "abcd":
+        moves = uneven.records[name].migrations
+        assert [move.outcome for move in moves] == ["unavailable"] * 2
+        assert moves[1].asked - moves[0].asked >= 3.0
+
+
+async def test_a_request_that_ends_while_it_moves_lets_others_move(uneven: Bench) -> None:
+    here = uneven.lines["d0"]
+    await told(uneven)
+    here.say("a", 1, 12, end=FinishReason.STOP)
+    assert await uneven.tasks["a"] is FinishReason.STOP
+    # A look that finds an engine not heard from since changes nothing.
+    await told(uneven)
+    await told(uneven)
+    assert len(here.departing) == 2
+
+
+async def test_what_has_moved_counts_as_far_as_it_has_come(uneven: Bench) -> None:
+    """Three tokens of 20 have come, one from the first engine before it let go, then one from each."""
+
+    def expected(engine_id: str) -> list[int]:
+        views = uneven.pool.state().engines
+        [view] = [view for view in views if view.endpoint.engine_id == engine_id]
+        return [row.expected_tokens for row in view.booked.decoding]
+
+    await told(uneven)
+    assert expected("d0") == [19] * 4
+    await leave(uneven, "a")
+    assert expected("d1") == [18]
+    uneven.lines["d1"].say("a>1", 1, 12)
+    assert expected("d1") == [17]
+
+
+async def test_nothing_moves_for_load_unless_it_is_wanted(bench: Bench) -> None:
+    for name in "abcd":
+        await bench.ask(name)
+        bench.lines["d0"].say(name, 0, 10)
+    bench.engines("d0", "d1")
+    for _ in range(3):
+        await told(bench)
+    assert not bench.lines["d0"].departing

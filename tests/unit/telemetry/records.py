@@ -7,7 +7,7 @@ from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied
 from pdserve.core.request import EngineTrace, PrefixFetch
 from pdserve.core.ticket import KVSource
-from pdserve.telemetry.record import Migration, RequestRecord
+from pdserve.telemetry.record import Migration, MoveReason, RequestRecord
 
 START = 1_000_000.0
 EPOCH = 2**64 - 5
@@ -131,12 +131,19 @@ def moved() -> RequestRecord:
     record = disaggregated()
     record.migrations = [
         Migration(
-            source="decode-0", target="decode-1", asked=START + 0.062, ended=START + 0.066, outcome="transfer_failed"
+            source="decode-0",
+            target="decode-1",
+            asked=START + 0.062,
+            reason=MoveReason.DRAIN,
+            ended=START + 0.066,
+            outcome="transfer_failed",
         ),
         Migration(
             source="decode-0",
             target="decode-1",
             asked=START + 0.07,
+            reason=MoveReason.REBALANCE,
+            why="decode-0 is full",
             ended=START + 0.09,
             outcome="ok",
             pause=0.004,

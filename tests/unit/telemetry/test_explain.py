@@ -88,5 +88,8 @@ def test_people_are_told_what_a_fetch_was_for_and_what_came_of_it(record: Reques
 
 def test_moves_are_told_with_their_pause_and_what_they_carried() -> None:
     text = render(orjson.dumps(explain(moved())))
-    assert "could not move: decode-0 → decode-1 (transfer_failed)" in text
-    assert "moved: decode-0 → decode-1 in 20.0 ms, 4.0 ms of them a pause; 4.0 KiB over nixl" in text
+    assert "could not move: decode-0 → decode-1 (transfer_failed); drain" in text
+    assert (
+        "moved: decode-0 → decode-1 in 20.0 ms, 4.0 ms of them a pause; 4.0 KiB over nixl; rebalance: decode-0 is full"
+        in text
+    )

@@ -131,8 +131,8 @@ def test_moves_count_by_outcome_and_those_that_came_about_with_their_pause_and_b
     metrics = Metrics()
     metrics.count(moved())
     value = metrics.registry.get_sample_value
-    assert value("pdserve_migrations_total", {"outcome": "ok"}) == 1
-    assert value("pdserve_migrations_total", {"outcome": "transfer_failed"}) == 1
+    assert value("pdserve_migrations_total", {"outcome": "ok", "reason": "rebalance"}) == 1
+    assert value("pdserve_migrations_total", {"outcome": "transfer_failed", "reason": "drain"}) == 1
     assert value("pdserve_migration_pause_seconds_count") == 1
     assert value("pdserve_migration_pause_seconds_sum") == 0.004
     assert value("pdserve_transferred_bytes_total", {"backend": "nixl"}) == 4096
