@@ -17,6 +17,9 @@ from pdserve.worker.gang_transfer import GangTransfer
 from pdserve.worker.remote import RemoteExecutor, RemoteWorker
 from pdserve.worker.spec import RankPlace, WorkerSpec
 
+REASON_DEADLINE = 2.0
+"""Seconds until the end of a rank is known after others have noticed it."""
+
 
 class WorkerGang:
     """Implements service.WorkerHandle. Open with `open`, on the event loop it is used on.
@@ -26,11 +29,11 @@ class WorkerGang:
 
     def __init__(self, ranks: Sequence[RemoteWorker]) -> None:
         self.ranks = tuple(ranks)
-        self.executor = GangExecutor([rank.executor for rank in ranks])
         self.transfer = GangTransfer([rank.transfer for rank in ranks])
         tiers = [rank.tiers for rank in ranks if rank.tiers]
         self.tiers = GangTiers(tiers) if tiers else None
         self._death = asyncio.create_task(self._die_together(), name="worker gang")
+        self.executor = GangExecutor([rank.executor for rank in ranks], self._death)
 
     @classmethod
     async def open(cls, spec: WorkerSpec, times: Times) -> "WorkerGang":
@@ -89,8 +92,9 @@ class GangExecutor:
     """Executor that runs every step on all ranks. Rank 0 chooses the tokens; a step has ended when all ranks have
     written its KV."""
 
-    def __init__(self, ranks: Sequence[RemoteExecutor]) -> None:
+    def __init__(self, ranks: Sequence[RemoteExecutor], death: "asyncio.Future[EngineDied]") -> None:
         self._ranks = tuple(ranks)
+        self._death = death
 
     def forward(self, batch: Batch) -> StepHandle:
         """RuntimeError when two are in flight or the one before is not sampled yet."""
@@ -103,7 +107,12 @@ class GangExecutor:
     async def collect(self, handle: StepHandle) -> StepOutput:
         """The step's tokens. Cancelling the wait leaves the step and the ranks as they are."""
         steps = zip(self._ranks, _own(handle).handles, strict=True)
-        outputs = await asyncio.gather(*(rank.collect(step) for rank, step in steps))
+        try:
+            outputs = await asyncio.gather(*(rank.collect(step) for rank, step in steps))
+        except EngineDied as error:
+            # A rank that lost the others may be heard before it is known how one of them ended, which is the reason.
+            known, _ = await asyncio.wait({self._death}, timeout=REASON_DEADLINE)
+            raise self._death.result() if known and not self._death.cancelled() else error from None
         return outputs[0]
 
 
