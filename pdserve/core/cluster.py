@@ -62,14 +62,22 @@ class BookedDecode(NamedTuple):
     context_tokens: int
 
 
+class BookedPrompt(NamedTuple):
+    """A prompt that was sent to an engine: how many of its tokens are to be computed, and since when (monotonic
+    seconds)."""
+
+    tokens: int
+    since: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booked:
     """Work of this gateway that runs on one engine now.
 
     decoding: requests that write their tokens there, and reserved_tokens the KV they may grow to (prompt
     and expected output). prefilling: requests whose prompt the engine has yet to finish, and prompt_tokens
-    their uncached tokens; unseen_tokens is the part its last snapshot cannot have counted yet, the first of which was
-    booked at unseen_since (monotonic seconds).
+    their uncached tokens; behind_tokens are those of all but the oldest, of which the engine cannot have computed any;
+    unseen are those its last snapshot cannot have counted yet, oldest first.
     A request that does both on one engine counts in decoding alone.
     """
 
@@ -77,8 +85,8 @@ class Booked:
     reserved_tokens: int = 0
     prefilling: int = 0
     prompt_tokens: int = 0
-    unseen_tokens: int = 0
-    unseen_since: float = 0.0
+    behind_tokens: int = 0
+    unseen: tuple[BookedPrompt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

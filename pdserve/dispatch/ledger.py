@@ -10,6 +10,7 @@ from pdserve.core.cluster import (
     RECENT_SECONDS,
     Booked,
     BookedDecode,
+    BookedPrompt,
     EngineKey,
     EngineView,
     Reservation,
@@ -56,8 +57,8 @@ class EngineLedger:
         self._load: LoadSnapshot | None = None
         self._load_at = 0.0
         self._others = 0
-        self._prompts: dict[str, tuple[int, float]] = {}
-        """Request → (uncached tokens, when booked), until its first token."""
+        self._prompts: dict[str, BookedPrompt] = {}
+        """By request, until its first token; the oldest first."""
         self._decoding: dict[str, Reservation] = {}
         self._written: dict[str, int] = {}
         """Decoding request → tokens of its answer that have come."""
@@ -172,14 +173,15 @@ class EngineLedger:
 
     def _booked(self) -> Booked:
         seen = self._load_at - _ON_THE_WAY
-        unseen = [(tokens, at) for tokens, at in self._prompts.values() if at > seen]
+        prompts = tuple(self._prompts.values())
+        tokens = sum(prompt.tokens for prompt in prompts)
         return Booked(
             decoding=tuple(map(self._row, self._decoding)),
             reserved_tokens=self._reserved,
             prefilling=sum(request_id not in self._decoding for request_id in self._prompts),
-            prompt_tokens=sum(tokens for tokens, _ in self._prompts.values()),
-            unseen_tokens=sum(tokens for tokens, _ in unseen),
-            unseen_since=min((at for _, at in unseen), default=0.0),
+            prompt_tokens=tokens,
+            behind_tokens=tokens - prompts[0].tokens if prompts else 0,
+            unseen=tuple(prompt for prompt in prompts if prompt.since > seen),
         )
 
     def _row(self, request_id: str) -> BookedDecode:
@@ -190,7 +192,7 @@ class EngineLedger:
     def _book_prompt(self, reservation: Reservation) -> None:
         now = self._clock.monotonic()
         tokens = reservation.uncached_tokens
-        self._prompts[reservation.request_id] = tokens, now
+        self._prompts[reservation.request_id] = BookedPrompt(tokens, now)
         cached = reservation.prompt_tokens - tokens
         work = PromptWork.of(self._capacity, reservation.prompt_tokens, cached)
         self._recent = self._recent_work(now, work), now

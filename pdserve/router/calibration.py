@@ -26,20 +26,20 @@ _TYPICAL_STEP = (64.0, 16384.0)
 
 @dataclass(slots=True)
 class Evidence:
-    """Normal equations of steps taken, and how many steps they stand for; older ones count less.
+    """Normal equations of steps taken, and how many reports they came in; older ones count less.
 
     Errors count relative to what was expected, not to what was measured: else steps that happened to be fast would
     count most, and a busy machine would look idle."""
 
     matrix: list[list[float]] = field(default_factory=lambda: [[0.0] * 3 for _ in range(3)])
     vector: list[float] = field(default_factory=lambda: [0.0] * 3)
-    steps: float = 0.0
+    reports: float = 0.0
 
     def fade(self) -> None:
         for row in self.matrix:
             row[:] = [_KEEP * value for value in row]
         self.vector = [_KEEP * value for value in self.vector]
-        self.steps *= _KEEP
+        self.reports *= _KEEP
 
     def observe(self, tally: StepTally, expected: StepModel) -> None:
         features = (1.0, tally.tokens / tally.steps, tally.context / tally.steps)
@@ -49,14 +49,13 @@ class Evidence:
             self.vector[i] += weight * x * seconds
             for j, y in enumerate(features):
                 self.matrix[i][j] += weight * x * y
-        self.steps += tally.steps
 
     def add(self, other: "Evidence", weight: float) -> None:
         for i in range(3):
             self.vector[i] += weight * other.vector[i]
             for j in range(3):
                 self.matrix[i][j] += weight * other.matrix[i][j]
-        self.steps += weight * other.steps
+        self.reports += weight * other.reports
 
     def slowness(self, model: StepModel) -> float:
         """How many times what the model says these steps took, at least squares; 1 without steps."""
@@ -96,6 +95,7 @@ class StepCalibrator:
         self.evidence.fade()
         for tally in fresh:
             self.evidence.observe(tally, expected)
+        self.evidence.reports += 1
         self.model = fit(self.evidence, self._prior)
         self.reports += 1
 

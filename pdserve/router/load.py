@@ -30,14 +30,16 @@ def seconds_per_prompt_token(view: EngineView) -> float:
 
 def backlog_tokens(view: EngineView, now: float) -> float:
     """Prompt tokens ahead: those of the snapshot and those booked too late for it to count, less what the engine
-    has had time for since."""
+    has had time for since; one after the other (Lindley 1952), so that time in which it had none counts for none.
+
+    However slow it is: prompts behind one that has no first token yet are all ahead."""
     if view.load is None:
         return view.booked.prompt_tokens
     per_token = seconds_per_prompt_token(view)
-    seen_until = view.load_at + view.load.backlog_tokens * per_token
-    seen = max(0.0, seen_until - now) / per_token
-    worked = max(0.0, now - max(seen_until, view.booked.unseen_since)) / per_token
-    return seen + max(0.0, view.booked.unseen_tokens - worked)
+    busy_until = view.load_at + view.load.backlog_tokens * per_token
+    for tokens, since in view.booked.unseen:
+        busy_until = max(busy_until, since) + tokens * per_token
+    return max(float(view.booked.behind_tokens), (busy_until - now) / per_token)
 
 
 def requests(view: EngineView) -> int:

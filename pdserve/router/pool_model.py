@@ -16,7 +16,7 @@ from pdserve.router.calibration import StepCalibrator, fit_together, scaled
 Key = TypeVar("Key", bound=Hashable)
 
 EQUAL_WITHIN = log(1.25)
-"""Natural logarithm of the ratio of speeds up to which peers count as equal, however many steps they took."""
+"""Natural logarithm of the ratio of speeds up to which peers count as equal, however much is known of them."""
 REFRESH_SECONDS = 1.0
 """How long the pool's models stay as they are, so that all views of one decision rest on the same ones."""
 
@@ -76,7 +76,8 @@ class PoolModel(Generic[Key]):
 
 
 def _certain(calibrator: StepCalibrator, weight: float, shared: StepModel) -> float:
-    """How many times slower than the shared model the engine certainly is. A single step may be off by a factor."""
+    """How many times slower than the shared model the engine certainly is. The steps of one report, however many,
+    were taken under the same conditions, and all may be off by a factor: a machine that was busy, an engine's start."""
     slowness = log(calibrator.evidence.slowness(shared))
-    doubt = EQUAL_WITHIN + 1 / sqrt(weight * calibrator.evidence.steps)
+    doubt = EQUAL_WITHIN + 1 / sqrt(weight * calibrator.evidence.reports)
     return exp(copysign(max(0.0, abs(slowness) - doubt), slowness))

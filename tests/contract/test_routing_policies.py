@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdserve.core.cluster import BookedDecode, ClusterState, EngineKey, EngineView, Mode, Route, RouteAsk
+from pdserve.core.cluster import BookedDecode, BookedPrompt, ClusterState, EngineKey, EngineView, Mode, Route, RouteAsk
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import ConfigError, Unavailable
 from pdserve.router.loading import load_policy
@@ -139,7 +139,7 @@ def test_all_engines_get_their_share_of_different_prompts(policy: RoutingPolicy)
                 booked=replace(
                     booked,
                     decoding=(*booked.decoding, BookedDecode(32, 500)),
-                    unseen_tokens=booked.unseen_tokens + more,
+                    unseen=(*booked.unseen, BookedPrompt(more, 0.0)),
                 ),
             )
     assert chosen == views.keys()

@@ -7,6 +7,7 @@ from pdserve.core.cluster import (
     RECENT_SECONDS,
     Booked,
     BookedDecode,
+    BookedPrompt,
     EngineView,
     Reservation,
     StepModel,
@@ -85,13 +86,13 @@ def bench() -> Bench:
 def test_each_engine_gets_its_share_of_a_booking(bench: Bench) -> None:
     bench.book("prompt", decode=False)
     begun = bench.clock.monotonic()
-    assert bench.booked == Booked(prefilling=1, prompt_tokens=60, unseen_tokens=60, unseen_since=begun)
+    first = BookedPrompt(60, begun)
+    assert bench.booked == Booked(prefilling=1, prompt_tokens=60, unseen=(first,))
     bench.book("tokens", prefill=False)
     assert bench.booked == Booked(
         prefilling=1,
         prompt_tokens=60,
-        unseen_tokens=60,
-        unseen_since=begun,
+        unseen=(first,),
         decoding=(DECODING,),
         reserved_tokens=120,
     )
@@ -99,8 +100,8 @@ def test_each_engine_gets_its_share_of_a_booking(bench: Bench) -> None:
     assert bench.booked == Booked(
         prefilling=1,
         prompt_tokens=65,
-        unseen_tokens=65,
-        unseen_since=begun,
+        behind_tokens=5,
+        unseen=(first, BookedPrompt(5, begun)),
         decoding=(DECODING, DECODING),
         reserved_tokens=240,
     )
@@ -138,10 +139,10 @@ async def test_a_snapshot_counts_prompts_but_for_those_still_on_their_way(bench:
     await bench.clock.advance(0.5)
     bench.book("young", uncached=7)
     bench.load(backlog=60)
-    assert (bench.booked.prompt_tokens, bench.booked.unseen_tokens) == (67, 7)
+    assert (bench.booked.prompt_tokens, [prompt.tokens for prompt in bench.booked.unseen]) == (67, [7])
     await bench.clock.advance(0.5)
     bench.load(backlog=67)
-    assert (bench.booked.prompt_tokens, bench.booked.unseen_tokens) == (67, 0)
+    assert (bench.booked.prompt_tokens, bench.booked.unseen) == (67, ())
 
 
 def test_requests_of_other_gateways_are_what_the_snapshot_has_beyond_ours(bench: Bench) -> None:

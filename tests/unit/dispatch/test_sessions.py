@@ -86,7 +86,7 @@ DECODING = Booked(decoding=(BookedDecode(10, 50),), reserved_tokens=60)
 async def test_a_booking_is_seen_at_once_and_gone_when_the_request_ends(bench: Bench) -> None:
     with suppress(EngineDied), bench.pool.book(REQUEST, ROUTE):
         booked = bench.view("p0").booked
-        assert replace(booked, unseen_since=0.0) == Booked(prefilling=1, prompt_tokens=40, unseen_tokens=40)
+        assert replace(booked, unseen=()) == Booked(prefilling=1, prompt_tokens=40)
         assert bench.view("d0").booked == DECODING
         assert bench.view("d1").booked == Booked()
         raise EngineDied("p0 died")

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdserve.core.cluster import Booked, BookedDecode, EngineView, Mode, PrefixHit, Route, RouteAsk, StepModel
+from pdserve.core.cluster import (
+    Booked,
+    BookedDecode,
+    BookedPrompt,
+    EngineView,
+    Mode,
+    PrefixHit,
+    Route,
+    RouteAsk,
+    StepModel,
+)
 from pdserve.core.endpoint import Role
 from pdserve.router import load
 from pdserve.router.cost import CostModel, ranked
@@ -27,7 +37,10 @@ Bookings = st.builds(
     decoding=st.lists(st.builds(BookedDecode, st.integers(0, 256), st.integers(0, 2_000)), max_size=8).map(tuple),
     reserved_tokens=st.integers(0, 20_000),
     prefilling=st.integers(0, 20),
-    unseen_tokens=st.integers(0, 20_000),
+    behind_tokens=st.integers(0, 20_000),
+    unseen=st.lists(st.builds(BookedPrompt, st.integers(0, 20_000), st.floats(0, 100)), max_size=4).map(
+        lambda prompts: tuple(sorted(prompts, key=lambda prompt: prompt.since))
+    ),
 )
 
 
@@ -60,7 +73,9 @@ def loaded(engine: EngineView, more: int) -> list[EngineView]:
     booked = engine.booked
     return [
         replace(engine, load=replace(engine.load, backlog_tokens=engine.load.backlog_tokens + more)),
-        replace(engine, booked=replace(booked, unseen_tokens=booked.unseen_tokens + more)),
+        replace(engine, booked=replace(booked, behind_tokens=booked.behind_tokens + more)),
+        replace(engine, booked=replace(booked, unseen=(*booked.unseen, BookedPrompt(more, 100.0)))),
+        replace(engine, booked=replace(booked, unseen=tuple(BookedPrompt(t + more, at) for t, at in booked.unseen))),
         replace(engine, booked=replace(booked, decoding=(*booked.decoding, BookedDecode(more, more)))),
         replace(engine, booked=replace(booked, decoding=tuple(BookedDecode(e + more, c) for e, c in booked.decoding))),
         replace(engine, booked=replace(booked, decoding=tuple(BookedDecode(e, c + more) for e, c in booked.decoding))),
@@ -170,13 +185,27 @@ def test_a_backlog_is_worked_off_between_snapshots() -> None:
 
 def test_a_prompt_booked_after_the_snapshot_is_worked_off_once_those_before_it_are() -> None:
     per_token = STEP.base / 512 + STEP.per_token
-    booked = Booked(unseen_tokens=200, unseen_since=0.5 * 100 * per_token)
+    booked = Booked(unseen=(BookedPrompt(200, 0.5 * 100 * per_token),))
     engine = view("p0", Role.PREFILL, backlog=100, booked=booked)
     left = [load.backlog_tokens(engine, tokens * per_token) for tokens in (0, 60, 100, 250, 400)]
     assert left == pytest.approx([300, 240, 200, 50, 0])
-    idle = view("p1", Role.PREFILL, booked=Booked(unseen_tokens=200, unseen_since=1.0))
-    assert load.backlog_tokens(idle, 1.0) == 200
+    idle = view("p1", Role.PREFILL, booked=Booked(unseen=(BookedPrompt(200, 1.0),)))
+    assert load.backlog_tokens(idle, 1.0) == pytest.approx(200)
     assert load.backlog_tokens(idle, 1.0 + 50 * per_token) == pytest.approx(150)
+
+
+def test_time_in_which_an_engine_had_nothing_to_do_works_off_no_later_prompt() -> None:
+    per_token = STEP.base / 512 + STEP.per_token
+    late = 1000 * per_token
+    engine = view("p0", Role.PREFILL, booked=Booked(unseen=(BookedPrompt(10, 0.0), BookedPrompt(200, late))))
+    assert load.backlog_tokens(engine, late) == pytest.approx(200)
+    assert load.backlog_tokens(engine, late + 50 * per_token) == pytest.approx(150)
+
+
+def test_prompts_behind_one_that_is_not_computed_are_all_ahead_however_slow_the_engine_is() -> None:
+    prompts = tuple(BookedPrompt(200, 0.0) for _ in range(4))
+    engine = view("p0", Role.PREFILL, booked=Booked(behind_tokens=600, unseen=prompts))
+    assert load.backlog_tokens(engine, 1000.0) == 600
 
 
 def test_a_cached_prefix_wins_until_its_engine_is_too_busy() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pdserve.core.blocks import KVSnapshot, Tier, block_hashes, hash_namespace
-from pdserve.core.cluster import Booked, BookedDecode, EngineView, Mode
+from pdserve.core.cluster import Booked, BookedDecode, BookedPrompt, EngineView, Mode
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request, SamplingParams
@@ -82,9 +82,8 @@ def test_the_second_of_two_equal_prompts_follows_the_first(bench: Bench) -> None
     first = bench.router.route(request("a"), cluster(*views))
     assert first.prefill.engine_id == "p1"
     # Its prompt now waits there, which without the expectation would make the other engine the better one.
-    views = two_by_two(
-        p0=view("p0", Role.PREFILL, backlog=20), p1=view("p1", Role.PREFILL, booked=Booked(unseen_tokens=150))
-    )
+    busy = view("p1", Role.PREFILL, booked=Booked(unseen=(BookedPrompt(150, 0.0),)))
+    views = two_by_two(p0=view("p0", Role.PREFILL, backlog=20), p1=busy)
     assert bench.router.route(request("b"), cluster(*views)).prefill.engine_id == "p1"
     assert bench.router.route(request("c", salt=b"x"), cluster(*views)).prefill.engine_id == "p0"
 

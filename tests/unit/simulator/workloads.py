@@ -33,5 +33,5 @@ def trace(count: int, *, seed: int = 0, rate: float = 20.0, groups: int = 4) -> 
         )
 
 
-def workload(count: int, *, seed: int = 0, rate: float = 20.0) -> Iterator[Arrival]:
-    return from_trace(trace(count, seed=seed, rate=rate), seed=seed)
+def workload(count: int, *, seed: int = 0, rate: float = 20.0, groups: int = 4) -> Iterator[Arrival]:
+    return from_trace(trace(count, seed=seed, rate=rate, groups=groups), seed=seed)
