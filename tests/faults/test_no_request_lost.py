@@ -72,8 +72,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     settings = {
         "model": str(checkpoint),
         "device": "cpu",
-        # Every engine must come to its point, however fast the others seem.
-        "routing": {"decode_local_below": 0, "policy": "round_robin"},
+        "routing": {"decode_local_below": 0},
         "kv": {"num_blocks": 2048},
         "pools": POOLS,
         # One engine dies again and again here, on purpose.
