@@ -5,6 +5,7 @@ from typing import Protocol
 
 from pdserve.core.cluster import Candidate, ClusterState, EngineView, Mode, Route, RouteAsk
 from pdserve.router.options import LocalOption, Options
+from pdserve.router.rendezvous import rendezvous
 
 Score = Callable[[EngineView], float]
 """Lower is better."""
@@ -25,12 +26,12 @@ class RoutingPolicy(Protocol):
 
 def route_by_scores(options: Options, ask: RouteAsk, prefill: Score, decode: Score, reason: str) -> Route:
     """The route of the best-scored engines: a short prompt stays on a decode engine, otherwise a pair, otherwise
-    one engine for both. Ties go to the lower engine id; a local option counts with both scores."""
+    one engine for both. The prompt settles ties; a local option counts with both scores."""
     short = tuple(option for option in options.local if option.short)
     if short or not options.pairs:
         return _local_route(short or options.local, ask, lambda view: prefill(view) + decode(view))
-    prefills = sorted(options.prefills, key=lambda view: (prefill(view), view.endpoint.engine_id))
-    decodes = sorted(options.decodes, key=lambda view: (decode(view), view.endpoint.engine_id))
+    prefills = sorted(options.prefills, key=_by(prefill, ask))
+    decodes = sorted(options.decodes, key=_by(decode, ask))
     pairs = options.joined(prefills[:_PAIRED], decodes[:_PAIRED])
     best, *others = sorted(pairs, key=lambda pair: prefill(pair[0]) + decode(pair[1]))
     return Route(
@@ -52,8 +53,13 @@ def route_by_scores(options: Options, ask: RouteAsk, prefill: Score, decode: Sco
     )
 
 
+def _by(score: Score, ask: RouteAsk) -> Callable[[EngineView], tuple[float, bytes]]:
+    return lambda view: (score(view), rendezvous(ask.prompt_name, view.endpoint.engine_id))
+
+
 def _local_route(options: tuple[LocalOption, ...], ask: RouteAsk, score: Score) -> Route:
-    ranked = sorted(options, key=lambda option: (score(option.view), option.view.endpoint.engine_id))
+    order = _by(score, ask)
+    ranked = sorted(options, key=lambda option: order(option.view))
     best = ranked[0]
     return Route(
         mode=best.mode,

@@ -102,7 +102,7 @@ class Router:
         if prefill is None or not others:
             return route if current else _moved(route, others[0])
         model = CostModel(ask, state.now, self._rules)
-        best = min(others, key=lambda view: (model.pair(prefill, view).cost, view.endpoint.engine_id))
+        best = min(others, key=lambda view: (model.pair(prefill, view).cost, model.turn(view)))
         if current is not None:
             if route.prediction is None:
                 return route
