@@ -49,11 +49,15 @@ class Line:
         self.cancelled: list[str] = []
         self.forgotten: list[str] = []
         self.departing: dict[str, asyncio.Future[Departure]] = {}
-        ledger.described(
-            EngineCapacity(model_revision="r", block_size=4, num_blocks=1000, max_rows=8, max_tokens_per_step=64)
-        )
+        self.hold(num_blocks=1000)
         self.load: LoadSnapshot | None = None
         asyncio.get_running_loop().call_soon(self.report)
+
+    def hold(self, num_blocks: int) -> None:
+        capacity = EngineCapacity(
+            model_revision="r", block_size=4, num_blocks=num_blocks, max_rows=8, max_tokens_per_step=64
+        )
+        self.ledger.described(capacity)
 
     def report(self, *, draining: bool = False, steps: tuple[StepTally, ...] = ()) -> None:
         self.load = LoadSnapshot(
@@ -158,13 +162,13 @@ class Bench:
             )
         )
 
-    async def ask(self, name: str) -> None:
+    async def ask(self, name: str, max_tokens: int = 20) -> None:
         self.answers[name], self.records[name] = [], RequestRecord(request_id=name)
-        self.tasks[name] = asyncio.create_task(self._answer(name))
+        self.tasks[name] = asyncio.create_task(self._answer(name, max_tokens))
         await settle()
 
-    async def _answer(self, name: str) -> FinishReason | None:
-        sampling = SamplingParams(seed=0, max_tokens=20, min_tokens=6)
+    async def _answer(self, name: str, max_tokens: int) -> FinishReason | None:
+        sampling = SamplingParams(seed=0, max_tokens=max_tokens, min_tokens=6)
         request = Request(id=name, prompt_token_ids=PROMPT, sampling=sampling)
         async with aclosing(self.dispatcher.generate(request, self.records[name])) as deltas:
             async for delta in deltas:
@@ -341,6 +345,23 @@ async def test_with_nowhere_to_go_it_waits_for_an_engine(bench: Bench) -> None:
     bench.engines("d0", "d1")
     await settle()
     assert set(here.departing) == {"r"}
+
+
+async def test_what_finds_no_room_lets_smaller_requests_go_first(bench: Bench) -> None:
+    for name in ("large", "huge"):
+        await bench.ask(name, max_tokens=90)
+    await bench.ask("small")
+    here = bench.lines["d0"]
+    for name in ("large", "huge", "small"):
+        here.say(name, 0, 10)
+    bench.engines("d0", "d1")
+    bench.lines["d1"].hold(num_blocks=10)
+    here.report(draining=True)
+    await settle()
+    assert set(here.departing) == {"small"}
+    bench.lines["d1"].hold(num_blocks=1000)
+    await bench.clock.advance(0.5)
+    assert len(here.departing) == 2
 
 
 async def test_after_so_many_failures_it_stays(bench: Bench) -> None:
