@@ -178,8 +178,12 @@ class Bench:
         return None
 
     def booked(self, name: str) -> int:
-        views = self.pool.state().engines
-        return next(len(view.booked.decoding) for view in views if view.endpoint.engine_id == name)
+        return len(self.expected(name))
+
+    def expected(self, name: str) -> list[int]:
+        """Tokens each request booked to decode there may still write."""
+        [view] = [view for view in self.pool.state().engines if view.endpoint.engine_id == name]
+        return [row.expected_tokens for row in view.booked.decoding]
 
 
 @pytest.fixture
@@ -291,6 +295,19 @@ async def test_a_move_that_fails_before_the_source_has_stopped_is_not_seen_and_m
     assert bench.answers["r"] == [10, 11, 12, 13]
     assert [move.outcome for move in bench.records["r"].migrations] == ["transfer_failed", "ok"]
     assert bench.records["r"].failed == []
+
+
+async def test_what_failed_to_move_counts_as_far_as_it_has_come(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    here.say("r", 2, 12)
+    there.fail("r>1", TransferFailed("the wire is cut"))
+    await settle()
+    assert bench.expected("d0") == [17]
+    here.say("r", 3, 13, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+    assert bench.booked("d0") == 0
 
 
 async def test_a_move_that_fails_after_the_source_has_stopped_is_a_replay_and_no_death(bench: Bench) -> None:
@@ -561,18 +578,12 @@ async def test_a_request_that_ends_while_it_moves_lets_others_move(uneven: Bench
 
 async def test_what_has_moved_counts_as_far_as_it_has_come(uneven: Bench) -> None:
     """Three tokens of 20 have come, one from the first engine before it let go, then one from each."""
-
-    def expected(engine_id: str) -> list[int]:
-        views = uneven.pool.state().engines
-        [view] = [view for view in views if view.endpoint.engine_id == engine_id]
-        return [row.expected_tokens for row in view.booked.decoding]
-
     await told(uneven)
-    assert expected("d0") == [19] * 4
+    assert uneven.expected("d0") == [19] * 4
     await leave(uneven, "a")
-    assert expected("d1") == [18]
+    assert uneven.expected("d1") == [18]
     uneven.lines["d1"].say("a>1", 1, 12)
-    assert expected("d1") == [17]
+    assert uneven.expected("d1") == [17]
 
 
 async def test_nothing_moves_for_load_unless_it_is_wanted(bench: Bench) -> None:
