@@ -91,7 +91,8 @@ class LoadSnapshot:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCapacity:
     """What an engine tells of itself once, when a session begins. model_revision names the weights its block
-    hashes are made for; the rest as in KVLayout and EngineLimits."""
+    hashes are made for; max_len is the most tokens, prompt and output together, of a sequence (None: whatever its
+    blocks hold); the rest as in KVLayout and EngineLimits."""
 
     model_revision: str
     block_size: int
@@ -99,6 +100,7 @@ class EngineCapacity:
     max_rows: int
     max_tokens_per_step: int
     prefix_caching: bool = True
+    max_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,9 +129,11 @@ class EngineLedger:
 
     def decoding(self, request_id: str) -> DecodingRequest | None:
         """The request, if it is booked to decode here."""
-        if request_id not in self._decoding:
+        booked = self._decoding.get(request_id)
+        if booked is None:
             return None
-        return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id])
+        longest = booked.prompt_tokens + booked.max_tokens
+        return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id], longest)
 
     def forget(self) -> None:
         """The incarnation has left."""

@@ -168,6 +168,11 @@ class Engine:
         await self._links.close()
         await self.source.close()
 
+    @property
+    def max_len(self) -> int:
+        """Most tokens, prompt and output together, a sequence can have here."""
+        return self._core.max_len
+
     async def death(self) -> EngineDied:
         """Returns when the engine can serve nothing any more; its process should end then."""
         await self._dead.wait()
