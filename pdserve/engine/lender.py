@@ -2,6 +2,7 @@
 
 Lend ─▶ all of it here ───────────────────────────────────────▶ leased and offered (handoff_source)
     └─▶ it goes on in a tier ─▶ restored into spare blocks ─▶ cached ──▲
+                                  once for all loans of it
 """
 
 import asyncio
@@ -32,50 +33,71 @@ class Lender:
         self._restoring = restoring
         self._refusal = refusal
         self._on_change = on_change
-        self._restores: dict[str, asyncio.Task[None]] = {}
-        """By the ticket that waits for it."""
+        self._waiting: dict[str, asyncio.Task[None]] = {}
+        """By ticket, what offers it after a restore."""
+        self._restores: dict[BlockHash, asyncio.Task[int]] = {}
+        """By block that is being restored."""
 
     def lend(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts) -> None:
         """deliver hears what comes of it: Lent and regions, or TicketGone."""
         if error := self._refusal():
             deliver(TicketGone(ticket_id=ticket_id, code=error.code, message=str(error)))
             return
-        if ticket_id in self._restores:
+        if ticket_id in self._waiting:
             return  # asked twice
-        missing, blocks = self._spare_blocks(hashes)
-        if not blocks:
+        _, tiers = self._kv.continuation(hashes)
+        if not tiers:
             self._offer(ticket_id, hashes, deliver, parts)
             return
-        work = self._restore_and_offer(ticket_id, hashes, deliver, parts, missing, blocks)
-        self._restores[ticket_id] = task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(lambda _: self._restores.pop(ticket_id))
+        work = self._restore_and_offer(ticket_id, hashes, deliver, parts)
+        self._waiting[ticket_id] = task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda _: self._waiting.pop(ticket_id))
 
     async def close(self) -> None:
-        tasks = list(self._restores.values())
+        tasks = {*self._waiting.values(), *self._restores.values()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _spare_blocks(self, hashes: Sequence[BlockHash]) -> tuple[Sequence[BlockHash], tuple[int, ...]]:
-        """What of a chain is worth restoring before it is lent, and blocks for it."""
+    async def _restore_and_offer(
+        self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts
+    ) -> None:
+        """What other loans restore already is waited for; what they leave is restored for this one."""
+        while joined := self._under_way(hashes):
+            if not await asyncio.shield(joined):
+                break  # it failed, and so would ours
+        else:
+            if begun := self._begin(hashes):
+                await asyncio.shield(begun)
+        self._offer(ticket_id, hashes, deliver, parts)
+
+    def _under_way(self, hashes: Sequence[BlockHash]) -> asyncio.Task[int] | None:
+        """The restore that brings the first missing block of a chain."""
+        first, _ = self._kv.continuation(hashes)
+        return self._restores.get(hashes[first]) if first < len(hashes) else None
+
+    def _begin(self, hashes: Sequence[BlockHash]) -> asyncio.Task[int] | None:
+        """Restore what of a chain is worth it before it is lent, and finds spare blocks; None if nothing is."""
         first, tiers = self._kv.continuation(hashes)
         blocks = self._kv.borrow(self._restoring.choose_restore(tiers)) if tiers else ()
-        return hashes[first : first + len(blocks)], blocks
+        if not blocks:
+            return None
+        missing = tuple(hashes[first : first + len(blocks)])
+        restore = asyncio.get_running_loop().create_task(self._restore(missing, blocks))
+        self._restores |= dict.fromkeys(missing, restore)
+        restore.add_done_callback(lambda _: self._forget(missing))
+        return restore
 
-    async def _restore_and_offer(
-        self,
-        ticket_id: str,
-        hashes: Sequence[BlockHash],
-        deliver: Deliver,
-        parts: Parts,
-        missing: Sequence[BlockHash],
-        blocks: tuple[int, ...],
-    ) -> None:
-        """The blocks stay ours until nothing writes into them, however long that is."""
-        restored = await self._restoring.bring(tuple(missing), blocks)
+    async def _restore(self, missing: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> int:
+        """How many became hits. The blocks stay ours until nothing writes into them, however long that is."""
+        restored = await self._restoring.bring(missing, blocks)
         self._kv.adopt(missing[:restored], blocks)
-        self._offer(ticket_id, hashes, deliver, parts)
         self._on_change()
+        return restored
+
+    def _forget(self, missing: tuple[BlockHash, ...]) -> None:
+        for block_hash in missing:
+            del self._restores[block_hash]
 
     def _offer(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts) -> None:
         self._source.lend(ticket_id, deliver, parts, lambda lease_id: self._kv.lend(lease_id, hashes))
