@@ -43,6 +43,9 @@ class Endpoint:
     state: EngineState
 
 
+_SPARE_SHARE = 8
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockCounts:
     """Blocks of one device pool by state. A block has one state: quarantined > leased > used > free;
@@ -53,6 +56,11 @@ class BlockCounts:
     used: int
     leased: int
     quarantined: int
+
+    @property
+    def spare(self) -> int:
+        """Those that may be taken for a use that is no sequence's, as to restore what is then lent."""
+        return self.free // _SPARE_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

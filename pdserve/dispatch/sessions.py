@@ -149,7 +149,7 @@ class SessionPool:
     def prefix_fetched(self, link: Link, fetch: PrefixFetch) -> None:
         """How fetching a prompt's beginning over a link went."""
         if not fetch.error:
-            self._speeds.fetched(link, fetch.tokens, fetch.seconds)
+            self._speeds.fetched(link, fetch.tokens, fetch.seconds - fetch.restore_seconds)
             self.link_works(link)
         elif fetch.error in _LINK_ERRORS:
             self.link_lost(link)

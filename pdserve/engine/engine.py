@@ -126,6 +126,7 @@ class Engine:
             source=self.source,
             kv=self._core.kv,
             restoring=self._restoring,
+            clock=clock,
             refusal=self._refusal,
             on_change=self._pump.wake,
         )

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from pdserve.core.blocks import BlockHash
+from pdserve.core.clock import Clock
 from pdserve.core.errors import PdserveError
 from pdserve.core.ticket import TicketGone
 from pdserve.engine.handoff_source import Deliver, HandoffSource, Parts
@@ -25,12 +26,14 @@ class Lender:
         source: HandoffSource,
         kv: KVCacheManager,
         restoring: Restoring,
+        clock: Clock,
         refusal: Callable[[], PdserveError | None],
         on_change: Callable[[], None],
     ) -> None:
         self._source = source
         self._kv = kv
         self._restoring = restoring
+        self._clock = clock
         self._refusal = refusal
         self._on_change = on_change
         self._waiting: dict[str, asyncio.Task[None]] = {}
@@ -63,13 +66,14 @@ class Lender:
         self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts
     ) -> None:
         """What other loans restore already is waited for; what they leave is restored for this one."""
+        asked = self._clock.monotonic()
         while joined := self._under_way(hashes):
             if not await asyncio.shield(joined):
                 break  # it failed, and so would ours
         else:
             if begun := self._begin(hashes):
                 await asyncio.shield(begun)
-        self._offer(ticket_id, hashes, deliver, parts)
+        self._offer(ticket_id, hashes, deliver, parts, self._clock.monotonic() - asked)
 
     def _under_way(self, hashes: Sequence[BlockHash]) -> asyncio.Task[int] | None:
         """The restore that brings the first missing block of a chain."""
@@ -85,19 +89,25 @@ class Lender:
         missing = tuple(hashes[first : first + len(blocks)])
         restore = asyncio.get_running_loop().create_task(self._restore(missing, blocks))
         self._restores |= dict.fromkeys(missing, restore)
-        restore.add_done_callback(lambda _: self._forget(missing))
         return restore
 
     async def _restore(self, missing: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> int:
         """How many became hits. The blocks stay ours until nothing writes into them, however long that is."""
-        restored = await self._restoring.bring(missing, blocks)
-        self._kv.adopt(missing[:restored], blocks)
-        self._on_change()
-        return restored
+        try:
+            restored = await self._restoring.bring(missing, blocks)
+            self._kv.adopt(missing[:restored], blocks)
+            self._on_change()
+            return restored
+        finally:
+            ended = asyncio.current_task()
+            self._restores = {block: other for block, other in self._restores.items() if other is not ended}
 
-    def _forget(self, missing: tuple[BlockHash, ...]) -> None:
-        for block_hash in missing:
-            del self._restores[block_hash]
-
-    def _offer(self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts) -> None:
-        self._source.lend(ticket_id, deliver, parts, lambda lease_id: self._kv.lend(lease_id, hashes))
+    def _offer(
+        self,
+        ticket_id: str,
+        hashes: Sequence[BlockHash],
+        deliver: Deliver,
+        parts: Parts,
+        restore_seconds: float = 0.0,
+    ) -> None:
+        self._source.lend(ticket_id, deliver, parts, lambda lease_id: self._kv.lend(lease_id, hashes), restore_seconds)

@@ -29,7 +29,8 @@ class Tiers:
 
     def __init__(self) -> None:
         self.asked: list[tuple[BlockHash, ...]] = []
-        self.damaged = False
+        self.whole = len(CHAIN)
+        """How many of CHAIN's blocks are not damaged."""
         self.go = asyncio.Event()
 
     async def contents(self) -> TierNews:
@@ -41,13 +42,14 @@ class Tiers:
     async def restore(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> RestoreReceipt:
         self.asked.append(hashes)
         await self.go.wait()
-        return RestoreReceipt(num_blocks=0 if self.damaged else len(blocks), reads=(), news=NOTHING)
+        return RestoreReceipt(num_blocks=len(set(hashes) & set(CHAIN[: self.whole])), reads=(), news=NOTHING)
 
 
 class Bench:
     def __init__(self) -> None:
         self.tiers = Tiers()
-        clock, times, transfer = ManualClock(), Times(), RecordingTransfer(LAYOUT)
+        self.clock = clock = ManualClock()
+        times, transfer = Times(), RecordingTransfer(LAYOUT)
         self.restoring = Restoring(
             self.tiers,
             transfer=transfer,
@@ -75,6 +77,7 @@ class Bench:
             source=source,
             kv=self.kv,
             restoring=self.restoring,
+            clock=clock,
             refusal=lambda: None,
             on_change=lambda: None,
         )
@@ -84,10 +87,13 @@ class Bench:
         self.lender.lend(ticket_id, CHAIN[:num_blocks], self.news.setdefault(ticket_id, []).append, (None,))
 
     def lent(self, ticket_id: str) -> int:
-        """How many blocks were lent, in the first answer."""
+        """How many blocks were lent."""
+        return self.answer(ticket_id).num_blocks
+
+    def answer(self, ticket_id: str) -> Lent:
         first = self.news[ticket_id][0]
         assert isinstance(first, Lent)
-        return first.num_blocks
+        return first
 
 
 def _nobody(*_: object) -> NoReturn:
@@ -116,6 +122,20 @@ async def test_loans_of_one_prefix_wait_for_one_restore(bench: Bench) -> None:
     bench.kv.check()
 
 
+async def test_a_loan_tells_how_long_it_waited_for_a_restore(bench: Bench) -> None:
+    bench.lend("a", 2)
+    await settle()
+    await bench.clock.advance(0.2)
+    bench.lend("b", 2)
+    await settle()
+    await bench.clock.advance(0.1)
+    bench.tiers.go.set()
+    await settle()
+    bench.lend("c", 2)
+    waited = [bench.answer(ticket_id).restore_seconds for ticket_id in "abc"]
+    assert waited == pytest.approx([0.3, 0.1, 0.0])
+
+
 async def test_what_another_loans_restore_leaves_is_restored_behind_it(bench: Bench) -> None:
     bench.lend("short", 2)
     await settle()
@@ -132,7 +152,7 @@ async def test_what_another_loans_restore_leaves_is_restored_behind_it(bench: Be
 
 
 async def test_a_restore_that_brings_nothing_is_not_repeated_by_those_who_wait_for_it(bench: Bench) -> None:
-    bench.tiers.damaged = True
+    bench.tiers.whole = 0
     bench.lend("a", 4)
     bench.lend("b", 4)
     await settle()
@@ -141,6 +161,36 @@ async def test_a_restore_that_brings_nothing_is_not_repeated_by_those_who_wait_f
     assert [isinstance(news[0], TicketGone) for news in bench.news.values()] == [True, True]
     assert bench.tiers.asked == [CHAIN[:4]]
     assert bench.kv.counts().free == 256
+
+
+async def test_restores_that_overlap_because_a_block_before_them_has_gone_do_no_harm(bench: Bench) -> None:
+    bench.lend("short", 2)
+    bench.tiers.go.set()
+    await settle()
+    bench.tiers.go.clear()
+    bench.lend("long", 5)
+    await settle()
+    bench.kv.release("short")
+    bench.kv._cache.forget(bench.kv._cache.lookup(CHAIN[:2])[1:])
+    bench.lend("longer", 6)
+    await settle()
+    assert bench.tiers.asked == [CHAIN[:2], CHAIN[2:5], CHAIN[1:6]]
+    bench.tiers.go.set()
+    await settle()
+    assert bench.lent("longer") == 6
+    assert bench.kv.counts().free == 256 - 6
+
+
+async def test_a_loan_that_comes_just_as_a_restore_ends_is_answered(bench: Bench) -> None:
+    bench.tiers.whole = 2
+    bench.lend("0", 4)
+    await settle()
+    bench.tiers.go.set()
+    for number in range(1, 20):
+        bench.lend(str(number), 4)
+        await asyncio.sleep(0)
+    await settle()
+    assert {bench.lent(ticket_id) for ticket_id in bench.news} == {2}
 
 
 async def test_a_lender_that_closes_leaves_no_restore_running(bench: Bench) -> None:
