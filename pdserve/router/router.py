@@ -75,6 +75,13 @@ class Router:
             self._index.expect(view.key, self._chain(request, view.capacity), state.now)
         return route
 
+    def retract(self, request: Request, route: Route, since: float) -> None:
+        """The request has failed or was cancelled: what was expected of its route, made at that time, and has not been
+        announced will not come."""
+        for (request_id, _), chain in self._chains.items():
+            if request_id == request.id:
+                self._index.retract(_key(route.prefill), chain, since)
+
     def rebind(
         self,
         request: Request,

@@ -88,6 +88,16 @@ def test_the_second_of_two_equal_prompts_follows_the_first(bench: Bench) -> None
     assert bench.router.route(request("c", salt=b"x"), cluster(*views)).prefill.engine_id == "p0"
 
 
+def test_a_prompt_that_came_to_nothing_draws_no_other(bench: Bench) -> None:
+    for engine in ("p0", "p1", "d0", "d1"):
+        bench.hold(engine, 0)
+    bench.hold("p1", 160)
+    failed = bench.router.route(request("a"), cluster(*two_by_two(), now=5.0))
+    assert failed.prefill.engine_id == "p1"
+    bench.router.retract(request("a"), failed, since=5.0)
+    assert bench.index.num_expected == 0
+
+
 def test_excluded_incarnations_are_avoided(bench: Bench) -> None:
     bench.hold("p1", 160)
     route = bench.router.route(request(), cluster(*two_by_two()), frozenset({("p1", 1), ("d0", 1)}))
