@@ -33,7 +33,7 @@ class Restorer:
         self._step = max(1, PART_BYTES // block_bytes)
         self._staging: Rows | None = None
         if not device.in_place:
-            self._staging = allocate_rows(self._step, block_bytes, pinned=device.pinned)
+            self._staging = allocate_rows(self._step, block_bytes, gpu=device.gpu)
 
     def restore(self, hashes: Sequence[BlockHash], blocks: Sequence[int]) -> tuple[int, tuple[TierRead, ...]]:
         """(number of leading target blocks that hold verified bytes, what came from where).
