@@ -67,8 +67,6 @@ class Restorer:
                 done += bring(sources[part], slots[part], targets[part])
                 if done < min(part.stop, len(sources)):
                     break
-        except OSError:
-            self._store.drop(sources[done], corrupt=False)
         finally:
             self._device.settle()
         return done
@@ -86,20 +84,37 @@ class Restorer:
         """Into the target itself, or by way of staging rows where that is not host memory."""
         if self._staging is None:
             views = [self._device.view(block) for block in targets]
-            self._read(slots, views)
-            return self._num_verified(sources, views)
+            return self._num_read(sources, slots, views)
         self._device.settle()
-        views = list(self._staging[: len(sources)])
-        self._read(slots, views)
-        count = self._num_verified(sources, views)
+        count = self._num_read(sources, slots, list(self._staging[: len(sources)]))
         self._device.write(targets[:count], self._staging, np.arange(count))
         return count
+
+    def _num_read(self, sources: Sequence[Entry], slots: Slots, views: Sequence[Bytes]) -> int:
+        """How many leading blocks were read and are verified."""
+        count = len(sources)
+        try:
+            self._read(slots, views)
+        except OSError:
+            # The error does not say which of them cannot be read.
+            count = self._read_singly(sources, views)
+        return self._num_verified(sources[:count], views[:count])
 
     def _read(self, slots: Slots, targets: Sequence[Bytes]) -> None:
         """Adjacent slots in one go."""
         ends = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
         for first, end in pairwise(ends):
             self._store.read_disk(int(slots[first]), targets[first:end])
+
+    def _read_singly(self, sources: Sequence[Entry], targets: Sequence[Bytes]) -> int:
+        """How many leading blocks could be read; the first that could not is dropped."""
+        for count, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            try:
+                self._store.read_disk(source.slot, [target])
+            except OSError:
+                self._store.drop(source, corrupt=False)
+                return count
+        return len(sources)
 
     def _num_verified(self, sources: Sequence[Entry], views: Sequence[Bytes]) -> int:
         """How many leading blocks have their checksum; the first that has not is dropped."""
