@@ -3,7 +3,8 @@
 One stream of the demo model with a context of 4,096 tokens and more is moved back and forth through the admin port,
 alone and beside other streams, and its tokens are compared with those of the same request left alone. Per move: the
 gap in which the client saw it (between two events of its stream), the pause as the gateway has it, and what was moved.
-The gaps in which nothing moved are the base line.
+The gaps in which nothing moved are the base line. Both are told once more for the time in which nobody else used the
+machine: a token takes as long as it does anyway, and longer beside other work.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -33,6 +34,8 @@ VOCABULARY = 4000
 TARGET_MS = 50.0
 BETWEEN = 0.15
 """Seconds of decoding between two moves."""
+QUIET = 0.25
+"""Cores that others may use in a quiet stretch of time; the kernel's share of our own traffic counts as others'."""
 SETTINGS = {
     "device": "cpu",
     "max_model_len": 8192,
@@ -88,6 +91,39 @@ class Client:
         return "".join(text for text, _ in self.said), [value for _, values in self.said for value in values]
 
 
+class Watch(threading.Thread):
+    """How many cores others have used, in stretches of WATCHED seconds. Use as a context manager."""
+
+    WATCHED = 0.25
+
+    def __init__(self, pids: list[int]) -> None:
+        super().__init__(daemon=True)
+        self._pids = pids
+        self._over = threading.Event()
+        self._ends: list[float] = []
+        self._cores: list[float] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        before = Moment.now(self._pids)
+        while not self._over.wait(self.WATCHED):
+            now = Moment.now(self._pids)
+            self._ends.append(time.time())
+            self._cores.append(others_cores(before, now))
+            before = now
+
+    def quiet(self, begin: float, end: float) -> bool:
+        """Whether that part of the time (Unix seconds) was."""
+        return max(self._cores[bisect(self._ends, begin) : bisect(self._ends, end) + 1], default=0.0) < QUIET
+
+
 def move_until(client: Client, name: str, deployment: Deployment, over: Callable[[], bool]) -> None:
     """Move it again and again while it decodes."""
     client.decoding.wait(120)
@@ -99,10 +135,10 @@ def move_until(client: Client, name: str, deployment: Deployment, over: Callable
             time.sleep(BETWEEN)
 
 
-def measure(deployment: Deployment, rng: random.Random, moves: int, others: int) -> dict[str, Any]:
+def measure(deployment: Deployment, rng: random.Random, moves: int, others: int, watch: Watch) -> dict[str, Any]:
     """One case: `moves` moves or more of a stream, beside `others` short ones that never end before it."""
     samples: list[dict[str, float]] = []
-    gaps: list[float] = []
+    gaps: list[tuple[float, float]] = []
     outcomes: dict[str, int] = {}
     different = rounds = 0
     with ThreadPoolExecutor(others + 2) as pool:
@@ -127,6 +163,7 @@ def measure(deployment: Deployment, rng: random.Random, moves: int, others: int)
                 else:
                     running.result()
                     different += client.answer != wanted
+    quiet = [sample for sample in samples if watch.quiet(sample["ended"] - sample["gap"], sample["ended"])]
     return {
         "moves": len(samples),
         "rounds": rounds,
@@ -135,13 +172,23 @@ def measure(deployment: Deployment, rng: random.Random, moves: int, others: int)
         "client_gap_ms": summary([sample["gap"] for sample in samples]),
         "pause_ms": summary([sample["pause"] for sample in samples]),
         "from_asked_to_moved_ms": summary([sample["whole"] for sample in samples]),
-        "gap_without_move_ms": summary(gaps),
+        "gap_without_move_ms": summary([gap for _, gap in gaps]),
+        "while_quiet": {
+            "moves": len(
+                quiet := [each for each in samples if watch.quiet(each["ended"] - each["gap"], each["ended"])]
+            ),
+            "client_gap_ms": summary([sample["gap"] for sample in quiet]),
+            "pause_ms": summary([sample["pause"] for sample in quiet]),
+            "gap_without_move_ms": summary([gap for end, gap in gaps if watch.quiet(end - gap, end)]),
+        },
         "bytes": summary([sample["bytes"] for sample in samples], scale=1.0),
         "context_tokens": {"from": CONTEXT, "to": CONTEXT + 900},
     }
 
 
-def _collect(client: Client, samples: list[dict[str, float]], gaps: list[float], outcomes: dict[str, int]) -> None:
+def _collect(
+    client: Client, samples: list[dict[str, float]], gaps: list[tuple[float, float]], outcomes: dict[str, int]
+) -> None:
     """A move is seen in the gap that its end, the first token from the target, closes."""
     closed: set[int] = set()
     for move in client.record["migrations"]:
@@ -161,15 +208,18 @@ def _collect(client: Client, samples: list[dict[str, float]], gaps: list[float],
                     "gap": gap,
                     "pause": move["pause"],
                     "whole": move["ended"] - move["asked"],
+                    "ended": move["ended"],
                     "bytes": move["bytes"],
                 }
             )
-    between = [later - earlier for earlier, later in pairwise(client.arrivals)]
+    between = [(later, later - earlier) for earlier, later in pairwise(client.arrivals)]
     gaps += [gap for at, gap in enumerate(between, start=1) if at not in closed]
 
 
 def summary(values: list[float], scale: float = 1e3) -> dict[str, float]:
-    """Percentiles by nearest rank."""
+    """Percentiles by nearest rank; of nothing, nothing."""
+    if not values:
+        return {}
     ordered = sorted(values)
 
     def at(share: float) -> float:
@@ -200,7 +250,8 @@ def main() -> None:
         for others in args.others:
             ours = [os.getpid(), *deployment.children()]
             before = Moment.now(ours)
-            case = measure(deployment, rng, args.moves, others)
+            with Watch(ours) as watch:
+                case = measure(deployment, rng, args.moves, others, watch)
             case["cores_busy_with_other_work"] = round(others_cores(before, Moment.now(ours)), 2)
             cases[f"{others} other streams"] = case
             print(f"{others} other streams:", json.dumps(case, indent=1))

@@ -173,11 +173,11 @@ def tier(machine: Machine, block_bytes: int, total: int, repetitions: int) -> di
     memory = TensorMemory(torch.randint(0, 256, (num_bytes,), dtype=torch.uint8, device=machine.device))
     blocks = device_blocks(memory, layout)
     names = [number.to_bytes(16, "big") for number in range(layout.num_blocks)]
-    host = torch.from_numpy(allocate_rows(1, num_bytes, pinned=blocks.pinned)[0])
+    host = torch.from_numpy(allocate_rows(1, num_bytes, gpu=blocks.gpu)[0])
     original = memory.tensor.clone()
     runs: dict[str, list[float]] = {}
     for repetition in range(repetitions + 1):
-        store = TierStore(blocks, HostTier(layout.num_blocks, block_bytes, pinned=blocks.pinned), None, bytes(32))
+        store = TierStore(blocks, HostTier(layout.num_blocks, block_bytes, gpu=blocks.gpu), None, bytes(32))
         restorer = Restorer(store, blocks)
         saved = list(zip(names, range(layout.num_blocks), strict=True))
         works: dict[str, Callable[[], object]] = {

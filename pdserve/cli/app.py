@@ -136,10 +136,9 @@ def start(
     api_key: Annotated[str | None, typer.Option(envvar="PDSERVE_API_KEY", help="If the gateway wants one.")] = None,
 ) -> None:
     """Start an engine again that was drained to stay away."""
-    from pdserve.cli.drain import order
+    from pdserve.cli.drain import start as run
 
-    order(engine, "return", host, port, api_key)
-    typer.echo(f"{engine} starts")
+    typer.echo(run(engine, host, port, api_key))
 
 
 @app.command()

@@ -28,6 +28,18 @@ def drain(engine: str, host: str, port: int, api_key: str | None, *, stay: bool)
     raise Unavailable(f"{engine} still runs after {_PATIENCE:g} s; `pdserve status` shows what it holds")
 
 
+def start(engine: str, host: str, port: int, api_key: str | None) -> str:
+    """What became of it, in words. Raises a PdserveError that says what to do."""
+    state = _look(engine, host, port, api_key)["state"]
+    order(engine, "return", host, port, api_key)
+    match state:
+        case "dead":
+            return f"{engine} starts"
+        case "draining":
+            return f"{engine} is draining; it starts again once it has ended"
+    return f"{engine} runs already, it is {state}"
+
+
 def order(engine: str, what: str, host: str, port: int, api_key: str | None) -> None:
     """Pass an order for an engine on. Raises a PdserveError when it is refused."""
     ask_admin(host, port, f"/admin/engines/{quote(engine, safe='')}/{what}", api_key, method="POST")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 from signal import Signals
 
-from pdserve.cluster.heartbeat import heartbeats
+from pdserve.cluster.heartbeat import SignsOfLife
 from pdserve.cluster.launcher import Launched, Launcher, LaunchSpec
 from pdserve.cluster.plan import BecameReady, Ended, Event, Heard, Spawned
 from pdserve.core.errors import CheckpointError, ConfigError, MalformedMessage, PdserveError, StaleEpoch
@@ -17,13 +17,13 @@ _RECONNECT = 0.2
 class Incarnation:
     """Owns the process: cancelling `run` kills it and waits until it is gone.
 
-    heartbeat: the process is an engine, which is watched over its session once it is ready.
+    signs: the signs of life of one that is ready, by its address and epoch.
     """
 
-    def __init__(self, id: str, epoch: int, *, heartbeat: bool, emit: Callable[[Event], None]) -> None:
+    def __init__(self, id: str, epoch: int, *, signs: SignsOfLife, emit: Callable[[Event], None]) -> None:
         self.id = id
         self.epoch = epoch
-        self._heartbeat = heartbeat
+        self._signs = signs
         self._emit = emit
         self._launching: asyncio.Future[Launched] | None = None
         self._launched: Launched | None = None
@@ -85,22 +85,21 @@ class Incarnation:
             return
         address = str(facts.get("address", ""))
         self._emit(BecameReady(id=self.id, epoch=self.epoch, address=address))
-        listening = asyncio.create_task(self._listen(address)) if self._heartbeat else None
+        listening = asyncio.create_task(self._listen(address))
         try:
             code = await launched.ended()
         finally:
             self._over = True
-            if listening:
-                listening.cancel()
-                with suppress(asyncio.CancelledError):
-                    await listening
+            listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await listening
         self._emit_end(f"killed by {Signals(-code).name}" if code < 0 else f"exited with code {code}")
 
     async def _listen(self, address: str) -> None:
         while not self._over:  # a cancellation that meets the end of a call may be lost in grpc
             with suppress(StaleEpoch, MalformedMessage):
-                async with aclosing(heartbeats(address, self.epoch)) as beats:
-                    async for _ in beats:
+                async with aclosing(self._signs(address, self.epoch)) as signs:
+                    async for _ in signs:
                         self._emit(Heard(id=self.id, epoch=self.epoch))
             await asyncio.sleep(_RECONNECT)
 

@@ -170,10 +170,10 @@ def _deadline(member: Member, times: Times) -> float | None:
             return member.due
         case Phase.STARTING:
             return member.since + times.start_timeout
-        case Phase.READY if member.role is not None:
+        case Phase.READY:
             return member.last_heard + times.suspect
         case Phase.SUSPECT:
-            return member.last_heard + times.fence
+            return member.last_heard + _fence(member, times)
         case Phase.DRAINING if member.role is not None:
             return member.since + times.drain_timeout + times.fence
     return None
@@ -193,9 +193,15 @@ def _tick(member: Member, now: float, times: Times, new_epoch: Callable[[], int]
     if member.phase is Phase.DRAINING:
         reason = f"not drained for {times.drain_timeout:g} s"
         return replace(member, since=now), [Kill(id=member.id, epoch=member.epoch, reason=reason)]
-    limit, what = (times.start_timeout, "ready") if member.phase is Phase.STARTING else (times.fence, "heard of")
+    starting = member.phase is Phase.STARTING
+    limit, what = (times.start_timeout, "ready") if starting else (_fence(member, times), "heard of")
     reason = f"not {what} for {limit:g} s"
     return replace(member, phase=Phase.KILLED, since=now), [Kill(id=member.id, epoch=member.epoch, reason=reason)]
+
+
+def _fence(member: Member, times: Times) -> float:
+    """Seconds of silence after which it is killed."""
+    return times.gateway_fence if member.role is None else times.fence
 
 
 def _shifted(member: Member, seconds: float) -> Member:

@@ -7,6 +7,7 @@ from functools import partial
 
 import structlog
 
+from pdserve.cluster.heartbeat import answers, heartbeats
 from pdserve.cluster.incarnation import Incarnation
 from pdserve.cluster.launcher import Launcher, LaunchSpec
 from pdserve.cluster.member import Member, Phase
@@ -175,9 +176,8 @@ class Supervisor:
         match action:
             case Start():
                 desired = self._desired[action.id]
-                incarnation = Incarnation(
-                    action.id, action.epoch, heartbeat=desired.role is not None, emit=self._events.put_nowait
-                )
+                signs = partial(answers, every=self._times.heartbeat) if desired.role is None else heartbeats
+                incarnation = Incarnation(action.id, action.epoch, signs=signs, emit=self._events.put_nowait)
                 self._incarnations[action.id] = incarnation
                 processes.create_task(incarnation.run(self._launcher, desired.launch(action.epoch)))
             case Kill():

@@ -16,6 +16,8 @@ class Times:
     fence: float = 4.0
     """Silence after which the supervisor kills an engine, or an engine its worker process; only then is its memory
     nobody's."""
+    gateway_fence: float = 10.0
+    """The same for a gateway: longer, because nobody goes on with its requests."""
     lease: float = 10.0
     """A ticket's life without renewal."""
     lease_guard: float = 1.0

@@ -137,8 +137,7 @@ class PrefixHit:
 
     @property
     def pool_tokens(self) -> int:
-        """Those in the device pool, for which alone fetches are planned. A pool keeps a beginning longest, so they lie
-        before the others as a rule."""
+        """Those in the device pool. A pool keeps a beginning longest, so they lie before the others as a rule."""
         return self.tokens - self.restored_tokens
 
 
@@ -168,7 +167,8 @@ class RouteAsk:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchPlan:
     """KV of a prompt's first tokens (whole blocks) that the engine which computes the prompt fetches from a peer's
-    cache: in so many seconds, where computing what it lacks of them would take saved_seconds."""
+    cache: in so many seconds, those included in which the peer restores what lies in its tiers, where computing what
+    it lacks of them would take saved_seconds."""
 
     source: KVSource
     tokens: int

@@ -43,6 +43,9 @@ class Endpoint:
     state: EngineState
 
 
+_SPARE_SHARE = 8
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockCounts:
     """Blocks of one device pool by state. A block has one state: quarantined > leased > used > free;
@@ -53,6 +56,11 @@ class BlockCounts:
     used: int
     leased: int
     quarantined: int
+
+    @property
+    def spare(self) -> int:
+        """Those that may be taken for a use that is no sequence's, as to restore what is then lent."""
+        return self.free // _SPARE_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +99,8 @@ class LoadSnapshot:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCapacity:
     """What an engine tells of itself once, when a session begins. model_revision names the weights its block
-    hashes are made for; the rest as in KVLayout and EngineLimits."""
+    hashes are made for; max_len is the most tokens, prompt and output together, of a sequence (None: whatever its
+    blocks hold); the rest as in KVLayout and EngineLimits."""
 
     model_revision: str
     block_size: int
@@ -99,6 +108,7 @@ class EngineCapacity:
     max_rows: int
     max_tokens_per_step: int
     prefix_caching: bool = True
+    max_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

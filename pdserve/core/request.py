@@ -119,7 +119,8 @@ class PrefixFetch:
     """How an engine's fetch of a prompt's beginning from the cache of another went.
 
     tokens: those whose KV arrived and verified. seconds: from asking to the source's word that its lease had held, or
-    to the error. error is its code, empty when all went well."""
+    to the error; restore_seconds of them the source restored from a tier what it then lent. error is its code, empty
+    when all went well."""
 
     engine_id: str
     tokens: int
@@ -127,6 +128,7 @@ class PrefixFetch:
     seconds: float
     backend: str
     error: str = ""
+    restore_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

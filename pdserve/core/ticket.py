@@ -108,10 +108,12 @@ class KVSource:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lent:
     """The source has leased the first num_blocks (at least one) of the blocks it was asked to lend; their regions
-    follow. Logical indices of a loan count from the first block asked for."""
+    follow. Logical indices of a loan count from the first block asked for. restore_seconds is what restoring them from
+    a tier first took."""
 
     ticket_id: str
     num_blocks: int
+    restore_seconds: float = 0.0
 
 
 HandoffNews = RegionReady | HandoffDone | TicketGone | Lent

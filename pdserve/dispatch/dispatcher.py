@@ -99,26 +99,31 @@ class Dispatcher:
     async def _attempt(
         self, share: Request, history: ReplayHistory, record: RequestRecord, deadline: float
     ) -> AsyncGenerator[TokenDelta, None]:
-        route = await _before(deadline, self._route(share, history))
+        route, decided = await _before(deadline, self._route(share, history))
         record.route = route
         record.stamp("routed", self._clock.unix())
-        with self._sessions.book(share, route) as booking:
-            reconfirm = partial(self._reconfirm, share, booking, history)
-            movable = partial(self._migrator.movable, booking)
-            attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)
-            async with aclosing(attempt.deltas(share)) as deltas:
-                while delta := await _before(deadline, anext(deltas, None)):
-                    yield delta
+        try:
+            with self._sessions.book(share, route) as booking:
+                reconfirm = partial(self._reconfirm, share, booking, history)
+                movable = partial(self._migrator.movable, booking)
+                attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)
+                async with aclosing(attempt.deltas(share)) as deltas:
+                    while delta := await _before(deadline, anext(deltas, None)):
+                        yield delta
+        except BaseException:
+            self._router.retract(share, route, decided)
+            raise
 
-    async def _route(self, share: Request, history: ReplayHistory) -> Route:
-        """A route around what was lost. A new request hears at once that there is none; one that already
-        runs waits for an engine to come back."""
+    async def _route(self, share: Request, history: ReplayHistory) -> tuple[Route, float]:
+        """A route around what was lost, and when (monotonic) it was chosen. A new request hears at once that there is
+        none; one that already runs waits for an engine to come back."""
         give_up = self._clock.monotonic() + (self._replay.patience if history.attempts else 0.0)
         while True:
             changed = self._sessions.changed()
             state = self._sessions.state()
             try:
-                return self._router.route(share, state, history.excluded, history.parted(state.engines))
+                route = self._router.route(share, state, history.excluded, history.parted(state.engines))
+                return route, state.now
             except Unavailable as error:
                 if not await self._changes_before(changed, give_up):
                     raise history.error or error from error

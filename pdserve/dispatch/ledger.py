@@ -61,7 +61,7 @@ class EngineLedger:
         """By request, until its first token; the oldest first."""
         self._decoding: dict[str, Reservation] = {}
         self._written: dict[str, int] = {}
-        """Decoding request → tokens of its answer that have come."""
+        """Request that decodes here, or did and may again → tokens of its answer that have come."""
         self._reserved = 0
         self._recent = PromptWork(), 0.0
         self._view: EngineView | None = None
@@ -109,27 +109,31 @@ class EngineLedger:
 
     def book_decode(self, reservation: Reservation) -> None:
         self._decoding[reservation.request_id] = reservation
-        self._written[reservation.request_id] = 0
+        self._written.setdefault(reservation.request_id, 0)
         self._reserved += _reserved_by(reservation)
         self._view = None
 
     def release(self, request_id: str) -> None:
         """Whatever is still booked for the request here."""
         self._prompts.pop(request_id, None)
-        self.release_decode(request_id)
+        self.suspend_decode(request_id)
+        self._written.pop(request_id, None)
 
-    def release_decode(self, request_id: str) -> None:
+    def suspend_decode(self, request_id: str) -> None:
+        """The request's load counts elsewhere, but what it writes here is counted on until it is released: it may be
+        booked here again."""
         reservation = self._decoding.pop(request_id, None)
         if reservation is not None:
-            del self._written[request_id]
             self._reserved -= _reserved_by(reservation)
         self._view = None
 
     def decoding(self, request_id: str) -> DecodingRequest | None:
         """The request, if it is booked to decode here."""
-        if request_id not in self._decoding:
+        booked = self._decoding.get(request_id)
+        if booked is None:
             return None
-        return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id])
+        longest = booked.prompt_tokens + booked.max_tokens
+        return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id], longest)
 
     def forget(self) -> None:
         """The incarnation has left."""

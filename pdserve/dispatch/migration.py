@@ -125,19 +125,29 @@ class Migrator:
         try:
             movable.failures = 0
             while movable.failures < self._rules.tries and (source := self._where(movable)) in self._sessions.draining:
+                changed = self._sessions.changed()
                 try:
                     async with self._turns[source]:
-                        await self._move(movable, source)
+                        tried = await self._try_to_leave(movable, source)
                 except (Lost, PdserveError) as failure:
                     movable.failures += 1
                     self._note(source, failure)
                     await self._clock.sleep(self._rules.pause)
+                else:
+                    if not tried:
+                        await _first(changed.wait(), self._clock.sleep(self._rules.pause))
         finally:
             movable.task = None
 
-    async def _move(self, movable: _Movable, source: EngineKey) -> None:
-        target = await self._target(movable, source)
+    async def _try_to_leave(self, movable: _Movable, source: EngineKey) -> bool:
+        """False at once when nobody has room: it decodes on and waits for that outside its turn, so that a smaller
+        request may find some meanwhile."""
+        try:
+            target = self._router.move(movable.decoding.request, source, self._sessions.state())
+        except Unavailable:
+            return False
         await self._carry(movable, target, MoveReason.DRAIN)
+        return True
 
     def _even_out(self) -> None:
         """Begin the move that evens out load most, if there is one and none is under way."""
@@ -178,15 +188,6 @@ class Migrator:
         if migration.pause is not None:
             before = migration.pause if self._pause is None else self._pause
             self._pause = before + _NEWEST * (migration.pause - before)
-
-    async def _target(self, movable: _Movable, source: EngineKey) -> Endpoint:
-        """Waits until there is one: the request decodes meanwhile."""
-        while True:
-            changed = self._sessions.changed()
-            try:
-                return self._router.move(movable.decoding.request, source, self._sessions.state())
-            except Unavailable:
-                await _first(changed.wait(), self._clock.sleep(self._rules.pause))
 
     def _note(self, source: EngineKey, failure: Lost | PdserveError) -> None:
         error = failure.error if isinstance(failure, Lost) else failure

@@ -149,7 +149,7 @@ class SessionPool:
     def prefix_fetched(self, link: Link, fetch: PrefixFetch) -> None:
         """How fetching a prompt's beginning over a link went."""
         if not fetch.error:
-            self._speeds.fetched(link, fetch.tokens, fetch.seconds)
+            self._speeds.fetched(link, fetch.tokens, fetch.seconds - fetch.restore_seconds)
             self.link_works(link)
         elif fetch.error in _LINK_ERRORS:
             self.link_lost(link)
@@ -265,7 +265,9 @@ class Booking:
         )
         self._decoding = self._reservation
         """Its decode share, as the engine knows the request that has it."""
-        for key in {self._reservation.prefill, self._reservation.decode}:
+        self._shares = {(key, request.id) for key in (self._reservation.prefill, self._reservation.decode)}
+        """Engines that have, or had, a share of it, and what they call the request."""
+        for key, _ in self._shares:
             if ledger := ledgers.get(key):
                 ledger.book(self._reservation)
         links.tried(route.link)
@@ -277,7 +279,7 @@ class Booking:
         as it is submitted there; source: where that fetches KV from. Unless given, it is the request that was booked,
         and the prefill engine."""
         if ledger := self._ledgers.get(self._decoding.decode):
-            ledger.release_decode(self._decoding.request_id)
+            ledger.suspend_decode(self._decoding.request_id)
         self._decoding = replace(self._decoding, decode=(decode.engine_id, decode.epoch))
         if request:
             self._decoding = replace(
@@ -286,6 +288,7 @@ class Booking:
                 prompt_tokens=len(request.prompt_token_ids),
                 max_tokens=request.sampling.max_tokens,
             )
+        self._shares.add((self._decoding.decode, self._decoding.request_id))
         if ledger := self._ledgers.get(self._decoding.decode):
             ledger.book_decode(self._decoding)
         self._links.tried((source or self._decoding.prefill, self._decoding.decode))
@@ -297,10 +300,7 @@ class Booking:
         return ledger.decoding(self._decoding.request_id) if ledger else None
 
     def release(self) -> None:
-        for key, request_id in (
-            (self._reservation.prefill, self._reservation.request_id),
-            (self._decoding.decode, self._decoding.request_id),
-        ):
+        for key, request_id in self._shares:
             if ledger := self._ledgers.get(key):
                 ledger.release(request_id)
 

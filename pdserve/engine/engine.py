@@ -126,6 +126,7 @@ class Engine:
             source=self.source,
             kv=self._core.kv,
             restoring=self._restoring,
+            clock=clock,
             refusal=self._refusal,
             on_change=self._pump.wake,
         )
@@ -167,6 +168,11 @@ class Engine:
         await self._restoring.close()
         await self._links.close()
         await self.source.close()
+
+    @property
+    def max_len(self) -> int:
+        """Most tokens, prompt and output together, a sequence can have here."""
+        return self._core.max_len
 
     async def death(self) -> EngineDied:
         """Returns when the engine can serve nothing any more; its process should end then."""

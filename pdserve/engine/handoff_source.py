@@ -128,9 +128,16 @@ class HandoffSource:
         self._by_sequence[sequence_id] = self._offer(ticket, sequence_id, source_blocks)
         return ticket
 
-    def lend(self, ticket_id: str, deliver: Deliver, parts: Parts, lease: Callable[[str], tuple[int, ...]]) -> None:
-        """A reader asks for KV that is final. lease(ticket_id) leases its blocks, perhaps none; deliver hears Lent and
-        the parts of all regions, or why there is nothing."""
+    def lend(
+        self,
+        ticket_id: str,
+        deliver: Deliver,
+        parts: Parts,
+        lease: Callable[[str], tuple[int, ...]],
+        restore_seconds: float = 0.0,
+    ) -> None:
+        """A reader asks for KV that is final. lease(ticket_id) leases its blocks, perhaps none; deliver hears Lent,
+        with restore_seconds as there, and the parts of all regions, or why there is nothing."""
         if ticket_id in self._offers:
             return  # asked twice
         if ticket_id in self._ended:
@@ -148,7 +155,7 @@ class HandoffSource:
         offer = self._offer(ticket, None, blocks)
         offer.parts, offer.deliver, offer.attached = parts, deliver, True
         offer.num_tokens, offer.final_blocks = ticket.num_tokens, len(blocks)
-        deliver(Lent(ticket_id=ticket_id, num_blocks=len(blocks)))
+        deliver(Lent(ticket_id=ticket_id, num_blocks=len(blocks), restore_seconds=restore_seconds))
         self._publish(offer)
 
     def computed(self, sequence_id: int, num_tokens: int, source_blocks: tuple[int, ...] = ()) -> None:

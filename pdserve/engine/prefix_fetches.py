@@ -49,6 +49,7 @@ class _Fetch:
     num_blocks: int = 0
     """Of those asked for, how many it lends."""
     num_bytes: int = 0
+    restore_seconds: float = 0.0
 
 
 class PrefixFetches:
@@ -134,6 +135,7 @@ class PrefixFetches:
     def _take(self, fetch: _Fetch, link: SourceLink, news: HandoffNews | PdserveError | None) -> None:
         match news:
             case Lent() if fetch.pulls is None:
+                fetch.restore_seconds = news.restore_seconds
                 fetch.pulls = self._open_pulls(fetch, link, news.num_blocks)
             case RegionReady() if fetch.pulls:
                 fetch.pulls.start(news)
@@ -214,4 +216,5 @@ class PrefixFetches:
             seconds=self._clock.monotonic() - fetch.began,
             backend=fetch.link.backend if fetch.link else "",
             error=error.code if error else "",
+            restore_seconds=fetch.restore_seconds,
         )

@@ -141,7 +141,7 @@ class EngineSession:
             epoch=engine.endpoint.epoch,
             model_name=engine.info.name,
             model_revision=engine.info.revision,
-            max_model_len=engine.info.max_model_len,
+            max_model_len=engine.max_len,
             pid=engine.endpoint.pid,
             block_size=engine.transfer.layout.block_size,
             num_blocks=engine.transfer.layout.num_blocks,

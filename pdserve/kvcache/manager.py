@@ -18,7 +18,6 @@ from pdserve.kvcache.block_pool import BlockPool, BlockState
 from pdserve.kvcache.prefix_cache import PrefixCache
 from pdserve.kvcache.tier_index import SaveQueue, TierIndex
 
-_BORROWED_SHARE = 8
 _LENT_SHARE = 4
 """At most one block in so many is lent to other engines at a time."""
 _SAVING_SHARE = 2
@@ -213,9 +212,9 @@ class KVCacheManager:
         return True
 
     def borrow(self, most: int) -> tuple[int, ...]:
-        """At most so many free blocks, and at most one in _BORROWED_SHARE of those free, for a use that is no
-        sequence's; perhaps none. Freed by give_back."""
-        taken = self._pool.take(min(most, self._pool.num_free // _BORROWED_SHARE))
+        """At most so many free blocks, and no more than are spare, for a use that is no sequence's; perhaps none. Freed
+        by give_back."""
+        taken = self._pool.take(min(most, self.counts().spare))
         self._cache.forget(taken)
         self._borrowed.update(taken)
         return tuple(taken)

@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-from contextlib import suppress
 
+from pdserve.cluster.heartbeat import http_status
 from pdserve.config.schema import Config
 from pdserve.launch.ports import local_address
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
-_ANSWER_TIMEOUT = 2.0
 
 EXAMPLE = (
     {
@@ -46,20 +45,6 @@ def welcome(config: Config, address: str) -> str:
 async def until_answering(address: str, path: str) -> None:
     """Return once GET path answers 200: only a client's view proves that a client would be served."""
     pause = _FIRST_PAUSE
-    while await _status(address, path) != 200:
+    while await http_status(address, path) != 200:
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-async def _status(address: str, path: str) -> int | None:
-    """Status code of one GET; None when there is no answer in time."""
-    host, _, port = address.rpartition(":")
-    with suppress(OSError, TimeoutError, ValueError):
-        async with asyncio.timeout(_ANSWER_TIMEOUT):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-            try:
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-                return int((await reader.readline()).split()[1])
-            finally:
-                writer.close()
-    return None

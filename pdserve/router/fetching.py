@@ -12,23 +12,26 @@ from pdserve.router.rules import RoutingRules
 
 
 def find_sources(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> tuple[EngineView, ...]:
-    """Engines that have announced KV of the prompt's beginning and may be asked for it: the few that hold most, so that
-    a beginning which hundreds share costs no more to route."""
+    """Engines that have announced KV of the prompt's beginning and may be asked for it: the few that hold most, in
+    pool or tier, so that a beginning which hundreds share costs no more to route."""
     if not rules.fetch:
         return ()
     holders = (
         view
         for view in state.engines
         if (hit := ask.hits.get(view.key))
-        and hit.pool_tokens
+        and hit.tokens
         and view.endpoint.state is EngineState.READY
         and not (view.load and view.load.draining)
         and view.key not in ask.excluded
         and view.key not in ask.parted
     )
-    return tuple(
-        nsmallest(rules.pool_top, holders, key=lambda view: (-ask.hits[view.key].tokens, view.endpoint.engine_id))
-    )
+
+    def rank(view: EngineView) -> tuple[int, float, str]:
+        hit = ask.hits[view.key]
+        return -hit.tokens, hit.restore_seconds, view.endpoint.engine_id
+
+    return tuple(nsmallest(rules.pool_top, holders, key=rank))
 
 
 def best_fetch(
@@ -36,20 +39,47 @@ def best_fetch(
 ) -> FetchPlan | None:
     """The fetch after which the target has computed the prompt soonest, whether or not that is sooner than without;
     None when nobody has more of it than the target. Ties go to the lower engine id."""
-    plans = [plan for source in sources if (plan := _plan(ask, target, source, rules))]
+    plans = [
+        plan
+        for source in sources
+        for tokens in _reaches(ask, target, source)
+        if (plan := _plan(ask, target, source, tokens, rules))
+    ]
     return min(plans, key=lambda plan: (plan.seconds - plan.saved_seconds, plan.source.engine_id), default=None)
 
 
-def _plan(ask: RouteAsk, target: EngineView, source: EngineView, rules: RoutingRules) -> FetchPlan | None:
+def _reaches(ask: RouteAsk, target: EngineView, source: EngineView) -> tuple[int, ...]:
+    """How many tokens a source may be asked for: those in its pool, or also those in its tiers as far as it has blocks
+    to restore them into."""
+    hit = ask.hits[source.key]
+    if not hit.restored_tokens or source.load is None or source.capacity is None:
+        return (hit.pool_tokens,)
+    spare = source.load.blocks.spare * source.capacity.block_size
+    return hit.pool_tokens, min(hit.tokens, _here(ask, target, source) + spare)
+
+
+def _here(ask: RouteAsk, target: EngineView, source: EngineView) -> int:
+    """Tokens that the source need not restore to lend them, or that are not fetched from it."""
+    return max(ask.hits[source.key].pool_tokens, ask.prompt_tokens - ask.uncached(target.key))
+
+
+def _restore_seconds(ask: RouteAsk, target: EngineView, source: EngineView, tokens: int) -> float:
+    """What the source takes to restore what lies in its tiers of the prompt's first tokens, and is fetched."""
+    hit, restored = ask.hits[source.key], tokens - _here(ask, target, source)
+    return hit.restore_seconds * restored / hit.restored_tokens if restored > 0 else 0.0
+
+
+def _plan(ask: RouteAsk, target: EngineView, source: EngineView, reach: int, rules: RoutingRules) -> FetchPlan | None:
     if source.key == target.key or source.key in target.lost_links or target.capacity is None:
         return None
     size = target.capacity.block_size
-    blocks = min(ask.hits[source.key].pool_tokens, ask.prompt_tokens - 1) // size
+    blocks = min(reach, ask.prompt_tokens - 1) // size
     cached = ask.prompt_tokens - ask.uncached(target.key)
     tokens = blocks * size
     if not target.capacity.prefix_caching or tokens <= cached:
         return None
     per_token = target.fetch_speeds.get(source.key, rules.fetch_seconds_per_token)
+    per_token += _restore_seconds(ask, target, source, tokens) / (tokens - cached)
     saved = _compute(ask, target, cached) - _compute(ask, target, tokens)
     least = _break_even(
         FETCH_SECONDS * (1 + rules.fetch_margin),

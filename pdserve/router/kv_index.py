@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot, Tier
 from pdserve.core.cluster import EngineKey
 
+_NOBODY = 0, 0.0
+"""No engine is expected to hold a block, until time 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlockHit:
@@ -41,8 +44,8 @@ class KVIndex:
     its memory is reclaimed a little with every later event. At most max_blocks hashes are kept per engine,
     and max_expected expectations in all.
 
-    `expect` notes blocks of a prompt just dispatched: they count as likely for `patience` seconds, by when the
-    engine has announced them or never will.
+    `expect` notes blocks of a prompt just dispatched: they count as likely until the engine announces them, which
+    tells more, until `retract`, and for `patience` seconds at most.
     """
 
     def __init__(self, *, max_blocks: int = 1 << 20, max_expected: int = 1 << 16, patience: float = 10.0) -> None:
@@ -116,13 +119,25 @@ class KVIndex:
         self._sweep(1024)
 
     def expect(self, key: EngineKey, hashes: Sequence[BlockHash], now: float) -> None:
-        """The engine is about to hold these blocks."""
-        bit, until = self._slot(key).bit, now + self._patience
+        """The engine is about to hold these blocks, if it does not already."""
+        slot, until = self._slot(key), now + self._patience
+        bit = slot.bit
         for block_hash in hashes:
-            mask, old = self._expected.pop(block_hash, (0, 0.0))
+            if block_hash in slot.hashes:
+                continue
+            mask, old = self._expected.pop(block_hash, _NOBODY)
             self._expected[block_hash] = (mask | bit if now < old else bit, until)
         while self._expected and (len(self._expected) > self._max_expected or self._oldest_until() <= now):
             self._expected.popitem(last=False)
+
+    def retract(self, key: EngineKey, hashes: Sequence[BlockHash], since: float) -> None:
+        """What was expected at that time will not come. Blocks that somebody has expected anew are left alone."""
+        slot, until = self._slots.get(key), since + self._patience
+        if slot is None:
+            return
+        for block_hash in hashes:
+            if self._expected.get(block_hash, _NOBODY)[1] == until:
+                self._forget_expectation(block_hash, slot.bit)
 
     @property
     def num_expected(self) -> int:
@@ -162,6 +177,7 @@ class KVIndex:
                     continue
                 slot.hashes.add(block_hash)
                 self._holders[block_hash] = self._holders.get(block_hash, 0) | slot.bit
+                self._forget_expectation(block_hash, slot.bit)
             if tier is None:
                 slot.below.pop(block_hash, None)
             else:
@@ -195,18 +211,22 @@ class KVIndex:
             self._retired.popleft()
 
     def _forget_expectations(self, bit: int) -> None:
-        for block_hash, (mask, until) in list(self._expected.items()):
-            if mask == bit:
-                del self._expected[block_hash]
-            elif mask & bit:
-                self._expected[block_hash] = (mask & ~bit, until)
+        for block_hash in list(self._expected):
+            self._forget_expectation(block_hash, bit)
+
+    def _forget_expectation(self, block_hash: BlockHash, bit: int) -> None:
+        mask, until = self._expected.get(block_hash, _NOBODY)
+        if mask == bit:
+            del self._expected[block_hash]
+        elif mask & bit:
+            self._expected[block_hash] = (mask & ~bit, until)
 
     def _oldest_until(self) -> float:
         """All wait equally long, so the oldest expectation is the first to end."""
         return next(iter(self._expected.values()))[1]
 
     def _expected_mask(self, block_hash: BlockHash, now: float) -> int:
-        mask, until = self._expected.get(block_hash, (0, 0.0))
+        mask, until = self._expected.get(block_hash, _NOBODY)
         return mask if now < until else 0
 
 

@@ -1,6 +1,6 @@
 """What an engine is loaded with now: its last snapshot carried forward, plus what was booked since."""
 
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from pdserve.core.cluster import EngineView, StepModel
@@ -21,6 +21,12 @@ def max_rows(view: EngineView) -> int:
 def kv_tokens(view: EngineView) -> int | None:
     """Tokens its KV memory holds; None until the engine has told."""
     return view.capacity.num_blocks * view.capacity.block_size if view.capacity else None
+
+
+def max_len(view: EngineView) -> float:
+    """Most tokens, prompt and output together, a sequence can have there; inf until the engine has told."""
+    longest = view.capacity and view.capacity.max_len
+    return min(longest or inf, kv_tokens(view) or inf)
 
 
 def seconds_per_prompt_token(view: EngineView) -> float:

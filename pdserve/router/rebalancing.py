@@ -35,12 +35,14 @@ _OTHER = BookedDecode(OUTPUT_HORIZON, 0)
 
 
 class DecodingRequest(NamedTuple):
-    """A request that decodes on an engine and may move: what is booked for it there, and how much it has written."""
+    """A request that decodes on an engine and may move: what is booked for it there, how much it has written, and how
+    many tokens, prompt and output together, it may come to."""
 
     request_id: str
     engine: EngineKey
     row: BookedDecode
     written: int
+    longest: int = 0
 
     @property
     def kv_tokens(self) -> int:
@@ -181,6 +183,8 @@ class _Departing(NamedTuple):
         joined, apart = there.more(self.runner), rules.rebalance_apart
         needed = joined.shortage == 0 and self.here.pressure > apart * joined.pressure
         if not needed or joined.pressure > apart * self.left.pressure:
+            return None
+        if load.max_len(target) < min(self.runner.longest, load.max_len(self.source)):
             return None
         gain = self.here.seconds + there.seconds - self.left.seconds - joined.seconds
         per_token = target.fetch_speeds.get(self.source.key, rules.fetch_seconds_per_token)

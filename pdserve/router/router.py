@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
+from math import inf
 
 from pdserve.core.blocks import BlockHash, Tier, block_hashes, hash_namespace
 from pdserve.core.cluster import (
@@ -21,7 +22,7 @@ from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
 from pdserve.router.cost import CostModel
 from pdserve.router.kv_index import BlockHit, KVIndex
-from pdserve.router.load import is_full
+from pdserve.router.load import is_full, max_len
 from pdserve.router.options import find_options, ready_engines
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rebalancing import DecodingRequest, Move, rebalance
@@ -74,6 +75,13 @@ class Router:
             self._index.expect(view.key, self._chain(request, view.capacity), state.now)
         return route
 
+    def retract(self, request: Request, route: Route, since: float) -> None:
+        """The request has failed or was cancelled: what was expected of its route, made at that time, and has not been
+        announced will not come."""
+        for (request_id, _), chain in self._chains.items():
+            if request_id == request.id:
+                self._index.retract(_key(route.prefill), chain, since)
+
     def rebind(
         self,
         request: Request,
@@ -113,16 +121,18 @@ class Router:
         return _moved(route, best)
 
     def move(self, request: Request, source: EngineKey, state: ClusterState) -> Endpoint:
-        """Where a request that decodes on source would best go on.
+        """Where a request that decodes on source would best go on, and as far as it might there.
 
         Raises Unavailable when no other engine can take it."""
         ask = self._ask(request, state, frozenset({source}), frozenset())
         need = ask.prompt_tokens + expected_output(ask.max_tokens)
+        here = _find(state, source)
+        longest = min(ask.prompt_tokens + ask.max_tokens, max_len(here) if here else inf)
         able = tuple(
             view
             for role in (Role.DECODE, Role.UNIFIED)
             for view in ready_engines(ask, state, role)
-            if source not in view.lost_links and not is_full(view, need)
+            if source not in view.lost_links and not is_full(view, need) and max_len(view) >= longest
         )
         if not able:
             raise Unavailable("no other engine has room to go on with what decodes here")

@@ -43,6 +43,7 @@ class SimEngine:
             max_rows=self.engine.limits.max_rows,
             max_tokens_per_step=self.engine.limits.max_tokens_per_step,
             prefix_caching=self.engine.limits.prefix_caching,
+            max_len=self.engine.max_len,
         )
 
     @property

@@ -186,6 +186,7 @@ def _fetch(route: Route | None, trace: EngineTrace | None) -> dict[str, object] 
         "tokens": done.tokens if done else 0,
         "bytes": done.num_bytes if done else 0,
         "seconds": done.seconds if done else None,
+        "restore_seconds": done.restore_seconds if done else None,
         "backend": done.backend if done else "",
         "error": done.error if done else "",
     }

@@ -16,8 +16,9 @@ Slots = NDArray[np.intp]
 _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
-def allocate_rows(num_rows: int, block_bytes: int, *, pinned: bool = False) -> Rows:
-    """Rows whose pages are all there. Between pinned ones and itself a GPU copies beside its steps.
+def allocate_rows(num_rows: int, block_bytes: int, *, gpu: int | None = None) -> Rows:
+    """Rows whose pages are all there; with gpu, the number of a CUDA device, pinned: between them and itself a GPU
+    copies beside its steps.
 
     Raises MemoryError when the system has not so much, or does not let so much be pinned."""
     num_bytes = num_rows * block_bytes
@@ -29,19 +30,22 @@ def allocate_rows(num_rows: int, block_bytes: int, *, pinned: bool = False) -> R
         memory.madvise(mmap.MADV_HUGEPAGE)
     array = np.frombuffer(memory, dtype=np.uint8)
     array[:: mmap.PAGESIZE] = 0
-    if pinned:
-        _pin(array)
+    if gpu is not None:
+        _pin(array, gpu)
     return array.reshape(num_rows, block_bytes)
 
 
-def _pin(array: Bytes) -> None:
+def _pin(array: Bytes, gpu: int) -> None:
     """As long as the array or a view of it lives. Registered, not allocated by torch: its pinned allocator rounds up
-    to a power of two."""
+    to a power of two. On the device that uses it, for the thread's current one might be another's: registering there
+    would take memory of that one for a context."""
     import torch
 
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = array.ctypes.data
-    if error := int(runtime.cudaHostRegister(address, array.nbytes, 0)):
+    with torch.cuda.device(gpu):
+        error = int(runtime.cudaHostRegister(address, array.nbytes, 0))
+    if error:
         raise MemoryError(f"{array.nbytes} bytes of host memory cannot be pinned (CUDA error {error})")
     # Its addresses may be given to other memory afterwards, which then could not be pinned.
     finalize(array, runtime.cudaHostUnregister, address).atexit = False

@@ -22,8 +22,8 @@ class DeviceBlocks(Protocol):
     layout: KVLayout
     in_place: bool
     """Whether `view` shows the blocks themselves; otherwise there is no view."""
-    pinned: bool
-    """Whether rows for it should be."""
+    gpu: int | None
+    """The CUDA device it lies on, for which rows should be pinned."""
 
     def view(self, block: int) -> Bytes:
         """The block's bytes: flat, or where it lies in pieces of shape [pieces, bytes of a piece]."""
@@ -55,7 +55,7 @@ class HostBlocks:
     """Blocks in host memory."""
 
     in_place = True
-    pinned = False
+    gpu: int | None = None
 
     def __init__(self, memory: HostMemory, layout: KVLayout) -> None:
         self.layout = layout
@@ -90,7 +90,7 @@ class TensorBlocks:
 
     def __init__(self, memory: TensorMemory, layout: KVLayout) -> None:
         self.layout = layout
-        self.pinned = memory.kind is MemoryKind.CUDA
+        self.gpu = memory.device_id if memory.kind is MemoryKind.CUDA else None
         self._memory = memory
         self._blocks = torch.as_strided(memory.tensor, *_shape_and_strides(layout))
 
@@ -108,7 +108,7 @@ class TensorBlocks:
                 self._blocks[block].copy_(self._host_tensor(rows[slot]), non_blocking=True)
 
     def settle(self) -> None:
-        if self.pinned:
+        if self.gpu is not None:
             with self._memory.beside_steps():
                 torch.cuda.current_stream(self._blocks.device).synchronize()
 

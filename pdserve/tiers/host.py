@@ -12,10 +12,10 @@ from pdserve.tiers.eviction import SegmentedLRU
 class HostTier:
     """hash → entry, in slots 0 … num_slots − 1."""
 
-    def __init__(self, num_slots: int, block_bytes: int, *, pinned: bool = False) -> None:
-        """Takes all its memory at once, pinned for a GPU; raises MemoryError when there is none."""
+    def __init__(self, num_slots: int, block_bytes: int, *, gpu: int | None = None) -> None:
+        """Takes all its memory at once, pinned if it is for a GPU; raises MemoryError when there is none."""
         self.num_slots = num_slots
-        self.rows = allocate_rows(num_slots, block_bytes, pinned=pinned)
+        self.rows = allocate_rows(num_slots, block_bytes, gpu=gpu)
         """Shape [num_slots, block_bytes]."""
         self._free = list(range(num_slots - 1, -1, -1))
         self._entries: dict[BlockHash, Entry] = {}

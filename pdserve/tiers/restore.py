@@ -7,14 +7,14 @@ block (xxhash keeps it for blocks below 100 kB).
 """
 
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from time import perf_counter
 
 import numpy as np
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import Tier, TierRead
-from pdserve.tiers.arena import Bytes, Rows, Slots, allocate_rows
+from pdserve.tiers.arena import Bytes, Rows, allocate_rows
 from pdserve.tiers.device import DeviceBlocks
 from pdserve.tiers.entry import Entry
 from pdserve.tiers.store import TierStore
@@ -33,7 +33,7 @@ class Restorer:
         self._step = max(1, PART_BYTES // block_bytes)
         self._staging: Rows | None = None
         if not device.in_place:
-            self._staging = allocate_rows(self._step, block_bytes, pinned=device.pinned)
+            self._staging = allocate_rows(self._step, block_bytes, gpu=device.gpu)
 
     def restore(self, hashes: Sequence[BlockHash], blocks: Sequence[int]) -> tuple[int, tuple[TierRead, ...]]:
         """(number of leading target blocks that hold verified bytes, what came from where).
@@ -59,22 +59,19 @@ class Restorer:
     def _bring(self, tier: Tier, sources: Sequence[Entry], targets: Sequence[int]) -> int:
         """How many leading blocks, all of one tier, came and are verified."""
         bring = self._from_host if tier is Tier.HOST else self._from_disk
-        slots = np.array([source.slot for source in sources])
         done = 0
         try:
             for first in range(0, len(sources), self._step):
                 part = slice(first, first + self._step)
-                done += bring(sources[part], slots[part], targets[part])
+                done += bring(sources[part], targets[part])
                 if done < min(part.stop, len(sources)):
                     break
-        except OSError:
-            self._store.drop(sources[done], corrupt=False)
         finally:
             self._device.settle()
         return done
 
-    def _from_host(self, sources: Sequence[Entry], slots: Slots, targets: Sequence[int]) -> int:
-        rows = self._store.host_rows
+    def _from_host(self, sources: Sequence[Entry], targets: Sequence[int]) -> int:
+        rows, slots = self._store.host_rows, np.array([source.slot for source in sources])
         if self._device.in_place:
             self._device.write(targets, rows, slots)
             return self._num_verified(sources, [self._device.view(block) for block in targets])
@@ -82,24 +79,43 @@ class Restorer:
         self._device.write(targets[:count], rows, slots[:count])
         return count
 
-    def _from_disk(self, sources: Sequence[Entry], slots: Slots, targets: Sequence[int]) -> int:
+    def _from_disk(self, sources: Sequence[Entry], targets: Sequence[int]) -> int:
         """Into the target itself, or by way of staging rows where that is not host memory."""
         if self._staging is None:
             views = [self._device.view(block) for block in targets]
-            self._read(slots, views)
-            return self._num_verified(sources, views)
+            return self._num_read(sources, views)
         self._device.settle()
-        views = list(self._staging[: len(sources)])
-        self._read(slots, views)
-        count = self._num_verified(sources, views)
+        count = self._num_read(sources, list(self._staging[: len(sources)]))
         self._device.write(targets[:count], self._staging, np.arange(count))
         return count
 
-    def _read(self, slots: Slots, targets: Sequence[Bytes]) -> None:
+    def _num_read(self, sources: Sequence[Entry], views: Sequence[Bytes]) -> int:
+        """How many leading blocks were read and are verified."""
+        count = len(sources)
+        try:
+            self._read(sources, views)
+        except OSError:
+            # The error does not say which of them cannot be read.
+            count = self._read_singly(sources, views)
+        return self._num_verified(sources[:count], views[:count])
+
+    def _read(self, sources: Sequence[Entry], targets: Sequence[Bytes]) -> None:
         """Adjacent slots in one go."""
-        ends = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
-        for first, end in pairwise(ends):
-            self._store.read_disk(int(slots[first]), targets[first:end])
+        first = 0
+        for end in range(1, len(sources) + 1):
+            if end == len(sources) or sources[end].slot != sources[end - 1].slot + 1:
+                self._store.read_disk(sources[first].slot, targets[first:end])
+                first = end
+
+    def _read_singly(self, sources: Sequence[Entry], targets: Sequence[Bytes]) -> int:
+        """How many leading blocks could be read; the first that could not is dropped."""
+        for count, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            try:
+                self._store.read_disk(source.slot, [target])
+            except OSError:
+                self._store.drop(source, corrupt=False)
+                return count
+        return len(sources)
 
     def _num_verified(self, sources: Sequence[Entry], views: Sequence[Bytes]) -> int:
         """How many leading blocks have their checksum; the first that has not is dropped."""

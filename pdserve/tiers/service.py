@@ -70,7 +70,7 @@ def _open(
         raise ConfigError(f"kv.tiers.host: {spec.host_bytes} bytes hold no block of {layout.block_bytes}; raise it")
     device = device_blocks(memory, layout)
     try:
-        host = HostTier(slots, layout.block_bytes, pinned=device.pinned)
+        host = HostTier(slots, layout.block_bytes, gpu=device.gpu)
     except MemoryError as error:
         raise ConfigError(f"kv.tiers.host: {error}; lower it") from error
     disk = None

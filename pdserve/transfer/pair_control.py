@@ -8,8 +8,11 @@ The target speaks first and asks; a source that refuses closes the line, and so 
     source → target  Granted()                  then the source sends exactly their bytes on the communicator
 """
 
+import select
 import socket
 import struct
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -62,7 +65,7 @@ class Granted(msgspec.Struct, frozen=True):
 
 
 class ControlLine:
-    """One end of a pair's line; blocking. Used from one thread, except for close."""
+    """One end of a pair's line; blocking. Used from one thread, except for close and when_ended."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -89,6 +92,12 @@ class ControlLine:
             raise MalformedMessage(f"a control frame of {length} bytes cannot be right")
         return unpack(self._exactly(length), msgspec.msgpack.Decoder(kind))
 
+    def when_ended(self, tell: Callable[[], object]) -> None:
+        """Call tell, from a thread of its own, once either end has closed the line; a process that dies closes its
+        own."""
+        line = self._socket.dup()  # close may give the number of the first to another file
+        threading.Thread(target=_await_end, args=(line, tell), name="kv-line-end", daemon=True).start()
+
     def close(self) -> None:
         """Also wakes a thread that waits in receive."""
         with suppress(OSError):
@@ -103,3 +112,11 @@ class ControlLine:
                 raise EOFError("the other end closed the line")
             data += part
         return bytes(data)
+
+
+def _await_end(line: socket.socket, tell: Callable[[], object]) -> None:
+    ends = select.poll()
+    ends.register(line, select.POLLRDHUP)
+    ends.poll()
+    line.close()
+    tell()

@@ -3,11 +3,14 @@
 Pieces arrive in staging buffers and are copied into place from there, so that a cancelled read ends at once.
 A pair whose read failed, stalled or was cancelled is broken off on both sides: nothing that was under way
 reaches a later read. The next read opens a fresh pair.
+
+Gloo may miss that the other end has died, and then waits for STALL. The control line does not: when it ends, so do all
+reads of that peer, and the thread that waits in gloo is left to itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from secrets import token_bytes
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,8 @@ from pdserve.transfer.staged import StagedRead
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_ENDED = "the source has closed the pair"
 
 CONNECT_LIMIT = 5.0
 """Seconds a source may take to answer a greeting."""
@@ -78,6 +83,10 @@ class Pair:
         while wanted:
             wanted = read.take(next(pieces))
 
+    def when_ended(self, tell: Callable[[], object]) -> None:
+        """Call tell, from a thread of its own, once either end has closed the pair."""
+        self._line.when_ended(tell)
+
     def close(self) -> None:
         self._communicator.abort()
         self._line.close()
@@ -100,12 +109,39 @@ class Pair:
         return piece
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Peer:
+    """Made and posted to by the backend's thread, its reads run in its own, and its pair's end is told by a third."""
+
     server: PeerServer
     thread: ThreadPoolExecutor
     """Reads of one peer take turns on its pair."""
-    pair: Pair | None = None
+    pair: "Pair | None" = None
+    reads: "list[StagedRead[Tensor]]" = field(default_factory=list)
+    """Those that are not over."""
+    ended: bool = False
+    """The source has closed its end; the thread may not have noticed."""
+
+    def adopt(self, pair: Pair) -> Pair:
+        self.pair = pair
+        pair.when_ended(lambda: self._on_end(pair))
+        return pair
+
+    def begin(self, read: "StagedRead[Tensor]") -> None:
+        self.reads.append(read)
+        if self.ended:
+            read.fail(_ENDED)
+
+    def close_pair(self) -> None:
+        pair, self.pair = self.pair, None
+        if pair is not None:
+            pair.close()
+
+    def _on_end(self, pair: Pair) -> None:
+        if self.pair is pair:
+            self.ended = True
+            for read in self.reads.copy():
+                read.fail(_ENDED)
 
 
 class TwoSidedBackend:
@@ -135,7 +171,7 @@ class TwoSidedBackend:
         self.disconnect(peer_id)
         server = unpack(metadata, PEER_SERVER)
         pair = self._open(server)
-        self._peers[peer_id] = _Peer(server, ThreadPoolExecutor(1, f"kv-{self.name}-read"), pair)
+        self._new_peer(peer_id, server).adopt(pair)
 
     def post(self, peer_id: str, plan: ReadPlan) -> "StagedRead[Tensor]":
         peer = self._peers.get(peer_id)
@@ -143,7 +179,11 @@ class TwoSidedBackend:
             raise TransferFailed(f"{self.name} is not connected to {peer_id}")
         if not spans_fit(self._memory.numel(), plan.local, plan.lengths):
             raise TransferFailed(f"a span reaches beyond the {self._memory.numel()} bytes of the target memory")
+        if peer.ended:
+            self.disconnect(peer_id)
+            peer = self._new_peer(peer_id, peer.server)
         read = StagedRead(plan, self._store)
+        peer.begin(read)
         peer.thread.submit(self._fetch, peer, plan, read)
         return read
 
@@ -152,7 +192,7 @@ class TwoSidedBackend:
         if peer is None:
             return
         # In the peer's thread: a cancelled read may still be on its way out of there.
-        peer.thread.submit(_close_pair, peer)
+        peer.thread.submit(peer.close_pair)
         peer.thread.shutdown(wait=False)
 
     def close(self) -> None:
@@ -160,6 +200,10 @@ class TwoSidedBackend:
             self.disconnect(peer_id)
         if self._server is not None:
             self._server.close()
+
+    def _new_peer(self, peer_id: str, server: PeerServer) -> _Peer:
+        peer = self._peers[peer_id] = _Peer(server, ThreadPoolExecutor(1, f"kv-{self.name}-read"))
+        return peer
 
     def _open(self, server: PeerServer) -> Pair:
         try:
@@ -172,21 +216,13 @@ class TwoSidedBackend:
 
     def _fetch(self, peer: _Peer, plan: ReadPlan, read: "StagedRead[Tensor]") -> None:
         """Runs in the peer's thread until the read is over."""
-        if read.over:
-            return
-        try:
-            if peer.pair is None:
-                peer.pair = self._open(peer.server)
-            peer.pair.read(plan, read)
-            finish_copies(self._memory)
-            read.finish()
-        except Exception as error:  # whatever it was: the read must end
-            read.fail(str(error) or type(error).__name__)
-        if read.error:
-            _close_pair(peer)
-
-
-def _close_pair(peer: _Peer) -> None:
-    if peer.pair is not None:
-        peer.pair.close()
-        peer.pair = None
+        if not read.over:
+            try:
+                (peer.pair or peer.adopt(self._open(peer.server))).read(plan, read)
+                finish_copies(self._memory)
+                read.finish()
+            except Exception as error:  # whatever it was: the read must end
+                read.fail(str(error) or type(error).__name__)
+            if read.error:
+                peer.close_pair()
+        peer.reads.remove(read)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pdserve.core.errors import TransferFailed
-from pdserve.transfer.communicator import STALL
 from tests.contract.transfer_bench import KINDS, Bench, pull, spec_for
 from tests.kv_layouts import GROUP, by_block, kv_layout
 
@@ -35,8 +34,7 @@ async def test_a_pull_ends_and_settles_soon_after_the_peers_death(bench: Bench, 
     with suppress(TransferFailed):
         receipt = await running.wait()
     await running.settled()
-    # Gloo may miss the death; then a limit of its own ends the read. The rest is a busy machine's.
-    assert time.monotonic() - killed < (STALL.total_seconds() if bench.kind.backend == "gloo" else 0) + 3
+    assert time.monotonic() - killed < 3, "it takes a moment; the rest is a busy machine's"
     if receipt is not None:
         np.testing.assert_array_equal(by_block(BIG, memory.array)[::-1], by_block(BIG, source.bytes))
 

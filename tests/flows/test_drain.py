@@ -163,6 +163,9 @@ def test_an_engine_that_was_drained_to_stay_away_returns_when_asked_to(running: 
     assert deployment.complete("still served").status_code == 200
     assert "decode-1 starts" in CliRunner().invoke(app, ["start", "decode-1", "--port", port]).output
     deployment.eventually(lambda: all_ready(deployment))
+    before = deployment.engines()["decode-1"]["epoch"]
+    assert "runs already" in CliRunner().invoke(app, ["start", "decode-1", "--port", port]).output
+    assert deployment.engines()["decode-1"]["epoch"] == before
 
 
 def test_an_order_for_an_engine_there_is_not_is_refused(running: Running) -> None:

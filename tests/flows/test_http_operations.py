@@ -200,6 +200,21 @@ def test_request_over_its_time_ends_with_504(directory: Path, generator: Scripte
     assert generator.closed.is_set()
 
 
+@pytest.mark.parametrize("path", ["/admin/engines/p0/restart", "/admin/requests/r/move", "/admin/pairs/a/b/check"])
+def test_web_pages_give_no_orders_unless_they_bring_a_key(
+    directory: Path, generator: ScriptedGenerator, path: str
+) -> None:
+    page = {"origin": "https://elsewhere.example"}
+    with http_server(generator, Tokenizer.load(directory)) as server:
+        answers = [httpx.post(server.admin_url + path, headers=headers) for headers in ({}, page)]
+        assert answers[0].status_code != 403
+        assert (answers[1].status_code, answers[1].json()["error"]["code"]) == (403, "forbidden")
+        assert httpx.get(server.admin_url + "/admin/engines", headers=page).status_code == 200
+    with http_server(generator, Tokenizer.load(directory), GatewaySettings(api_keys=("sk-one",))) as server:
+        answer = httpx.post(server.admin_url + path, headers={**page, "authorization": "Bearer sk-one"})
+        assert answer.status_code == answers[0].status_code
+
+
 def test_keys_guard_all_but_the_open_paths(directory: Path, generator: ScriptedGenerator) -> None:
     settings = GatewaySettings(api_keys=("sk-one", "sk-two"))
     with http_server(generator, Tokenizer.load(directory), settings) as server:

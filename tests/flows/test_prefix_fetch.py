@@ -277,6 +277,7 @@ async def test_what_the_source_holds_in_a_tier_is_restored_and_lent(
         answer = await bench.cluster.answer(prompt, SAMPLING)
         bench.check(answer)
         assert fetch_of(answer).tokens >= 4 * BLOCK_SIZE
+        assert 0 < fetch_of(answer).restore_seconds < fetch_of(answer).seconds
         (host,) = lender.snapshot().tiers
         assert host.restored_blocks > 0
         await bench.cluster.until_idle()

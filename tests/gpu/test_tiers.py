@@ -54,6 +54,6 @@ async def subject(
 
 def test_rows_for_a_gpu_are_pinned_and_can_be_so_again() -> None:
     for _ in range(20):
-        rows = allocate_rows(3, 4096 * 5, pinned=True)
+        rows = allocate_rows(3, 4096 * 5, gpu=0)
         assert torch.from_numpy(rows[1]).is_pinned()
         del rows

@@ -1,9 +1,10 @@
 """The HTTP applications: one for clients, one for operators."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp
 
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.admin import admin_router
@@ -11,7 +12,7 @@ from pdserve.gateway.http.chat import chat_router
 from pdserve.gateway.http.chat_page import chat_page_router
 from pdserve.gateway.http.completions import completions_router
 from pdserve.gateway.http.errors import install
-from pdserve.gateway.http.middleware import KeyCheck, RequestContext
+from pdserve.gateway.http.middleware import KeyCheck, OriginCheck, RequestContext
 from pdserve.gateway.http.operations import models_router, probes_router
 from pdserve.gateway.http.orders import orders_router
 
@@ -30,14 +31,18 @@ def create_app(gateway: Gateway) -> FastAPI:
 
 def create_admin_app(gateway: Gateway) -> FastAPI:
     """What operators ask, and clients of the API need not see; probes too, so that any port tells who is there."""
-    return _app("pdserve admin", gateway, (probes_router(gateway), admin_router(gateway), orders_router(gateway)))
+    routers = (probes_router(gateway), admin_router(gateway), orders_router(gateway))
+    return _app("pdserve admin", gateway, routers, OriginCheck)
 
 
-def _app(title: str, gateway: Gateway, routers: Iterable[APIRouter]) -> FastAPI:
+def _app(title: str, gateway: Gateway, routers: Iterable[APIRouter], *checks: Callable[[ASGIApp], ASGIApp]) -> FastAPI:
+    """checks see requests that may enter, before any route."""
     app = FastAPI(title=title, version=version("pdserve"), docs_url=None, redoc_url=None, redirect_slashes=False)
     install(app, gateway.metrics)
     for router in routers:
         app.include_router(router)
+    for check in checks:
+        app.add_middleware(check)
     app.add_middleware(KeyCheck, gateway=gateway)
     app.add_middleware(RequestContext, gateway=gateway)  # added last, so it runs first
     return app

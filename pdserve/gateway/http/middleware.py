@@ -6,6 +6,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pdserve.gateway.auth import ANYONE
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.errors import envelope, error_response, internal_error_body
 
@@ -14,6 +15,7 @@ log = structlog.get_logger("pdserve.gateway")
 OPEN_PATHS = frozenset({"/", "/live", "/ready", "/health", "/metrics"})
 """Need no API key: probes, scrapers and the chat page, which has the user type one."""
 
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_HEADER_BYTES = 64 * 1024
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -78,3 +80,23 @@ class KeyCheck:
             await error_response(401, body, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+class OriginCheck:
+    """Refuses orders that come from a web page, which browsers name in `Origin`, unless they bring a key: where none is
+    asked for, any page that somebody on a trusted machine looks at could give some."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_order_of_a_page(scope):
+            body = envelope(403, "orders are not taken from web pages unless the gateway has API keys", "forbidden")
+            await error_response(403, body)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _is_order_of_a_page(scope: Scope) -> bool:
+    keyless = scope["state"]["identity"] is ANYONE
+    return keyless and scope["method"] not in _READING and "origin" in Headers(scope=scope)

@@ -189,12 +189,13 @@ def lend_from_proto(message: pb.Lend) -> tuple[tuple[BlockHash, ...], tuple[KVPa
 
 
 def lent_to_proto(lent: Lent) -> pb.Lent:
-    return pb.Lent(ticket_id=lent.ticket_id, num_blocks=lent.num_blocks)
+    return pb.Lent(ticket_id=lent.ticket_id, num_blocks=lent.num_blocks, restore_seconds=lent.restore_seconds)
 
 
 def lent_from_proto(message: pb.Lent) -> Lent:
     require(message.num_blocks > 0, "a loan is of at least one block")
-    return Lent(ticket_id=message.ticket_id, num_blocks=message.num_blocks)
+    require(isfinite(message.restore_seconds) and message.restore_seconds >= 0, "a restore takes a finite time")
+    return Lent(ticket_id=message.ticket_id, num_blocks=message.num_blocks, restore_seconds=message.restore_seconds)
 
 
 def peer_to_proto(peer: PeerAddress) -> pb.PeerHello:

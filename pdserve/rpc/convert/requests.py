@@ -122,7 +122,7 @@ def trace_from_proto(message: pb.EngineTrace) -> EngineTrace:
 
 
 def _fetch_from_proto(message: pb.PrefixFetch) -> PrefixFetch:
-    require(isfinite(message.seconds), "a fetch takes a finite time")
+    require(isfinite(message.seconds + message.restore_seconds), "a fetch takes a finite time")
     return PrefixFetch(
         engine_id=message.engine_id,
         tokens=message.tokens,
@@ -130,4 +130,5 @@ def _fetch_from_proto(message: pb.PrefixFetch) -> PrefixFetch:
         seconds=message.seconds,
         backend=message.backend,
         error=message.error,
+        restore_seconds=message.restore_seconds,
     )

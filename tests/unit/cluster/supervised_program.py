@@ -1,4 +1,5 @@
-"""An engine's outside without an engine inside: a session that heartbeats, under the supervisor's tests."""
+"""An engine's outside without an engine inside, or a gateway's: a session that heartbeats or answers to GET, under the
+supervisor's tests."""
 
 import asyncio
 import os
@@ -35,11 +36,21 @@ class Heartbeats(pb_grpc.EngineServiceServicer):
         return pb.DrainResponse(drained=True)
 
 
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
     behaviour = payload.get("behaviour", "")
     if behaviour == "refuse":
         raise CheckpointError("no config.json")
-    if behaviour != "silent":
+    if behaviour == "gateway":
+        listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+        parent.ready(address=f"127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+    elif behaviour != "silent":
         server = new_server()
         epoch = payload["epoch"] ^ 1 if behaviour == "impostor" else payload["epoch"]
         pb_grpc.add_EngineServiceServicer_to_server(Heartbeats(epoch), server)

@@ -30,7 +30,9 @@ from pdserve.cluster.plan import (
 from pdserve.config.times import Times
 from pdserve.core.endpoint import EngineState, Role
 
-TIMES = Times(suspect=3.0, fence=4.0, start_timeout=100.0, restart_backoff=0.5, restart_forgiven=60.0)
+TIMES = Times(
+    suspect=3.0, fence=4.0, gateway_fence=10.0, start_timeout=100.0, restart_backoff=0.5, restart_forgiven=60.0
+)
 
 
 class World:
@@ -121,11 +123,14 @@ def test_the_supervisors_own_pause_is_nobodys_silence() -> None:
     assert [type(action) for action in world.later(4.0)] == [Kill]
 
 
-def test_a_silent_gateway_is_left_alone_because_it_sends_no_heartbeats() -> None:
+def test_a_silent_gateway_has_longer_than_an_engine() -> None:
     world = World(gateway=None)
-    world.bring_up("gateway")
-    assert world.later(1000.0) == []
+    epoch = world.bring_up("gateway")
+    assert world.later(9.9) == []
+    assert world.phase("gateway") is Phase.SUSPECT
+    world.happen(Heard(id="gateway", epoch=epoch))
     assert world.phase("gateway") is Phase.READY
+    assert world.later(10.0) == [Kill(id="gateway", epoch=epoch, reason="not heard of for 10 s")]
 
 
 def test_an_engine_that_never_becomes_ready_is_killed() -> None:

@@ -23,7 +23,14 @@ from pdserve.core.errors import ConfigError
 from tests.contract.processes import is_gone
 
 TIMES = Times(
-    heartbeat=0.2, suspect=1.5, fence=2.5, restart_backoff=0.05, start_timeout=30.0, drain_timeout=10.0, lease_guard=0.1
+    heartbeat=0.2,
+    suspect=1.5,
+    fence=2.5,
+    gateway_fence=2.5,
+    restart_backoff=0.05,
+    start_timeout=30.0,
+    drain_timeout=10.0,
+    lease_guard=0.1,
 )
 """Short, but long enough for a process that shares its core with others."""
 
@@ -45,6 +52,9 @@ class Running:
 
 
 def process(id: str, role: Role | None = None, **payload: Any) -> Desired:
+    if role is None:
+        payload = {"behaviour": "gateway", **payload}
+
     def launch(epoch: int) -> LaunchSpec:
         return LaunchSpec(name=id, module="tests.unit.cluster.supervised_program", payload={"epoch": epoch, **payload})
 
@@ -99,8 +109,9 @@ async def test_heartbeats_keep_an_engine_ready_for_longer_than_the_fence() -> No
         assert running.pid("p") == pid
 
 
-async def test_a_frozen_engine_is_suspected_then_fenced_then_replaced() -> None:
-    async with supervised(process("p", Role.PREFILL)) as running:
+@pytest.mark.parametrize("role", [Role.PREFILL, None], ids=["engine", "gateway"])
+async def test_a_frozen_member_is_suspected_then_fenced_then_replaced(role: Role | None) -> None:
+    async with supervised(process("p", role)) as running:
         await running.is_ready("p")
         frozen = running.pid("p")
         os.kill(frozen, signal.SIGSTOP)
@@ -129,6 +140,13 @@ async def test_an_engine_whose_session_belongs_to_another_epoch_is_not_taken_for
     async with supervised(process("p", Role.PREFILL, behaviour="impostor")) as running:
         await running.is_ready("p")
         await running.reaches(lambda members: members["p"].phase is Phase.KILLED)
+
+
+async def test_a_gateways_answers_are_signs_of_life() -> None:
+    async with supervised(process("gateway")) as running:
+        await running.is_ready("gateway")
+        ready = running.supervisor.members["gateway"].last_heard
+        await running.reaches(lambda members: members["gateway"].last_heard > ready + 2 * TIMES.heartbeat)
 
 
 async def test_engines_survive_the_death_of_the_gateway() -> None:

@@ -127,6 +127,14 @@ def test_what_a_request_may_still_write_shrinks_with_every_token(bench: Bench) -
     assert bench.booked.decoding == (BookedDecode(expected_tokens=0, context_tokens=100),)
 
 
+def test_a_request_may_become_as_long_as_it_was_booked_for(bench: Bench) -> None:
+    bench.book("a")
+    bench.ledger.tokens_arrived("a", 3)
+    decoding = bench.ledger.decoding("a")
+    assert decoding is not None
+    assert (decoding.written, decoding.longest) == (3, 120)
+
+
 def test_of_a_request_that_may_write_much_no_more_is_expected_for_having_written_little(bench: Bench) -> None:
     bench.book("a", max_tokens=10_000)
     for written in (0, 300):

@@ -49,11 +49,15 @@ class Line:
         self.cancelled: list[str] = []
         self.forgotten: list[str] = []
         self.departing: dict[str, asyncio.Future[Departure]] = {}
-        ledger.described(
-            EngineCapacity(model_revision="r", block_size=4, num_blocks=1000, max_rows=8, max_tokens_per_step=64)
-        )
+        self.hold(num_blocks=1000)
         self.load: LoadSnapshot | None = None
         asyncio.get_running_loop().call_soon(self.report)
+
+    def hold(self, num_blocks: int) -> None:
+        capacity = EngineCapacity(
+            model_revision="r", block_size=4, num_blocks=num_blocks, max_rows=8, max_tokens_per_step=64
+        )
+        self.ledger.described(capacity)
 
     def report(self, *, draining: bool = False, steps: tuple[StepTally, ...] = ()) -> None:
         self.load = LoadSnapshot(
@@ -158,13 +162,13 @@ class Bench:
             )
         )
 
-    async def ask(self, name: str) -> None:
+    async def ask(self, name: str, max_tokens: int = 20) -> None:
         self.answers[name], self.records[name] = [], RequestRecord(request_id=name)
-        self.tasks[name] = asyncio.create_task(self._answer(name))
+        self.tasks[name] = asyncio.create_task(self._answer(name, max_tokens))
         await settle()
 
-    async def _answer(self, name: str) -> FinishReason | None:
-        sampling = SamplingParams(seed=0, max_tokens=20, min_tokens=6)
+    async def _answer(self, name: str, max_tokens: int) -> FinishReason | None:
+        sampling = SamplingParams(seed=0, max_tokens=max_tokens, min_tokens=6)
         request = Request(id=name, prompt_token_ids=PROMPT, sampling=sampling)
         async with aclosing(self.dispatcher.generate(request, self.records[name])) as deltas:
             async for delta in deltas:
@@ -174,8 +178,12 @@ class Bench:
         return None
 
     def booked(self, name: str) -> int:
-        views = self.pool.state().engines
-        return next(len(view.booked.decoding) for view in views if view.endpoint.engine_id == name)
+        return len(self.expected(name))
+
+    def expected(self, name: str) -> list[int]:
+        """Tokens each request booked to decode there may still write."""
+        [view] = [view for view in self.pool.state().engines if view.endpoint.engine_id == name]
+        return [row.expected_tokens for row in view.booked.decoding]
 
 
 @pytest.fixture
@@ -289,6 +297,19 @@ async def test_a_move_that_fails_before_the_source_has_stopped_is_not_seen_and_m
     assert bench.records["r"].failed == []
 
 
+async def test_what_failed_to_move_counts_as_far_as_it_has_come(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    here.say("r", 2, 12)
+    there.fail("r>1", TransferFailed("the wire is cut"))
+    await settle()
+    assert bench.expected("d0") == [17]
+    here.say("r", 3, 13, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+    assert bench.booked("d0") == 0
+
+
 async def test_a_move_that_fails_after_the_source_has_stopped_is_a_replay_and_no_death(bench: Bench) -> None:
     here, there = await decoding(bench, "r")
     here.let_go("r", 10, 11)
@@ -341,6 +362,23 @@ async def test_with_nowhere_to_go_it_waits_for_an_engine(bench: Bench) -> None:
     bench.engines("d0", "d1")
     await settle()
     assert set(here.departing) == {"r"}
+
+
+async def test_what_finds_no_room_lets_smaller_requests_go_first(bench: Bench) -> None:
+    for name in ("large", "huge"):
+        await bench.ask(name, max_tokens=90)
+    await bench.ask("small")
+    here = bench.lines["d0"]
+    for name in ("large", "huge", "small"):
+        here.say(name, 0, 10)
+    bench.engines("d0", "d1")
+    bench.lines["d1"].hold(num_blocks=10)
+    here.report(draining=True)
+    await settle()
+    assert set(here.departing) == {"small"}
+    bench.lines["d1"].hold(num_blocks=1000)
+    await bench.clock.advance(0.5)
+    assert len(here.departing) == 2
 
 
 async def test_after_so_many_failures_it_stays(bench: Bench) -> None:
@@ -540,18 +578,12 @@ async def test_a_request_that_ends_while_it_moves_lets_others_move(uneven: Bench
 
 async def test_what_has_moved_counts_as_far_as_it_has_come(uneven: Bench) -> None:
     """Three tokens of 20 have come, one from the first engine before it let go, then one from each."""
-
-    def expected(engine_id: str) -> list[int]:
-        views = uneven.pool.state().engines
-        [view] = [view for view in views if view.endpoint.engine_id == engine_id]
-        return [row.expected_tokens for row in view.booked.decoding]
-
     await told(uneven)
-    assert expected("d0") == [19] * 4
+    assert uneven.expected("d0") == [19] * 4
     await leave(uneven, "a")
-    assert expected("d1") == [18]
+    assert uneven.expected("d1") == [18]
     uneven.lines["d1"].say("a>1", 1, 12)
-    assert expected("d1") == [17]
+    assert uneven.expected("d1") == [17]
 
 
 async def test_nothing_moves_for_load_unless_it_is_wanted(bench: Bench) -> None:

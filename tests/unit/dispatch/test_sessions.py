@@ -8,11 +8,11 @@ import pytest
 
 from pdserve.config.times import Times
 from pdserve.core.blocks import KVSnapshot
-from pdserve.core.cluster import Booked, BookedDecode, EngineView, Mode, Route
+from pdserve.core.cluster import FETCH_SECONDS, Booked, BookedDecode, EngineView, Mode, Route
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role, StepTally
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import DeltaStream
-from pdserve.core.request import EngineTrace, Request, SamplingParams
+from pdserve.core.request import EngineTrace, PrefixFetch, Request, SamplingParams
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.pair_watch import SLOW_STREAK
@@ -218,3 +218,12 @@ async def test_handoffs_avoid_a_link_that_damages_bytes_again(bench: Bench) -> N
     assert bench.view("d0").lost_links == frozenset()
     bench.pool.link_damaged(link)
     assert bench.view("d0").lost_links == {("p0", 1)}
+
+
+async def test_a_link_is_not_thought_slow_for_what_its_source_had_to_restore(bench: Bench) -> None:
+    link = (("d0", 1), ("p0", 1))
+    fetch = PrefixFetch(
+        engine_id="d0", tokens=100, num_bytes=1, seconds=0.105, backend="nixl", restore_seconds=0.1 - FETCH_SECONDS
+    )
+    bench.pool.prefix_fetched(link, fetch)
+    assert bench.view("p0").fetch_speeds == pytest.approx({("d0", 1): 5e-5})

@@ -23,7 +23,6 @@ from pdserve.core.cluster import (
 from pdserve.core.endpoint import Role
 from pdserve.router import load
 from pdserve.router.cost import CostModel, ranked
-from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import find_options
 from pdserve.router.policies import KVAware
 from pdserve.router.rules import RoutingRules
@@ -164,15 +163,6 @@ def test_what_a_tier_holds_costs_its_restore_but_never_more_than_computing_it(
     ladder = [cost(tokens, 0, 0.0), cost(tokens, tokens, seconds), cost(tokens, tokens, 2 * seconds), cost(0, 0, 0.0)]
     for cheaper, dearer in pairwise(ladder):
         assert all(one <= other * (1 + 1e-9) for one, other in zip(cheaper, dearer, strict=True))
-
-
-@pytest.mark.parametrize(("below", "tokens"), [(0, 480), (160, 320), (480, None)])
-def test_a_fetch_is_planned_for_what_lies_in_its_source_s_pool_only(below: int, tokens: int | None) -> None:
-    target, source = view("p0", Role.PREFILL), view("d0", Role.DECODE)
-    hit = PrefixHit(tokens=480, likely_tokens=480, restored_tokens=below)
-    request = replace(ask(500), hits={source.key: hit})
-    plan = best_fetch(request, target, find_sources(request, cluster(target, source), RULES), RULES)
-    assert (plan.tokens if plan else None) == tokens
 
 
 def test_a_backlog_is_worked_off_between_snapshots() -> None:

@@ -96,6 +96,48 @@ def test_of_hundreds_that_share_a_beginning_only_the_few_that_hold_most_come_int
     ]
 
 
+def below(tokens: int, seconds: float, *, held: int = 480) -> RouteAsk:
+    """d0 holds the beginning of the prompt, the last of it in a tier that takes so long for it."""
+    hit = PrefixHit(tokens=held, likely_tokens=held, restored_tokens=tokens, restore_seconds=seconds)
+    return replace(ask(500), hits={D0.key: hit})
+
+
+@pytest.mark.parametrize(
+    ("request_", "tokens"),
+    [
+        (below(160, 0.001), 480),
+        (below(160, 0.0), 480),
+        (below(160, 1.0), 320),
+        (below(480, 0.001), 480),
+        (below(480, 1.0), None),
+    ],
+    ids=["fast", "not measured yet", "slow", "all of it", "all of it, slow"],
+)
+def test_what_its_source_must_restore_first_is_fetched_where_that_takes_less(
+    request_: RouteAsk, tokens: int | None
+) -> None:
+    route = choose(request_, P0, D0)
+    assert (route.fetch.tokens if route.fetch else None) == tokens
+
+
+def test_a_restore_at_the_source_counts_for_what_is_fetched_of_it() -> None:
+    request = below(160, 0.002)
+    with_own = replace(request, hits={**request.hits, P0.key: PrefixHit(tokens=400, likely_tokens=400)})
+    times = [
+        plan.seconds - FETCH_SECONDS - (480 - own) * RULES.fetch_seconds_per_token
+        for own, each in ((0, request), (400, with_own))
+        if (plan := best_fetch(each, P0, [D0], RULES))
+    ]
+    assert times == pytest.approx([0.002, 0.001])
+
+
+def test_no_more_is_restored_at_a_source_than_it_has_spare_blocks_for() -> None:
+    small = view("d0", Role.DECODE, num_blocks=80)
+    plan = best_fetch(below(480, 0.0), P0, [small], RULES)
+    assert plan
+    assert plan.source.num_blocks == 10
+
+
 def test_an_engine_that_does_both_may_fetch_too() -> None:
     route = choose(ask(500, u1=480), view("u0", Role.UNIFIED), view("u1", Role.UNIFIED, backlog=2000))
     assert (route.prefill.engine_id, route.decode.engine_id) == ("u0", "u0")

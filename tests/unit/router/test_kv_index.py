@@ -183,6 +183,29 @@ def test_what_was_just_dispatched_is_likely_for_a_while() -> None:
     assert index.match(chain, 110.0) == {("a", 1): BlockHit(1, 1)}
 
 
+def test_what_an_engine_has_announced_is_expected_of_it_no_longer() -> None:
+    index, chain = KVIndex(), CHAINS[0]
+    index.restore(("a", 1), snapshot(0))
+    index.expect(("a", 1), chain, now=0.0)
+    assert index.apply(("a", 1), [stored(1, *chain)])
+    index.expect(("a", 1), chain, now=1.0)
+    assert index.num_expected == 0
+    assert index.apply(("a", 1), [KVEvent(number=2, kind=KVEventKind.REMOVED, hashes=chain[1:])])
+    assert index.match(chain, 2.0) == {("a", 1): BlockHit(1, 1)}
+
+
+def test_what_will_not_come_is_expected_no_longer_unless_somebody_else_expects_it() -> None:
+    index, chain = KVIndex(), CHAINS[0]
+    for name in "ab":
+        index.expect((name, 1), chain, now=0.0)
+    index.expect(("a", 1), chain[:2], now=1.0)
+    index.retract(("a", 1), chain, since=0.0)
+    assert index.match(chain, 2.0) == {("a", 1): BlockHit(0, 2), ("b", 1): BlockHit(0, 4)}
+    index.retract(("c", 1), chain, since=0.0)
+    index.retract(("a", 1), chain, since=1.0)
+    assert index.match(chain, 2.0) == {("b", 1): BlockHit(0, 4)}
+
+
 def test_expectations_and_entries_are_bounded() -> None:
     index = KVIndex(max_blocks=3, max_expected=2)
     chain = tuple(block_hashes(range(10), 1, bytes(32)))

@@ -128,6 +128,14 @@ def test_a_dear_move_is_not_made() -> None:
     assert decide(loads, cluster(first, replace(second, fetch_speeds=slow))) is None
 
 
+@pytest.mark.parametrize(("max_len", "wanted"), [(415, False), (416, True)])
+def test_nothing_moves_where_it_would_have_to_end_sooner(max_len: int, wanted: bool) -> None:
+    loads: Loads = {"d0": [runner._replace(longest=416) for runner in rows("d0", 12)], "d1": []}
+    first, _ = state(loads).engines
+    second = view("d1", Role.DECODE, max_rows=32, step_model=STEEP, max_len=max_len)
+    assert (decide(loads, cluster(first, second, now=1.0)) is not None) is wanted
+
+
 def test_a_move_that_would_call_others_back_is_not_made() -> None:
     """With the one that reads most, the second engine would be the one under pressure."""
     reads = StepModel(base=1e-3, per_token=1e-3, per_context=1e-5)

@@ -88,6 +88,16 @@ def test_the_second_of_two_equal_prompts_follows_the_first(bench: Bench) -> None
     assert bench.router.route(request("c", salt=b"x"), cluster(*views)).prefill.engine_id == "p0"
 
 
+def test_a_prompt_that_came_to_nothing_draws_no_other(bench: Bench) -> None:
+    for engine in ("p0", "p1", "d0", "d1"):
+        bench.hold(engine, 0)
+    bench.hold("p1", 160)
+    failed = bench.router.route(request("a"), cluster(*two_by_two(), now=5.0))
+    assert failed.prefill.engine_id == "p1"
+    bench.router.retract(request("a"), failed, since=5.0)
+    assert bench.index.num_expected == 0
+
+
 def test_excluded_incarnations_are_avoided(bench: Bench) -> None:
     bench.hold("p1", 160)
     route = bench.router.route(request(), cluster(*two_by_two()), frozenset({("p1", 1), ("d0", 1)}))
@@ -167,10 +177,16 @@ def test_a_running_request_moves_to_the_decode_engine_that_serves_it_best(bench:
         view("d1", Role.DECODE, state=EngineState.SUSPECT),
         view("d1", Role.DECODE, lost_links=("d0",)),
         view("d1", Role.DECODE, num_blocks=13, used=5),
+        view("d1", Role.DECODE, max_len=215),
         view("d1", Role.PREFILL),
     ],
-    ids=["draining", "suspect", "no link", "full", "prefill"],
+    ids=["draining", "suspect", "no link", "full", "shorter", "prefill"],
 )
 def test_a_running_request_stays_rather_than_going_where_it_cannot(bench: Bench, other: EngineView) -> None:
     with pytest.raises(Unavailable, match="no other engine has room"):
         bench.router.move(request(), ("d0", 1), cluster(*two_by_two(d1=other)))
+
+
+def test_a_running_request_moves_where_it_may_become_no_longer_than_here(bench: Bench) -> None:
+    alike = two_by_two(d0=view("d0", Role.DECODE, max_len=210), d1=view("d1", Role.DECODE, max_len=210))
+    assert bench.router.move(request(), ("d0", 1), cluster(*alike)).engine_id == "d1"

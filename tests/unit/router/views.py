@@ -24,6 +24,7 @@ def view(
     step_model: StepModel = STEP,
     epoch: int = 1,
     lost_links: tuple[str, ...] = (),
+    max_len: int | None = None,
 ) -> EngineView:
     """An engine whose snapshot has just arrived at second 0; running counts requests of other gateways."""
     load = LoadSnapshot(
@@ -45,6 +46,7 @@ def view(
             num_blocks=num_blocks,
             max_rows=max_rows,
             max_tokens_per_step=512,
+            max_len=max_len,
         ),
         step_model=step_model,
         booked=booked or Booked(),

@@ -1,6 +1,8 @@
 """Rows of host memory."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +16,22 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What of the CUDA runtime is called, keeping books."""
     pinned: dict[int, int] = {}
 
+    books = SimpleNamespace(pinned=pinned, current=0, registered_on=[], cudaHostUnregister=pinned.pop)
+
     def register(address: int, num_bytes: int, flags: int) -> int:
         pinned[address] = num_bytes
+        books.registered_on.append(books.current)
         return 2 if num_bytes > 2**20 else 0
 
-    books = SimpleNamespace(pinned=pinned, cudaHostRegister=register, cudaHostUnregister=pinned.pop)
+    @contextmanager
+    def device(number: int) -> Iterator[None]:
+        before, books.current = books.current, number
+        yield
+        books.current = before
+
+    books.cudaHostRegister = register
     monkeypatch.setattr(torch.cuda, "cudart", lambda: books)
+    monkeypatch.setattr(torch.cuda, "device", device)
     return books
 
 
@@ -31,9 +43,10 @@ def test_rows_are_writable_and_apart() -> None:
 
 
 def test_pinned_rows_are_let_go_with_their_last_view(runtime: SimpleNamespace) -> None:
-    rows = allocate_rows(2, 5000, pinned=True)
+    rows = allocate_rows(2, 5000, gpu=3)
     view = torch.from_numpy(rows[1])
     assert list(runtime.pinned.values()) == [10_000]
+    assert (runtime.registered_on, runtime.current) == ([3], 0)
     del rows
     gc.collect()
     assert runtime.pinned
@@ -44,6 +57,6 @@ def test_pinned_rows_are_let_go_with_their_last_view(runtime: SimpleNamespace) -
 
 def test_memory_that_cannot_be_had_is_said_so(runtime: SimpleNamespace) -> None:
     with pytest.raises(MemoryError, match=r"cannot be pinned \(CUDA error 2\)"):
-        allocate_rows(2**10, 2**12, pinned=True)
+        allocate_rows(2**10, 2**12, gpu=3)
     with pytest.raises(MemoryError, match="not to be had"):
         allocate_rows(2**30, 2**30)

@@ -1,7 +1,7 @@
 """The store: whatever is saved, evicted, spilled, damaged and restored, a restored block is the block of that name."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pdserve.core.layout import KVOrder
 from pdserve.core.tiers import Tier, TierTally
+from pdserve.tiers.arena import Bytes
 from pdserve.tiers.restore import Restorer
 from pdserve.tiers.slot_file import SlotFile
 from pdserve.tiers.store import TierStore
@@ -178,6 +179,31 @@ def test_an_unreadable_disk_costs_only_the_blocks_it_held(tmp_path: Path, monkey
         assert tally(store, Tier.DISK).failed > 1
         save(device, store, 6)
         assert restore(device, restorer, 6) == 1
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_of_several_blocks_read_in_one_go_the_unreadable_one_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensor: bool
+) -> None:
+    read = SlotFile.read
+    with opened(tmp_path, host_slots=2, disk_slots=8, device=Device(tensor=tensor)) as (device, store, restorer):
+        for number in range(6):
+            save(device, store, number)
+            settle(store)
+        entries = store.pin([name(number) for number in range(4)])
+        store.release(entries)
+        assert [entry.tier for entry in entries] == [Tier.DISK] * 4
+        bad = entries[2].slot
+
+        def reads(file: SlotFile, slot: int, targets: Sequence[Bytes]) -> None:
+            if slot <= bad < slot + len(targets):
+                raise OSError(5, "Input/output error")
+            read(file, slot, targets)
+
+        monkeypatch.setattr(SlotFile, "read", reads)
+        assert restore(device, restorer, 0, 1, 2, 3) == 2
+        assert tally(store, Tier.DISK).failed == 1
+        assert [restore(device, restorer, number) for number in range(4)] == [1, 1, 0, 1]
 
 
 def test_a_slow_disk_never_holds_up_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,20 +254,22 @@ class EngineTrace(_message.Message):
     def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ..., transfer_backend: _Optional[str] = ..., transfer_bytes: _Optional[int] = ..., transfer_pulls: _Optional[int] = ..., transfer_mode: _Optional[str] = ..., transfer_forecast: _Optional[_Iterable[_Union[NamedSeconds, _Mapping]]] = ..., transfer_stages: _Optional[_Iterable[_Union[NamedSeconds, _Mapping]]] = ..., transfer_failovers: _Optional[_Iterable[_Union[Failover, _Mapping]]] = ..., fetch: _Optional[_Union[PrefixFetch, _Mapping]] = ...) -> None: ...
 
 class PrefixFetch(_message.Message):
-    __slots__ = ("engine_id", "tokens", "num_bytes", "seconds", "backend", "error")
+    __slots__ = ("engine_id", "tokens", "num_bytes", "seconds", "backend", "error", "restore_seconds")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     tokens: int
     num_bytes: int
     seconds: float
     backend: str
     error: str
-    def __init__(self, engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., backend: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+    restore_seconds: float
+    def __init__(self, engine_id: _Optional[str] = ..., tokens: _Optional[int] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., backend: _Optional[str] = ..., error: _Optional[str] = ..., restore_seconds: _Optional[float] = ...) -> None: ...
 
 class NamedSeconds(_message.Message):
     __slots__ = ("name", "seconds")
@@ -500,12 +502,14 @@ class HandoffEvent(_message.Message):
     def __init__(self, source_epoch: _Optional[int] = ..., region: _Optional[_Union[RegionReady, _Mapping]] = ..., done: _Optional[_Union[HandoffDone, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ack: _Optional[_Union[HeartbeatAck, _Mapping]] = ..., gone: _Optional[_Union[TicketGone, _Mapping]] = ..., lent: _Optional[_Union[Lent, _Mapping]] = ...) -> None: ...
 
 class Lent(_message.Message):
-    __slots__ = ("ticket_id", "num_blocks")
+    __slots__ = ("ticket_id", "num_blocks", "restore_seconds")
     TICKET_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ticket_id: str
     num_blocks: int
-    def __init__(self, ticket_id: _Optional[str] = ..., num_blocks: _Optional[int] = ...) -> None: ...
+    restore_seconds: float
+    def __init__(self, ticket_id: _Optional[str] = ..., num_blocks: _Optional[int] = ..., restore_seconds: _Optional[float] = ...) -> None: ...
 
 class RegionReady(_message.Message):
     __slots__ = ("ticket_id", "first_block", "source_blocks", "digest", "part")

@@ -1,0 +1,58 @@
+"""What a two-sided backend's target does when its source goes away unnoticed by the library between them."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from pdserve.transfer.base import ReadPlan, Transfer, TransferState
+from pdserve.transfer.communicator import STALL, Communicator
+from pdserve.transfer.memory import HostMemory
+from pdserve.transfer.two_sided import TwoSidedBackend
+
+NUM_BYTES = 1 << 16
+SOON = STALL.total_seconds() / 2
+
+
+@contextmanager
+def opened(epoch: int) -> Iterator[TwoSidedBackend]:
+    memory, backend = HostMemory(NUM_BYTES), TwoSidedBackend("gloo", "127.0.0.1", epoch)
+    backend.register(memory)
+    yield backend
+    backend.close()
+    memory.close()
+
+
+def post(target: TwoSidedBackend) -> Transfer:
+    zero, whole = np.zeros(1, dtype=np.uint64), np.array([NUM_BYTES], dtype=np.uint64)
+    return target.post("source", ReadPlan(zero, zero, whole))
+
+
+def ended(read: Transfer) -> TransferState:
+    """How it has ended, soon."""
+    deadline, pause = time.monotonic() + SOON, threading.Event()
+    while (state := read.poll()) is TransferState.IN_PROGRESS and time.monotonic() < deadline:
+        pause.wait(0.005)
+    return state
+
+
+def test_reads_of_a_source_that_has_gone_end_at_once_though_the_library_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, gone = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        waits.set()
+        assert gone.wait(60)
+        raise RuntimeError("timed out")
+
+    with opened(1) as source, opened(2) as target:
+        target.connect("source", source.metadata())
+        monkeypatch.setattr(Communicator, "wait", wait)
+        reads = [post(target), post(target)]
+        assert waits.wait(30)
+        source.close()
+        assert [ended(read) for read in reads] == [TransferState.ERROR] * 2
+        assert ended(post(target)) is TransferState.ERROR, "it does not wait behind the first"
+        gone.set()
