@@ -1,9 +1,9 @@
 """What digests cost a request, as a part of its unloaded time to first token, by prompt length.
 
 One prefill and one decode engine with the demo model, one request at a time, prompts nobody has seen. The target's
-time for verifying is in each request's record. The source digests as many bytes, which may have left the caches by then:
-they are counted at the rate of xxh3 from memory, measured here first. All of it counts, although a chunk's digest runs
-beside the next chunk's computing, and neither delays the first token itself: that comes from the prefill engine.
+time for verifying is in each request's record. The source digests as many bytes, which may have left the caches by
+then: they are counted at the rate of xxh3 from memory, measured here first. All of it counts, although a chunk's digest
+runs beside the next chunk's computing, and neither delays the first token itself: that comes from the prefill engine.
 """
 
 import argparse

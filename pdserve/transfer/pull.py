@@ -189,7 +189,7 @@ class LocalPull:
                 lane.broken_at = self._context.clock.monotonic()
         landing: _Landing = await asyncio.shield(landed)
         stages.queue += flight.queue_seconds
-        stages.post += flight.post_seconds
+        stages.post += flight.post_seconds - (plan.digest.seconds if plan.digest is not None else 0.0)
         if landing.error and not flight.started and not self._may_start():
             raise self._too_late()
         if landing.error:
