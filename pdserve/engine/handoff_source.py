@@ -48,16 +48,21 @@ left to verify when the last one has arrived."""
 _REMEMBERED_TICKETS = 4096
 
 
-def largest_region(block_bytes: int) -> int:
-    """Blocks of the largest region."""
-    return _blocks_of(REGION_BYTES, block_bytes)
-
-
 def next_region(block_bytes: int, num_published: int, num_left: int) -> int:
     """Blocks of the next region, when of those that became final together so many are published and so many not."""
-    first, last = (_blocks_of(size, block_bytes) for size in (FIRST_REGION_BYTES, LAST_REGION_BYTES))
-    size = min(num_published, largest_region(block_bytes), max(last, num_left // 2))
+    sizes = (FIRST_REGION_BYTES, LAST_REGION_BYTES, REGION_BYTES)
+    first, last, largest = (_blocks_of(size, block_bytes) for size in sizes)
+    size = min(num_published, largest, max(last, num_left // 2))
     return min(num_left, max(first, size))
+
+
+def num_regions(block_bytes: int, num_blocks: int) -> int:
+    """Into how many regions blocks fall that become final together."""
+    regions, published = 0, 0
+    while published < num_blocks:
+        published += next_region(block_bytes, published, num_blocks - published)
+        regions += 1
+    return regions
 
 
 def _blocks_of(region_bytes: int, block_bytes: int) -> int:
