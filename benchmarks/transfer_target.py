@@ -122,7 +122,7 @@ class Target:
         """One read per region, as a source publishes them."""
         layout, parts, first = self.layout, list[tuple[Blocks, Blocks]](), 0
         while first < len(source):
-            end = first + next_region(layout.block_bytes, first)
+            end = first + next_region(layout.block_bytes, first, len(source) - first)
             parts.append((source[first:end], target[first:end]))
             first = end
         return [

@@ -1,6 +1,6 @@
 """A transfer backend whose reads a test can hold back, fail or damage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pdserve.transfer.base import ReadPlan, Transfer, TransferBackend, TransferState
 from pdserve.transfer.memory import HostMemory, KVMemory
@@ -18,6 +18,8 @@ class FaultyBackend:
         """While set, held reads end with this error, without having written."""
         self.damages = 0
         """So many of the next reads deliver one wrong byte."""
+        self.digests = True
+        """Unset, what arrives is not digested as it comes, as with a network card."""
         self.posted = 0
         self.closed = False
         self.connected: list[str] = []
@@ -66,7 +68,9 @@ class _FaultyTransfer:
                 return TransferState.ERROR
             if self.backend.held:
                 return TransferState.IN_PROGRESS
-            self.inner = self.backend.inner.post(self.peer_id, self.plan)
+            along = self.backend.digests and not self.backend.damages
+            plan = self.plan if along else replace(self.plan, digest=None)
+            self.inner = self.backend.inner.post(self.peer_id, plan)
         state = self.inner.poll()
         self.error = self.inner.error
         if state is TransferState.DONE and self.backend.damages:

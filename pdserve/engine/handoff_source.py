@@ -37,23 +37,32 @@ Parts = tuple[KVPart | None, ...]
 """What a target's ranks take from which of the source's ranks; (None,) is whole blocks between two engines of one
 rank."""
 
-MAX_REGION_BLOCKS = 64
+MAX_REGION_BLOCKS = 256
 FIRST_REGION_BYTES = 4 << 20
-REGION_BYTES = 16 << 20
-"""A region is as large as all before it together, between these two, and one block at least: small at first, so that
-little waits for its digest, then so large that its messages and the Python it costs take less time than moving it."""
+LAST_REGION_BYTES = 16 << 20
+REGION_BYTES = 64 << 20
+"""Of what becomes final together, a region is as large as all before it, from the first of these to the last, and one
+block at least: small at first, so that little waits for its digest, then so large that its messages and the Python it
+costs take less time than moving it. Towards the end it is half of what is left, and no less than the second: little is
+left to verify when the last one has arrived."""
 _REMEMBERED_TICKETS = 4096
 
 
-def largest_region(block_bytes: int) -> int:
-    """Blocks of the largest region."""
-    return _blocks_of(REGION_BYTES, block_bytes)
+def next_region(block_bytes: int, num_published: int, num_left: int) -> int:
+    """Blocks of the next region, when of those that became final together so many are published and so many not."""
+    sizes = (FIRST_REGION_BYTES, LAST_REGION_BYTES, REGION_BYTES)
+    first, last, largest = (_blocks_of(size, block_bytes) for size in sizes)
+    size = min(num_published, largest, max(last, num_left // 2))
+    return min(num_left, max(first, size))
 
 
-def next_region(block_bytes: int, num_published: int) -> int:
-    """Blocks of the region that follows num_published blocks, if so many are final."""
-    first = _blocks_of(FIRST_REGION_BYTES, block_bytes)
-    return max(first, min(num_published, largest_region(block_bytes)))
+def num_regions(block_bytes: int, num_blocks: int) -> int:
+    """Into how many regions blocks fall that become final together."""
+    regions, published = 0, 0
+    while published < num_blocks:
+        published += next_region(block_bytes, published, num_blocks - published)
+        regions += 1
+    return regions
 
 
 def _blocks_of(region_bytes: int, block_bytes: int) -> int:
@@ -301,9 +310,10 @@ class HandoffSource:
     def _publish(self, offer: _Offer) -> None:
         if offer.gone or (offer.bulk and offer.final_blocks < offer.ticket.num_blocks):
             return
+        begun = offer.published_blocks
         while offer.deliver and offer.published_blocks < offer.final_blocks:
             first = offer.published_blocks
-            end = min(first + next_region(self._block_bytes, first - offer.first_block), offer.final_blocks)
+            end = first + next_region(self._block_bytes, first - begun, offer.final_blocks - first)
             offer.published_blocks = end
             for parts in _same_bytes(offer.parts):
                 task = asyncio.get_running_loop().create_task(self._digest_and_deliver(offer, first, end, parts))

@@ -293,7 +293,7 @@ class HandoffTarget:
         if fetch.pulled.num_pulls == 0:
             self._stamp(fetch, "first_pull")
         fetch.pulled.add(result)
-        self._histories[fetch.ticket.engine_id].pulled(result.num_bytes, result.seconds)
+        self._histories[fetch.ticket.engine_id].pulled(result.num_bytes, result.seconds, self._clock.monotonic())
         fetch.news.put_nowait(None)
 
     def _abandon(self, fetch: _Fetch, outcome: FetchOutcome) -> None:

@@ -6,9 +6,9 @@ prompt's last block is final, because only what comes after it delays the second
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import ceil
+from math import ceil, inf
 
-from pdserve.engine.handoff_source import largest_region
+from pdserve.engine.handoff_source import num_regions
 from pdserve.transfer.speed import LinkSpeed
 
 BULK_GAIN = 0.1
@@ -55,7 +55,7 @@ def forecast(num_blocks: int, block_bytes: int, link: LinkSpeed, production: Pro
     one = link.seconds(round(region_blocks * block_bytes))
     behind = max(0.0, one - production.seconds_per_block * region_blocks)
     progressive = one + (regions - 1) * behind
-    bulk = (ceil(num_blocks / largest_region(block_bytes)) - 1) * link.overhead + link.seconds(num_blocks * block_bytes)
+    bulk = (num_regions(block_bytes, num_blocks) - 1) * link.overhead + link.seconds(num_blocks * block_bytes)
     mode = PullMode.BULK if bulk < progressive * (1 - BULK_GAIN) else PullMode.PROGRESSIVE
     return PullForecast(mode, progressive, bulk)
 
@@ -70,9 +70,15 @@ class PullHistory:
     _regions: float = 0.0
     _producing: float = 0.0
     _handoffs: int = 0
+    _ended_at: float = -inf
+    """When the last pull ended."""
 
-    def pulled(self, num_bytes: int, seconds: float) -> None:
-        """A pull took so long, its wait for its turn not counted."""
+    def pulled(self, num_bytes: int, seconds: float, ended_at: float) -> None:
+        """A pull ended (monotonic) that took so long, its wait for its turn not counted.
+
+        Of pulls that share the link, each takes the time since the end of the one before it."""
+        seconds = min(seconds, ended_at - self._ended_at)
+        self._ended_at = ended_at
         terms = (1.0, num_bytes, seconds, num_bytes * num_bytes, num_bytes * seconds)
         self._sums = [_DECAY * total + term for total, term in zip(self._sums, terms, strict=True)]
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdserve.transfer.memory import KVMemory
+from pdserve.transfer.running_digest import RunningDigest
 
 Offsets = NDArray[np.uint64]
 
@@ -36,12 +37,17 @@ class TransferState(Enum):
 class ReadPlan:
     """Byte spans to read: lengths[i] bytes from remote[i] to local[i].
 
-    The three arrays have shape [n] and count bytes from the start of the registered memories.
+    The three arrays have shape [n] and count bytes from the start of the registered memories. in_order: the spans come
+    in the order in which a region is digested.
     """
 
     local: Offsets
     remote: Offsets
     lengths: Offsets
+    in_order: bool = False
+    digest: RunningDigest | None = None
+    """Of what arrives, for spans in order. A backend that copies with its own hands feeds it every piece of our memory
+    that it has just written; any other leaves it empty."""
 
     @property
     def num_bytes(self) -> int:

@@ -12,11 +12,10 @@ names its function in the handshake; every worker can compute both.
 from enum import StrEnum
 from importlib.util import find_spec
 
-import xxhash
-
 from pdserve.core.layout import DTYPE_BYTES, KVLayout, KVRegion
 from pdserve.transfer.memory import KVMemory, MemoryKind, TensorMemory
 from pdserve.transfer.plan import BlockIds, canonical_spans, tail_view
+from pdserve.transfer.running_digest import RunningDigest
 
 _KEYED_SUM_WORD_BYTES = 8
 
@@ -39,10 +38,10 @@ def region_digest(
     """16 bytes over the region's bytes in the order of its blocks; seed has 64 bits."""
     offsets, lengths = canonical_spans(layout, region)
     if kind is DigestKind.XXH3:
-        digest = xxhash.xxh3_128(seed=seed)
+        digest = RunningDigest(seed)
         for chunk in memory.chunks(offsets, lengths):
-            digest.update(chunk.data)
-        return bytes(digest.digest())
+            digest.update(chunk)
+        return digest.value()
     if isinstance(memory, TensorMemory) and _has_kernel(memory):
         from pdserve_kernels.kv_digest import kernel
 

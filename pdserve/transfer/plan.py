@@ -34,9 +34,11 @@ def plan_read(source: KVLayout, taken: KVRegion, target: KVLayout, filled: KVReg
     grain = max(_grain(source, taken), _grain(target, filled))
     remote, piece_bytes = _pieces(source, taken, grain)
     local, _ = _pieces(target, filled, grain)
+    # Piece by piece: those of neighbouring blocks are adjacent where layers come first.
+    in_order = 1 in remote.shape
     remote, local = remote.T.ravel(), local.T.ravel()
     starts, lengths = _merge(piece_bytes, remote, local)
-    return ReadPlan(local=_u64(local[starts]), remote=_u64(remote[starts]), lengths=_u64(lengths))
+    return ReadPlan(_u64(local[starts]), _u64(remote[starts]), _u64(lengths), in_order=in_order)
 
 
 def check_pairing(target: KVLayout, source_blocks: BlockIds, target_blocks: BlockIds) -> None:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pdserve.core.clock import Clock
@@ -21,6 +21,7 @@ from pdserve.core.protocols import PullReceipt, PullSpec
 from pdserve.transfer.base import ReadPlan
 from pdserve.transfer.lanes import Lane
 from pdserve.transfer.pump import Flight
+from pdserve.transfer.running_digest import RunningDigest
 from pdserve.transfer.stats import StatsCounter
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class PullContext:
 
     lanes: Callable[[], Sequence[Lane]]
     target_digest: Callable[[], bytes]
+    may_run_along: bool
+    """Whether a RunningDigest of the spans as they are read equals target_digest."""
     digests: Executor
     clock: Clock
     stats: StatsCounter
@@ -74,6 +77,7 @@ class LocalPull:
         self._start_until = context.clock.monotonic() + spec.start_within
         context.stats.pulls += 1
         context.stats.unsettled += 1
+        self._attempt = asyncio.create_task(self._answer(), name=f"read from {spec.peer}")
         self.task = asyncio.create_task(self._drive(), name=f"pull from {spec.peer}")
 
     async def wait(self) -> PullReceipt:
@@ -92,31 +96,32 @@ class LocalPull:
             self._stopped.set_result(None)
 
     async def _drive(self) -> None:
-        """Give wait() its answer, then wait until nothing is written any more."""
+        """Wait for the answer, the deadline or a stop, then until nothing is written any more."""
+        deadline = asyncio.create_task(self._context.clock.sleep(self._spec.deadline))
+        await asyncio.wait((self._attempt, deadline, self._stopped), return_when=asyncio.FIRST_COMPLETED)
         if self._stopped.done():
             self._fail(self._stop_error)
-        else:
-            await self._race()
+        elif not self._attempt.done():
+            self._fail(TransferTimeout(f"no KV from {self._spec.peer} within {self._spec.deadline:g} s"))
+        self._attempt.cancel()
+        deadline.cancel()
         if self._flight is not None and self._landed is not None:
             self._flight.abandon()
             await asyncio.shield(self._landed)
         self._context.stats.unsettled -= 1
 
-    async def _race(self) -> None:
-        """Read and verify until that is done, the deadline passes or somebody stops it."""
-        attempt = asyncio.create_task(self._read_verified())
-        # Looked at here: how an attempt ends that nobody waits for any more is no error of the program.
-        attempt.add_done_callback(lambda task: task.cancelled() or task.exception())
-        deadline = asyncio.create_task(self._context.clock.sleep(self._spec.deadline))
-        await asyncio.wait((attempt, deadline, self._stopped), return_when=asyncio.FIRST_COMPLETED)
-        if attempt.done():
-            self._answer(attempt)
-        elif self._stopped.done():
-            self._fail(self._stop_error)
-        else:
-            self._fail(TransferTimeout(f"no KV from {self._spec.peer} within {self._spec.deadline:g} s"))
-        attempt.cancel()
-        deadline.cancel()
+    async def _answer(self) -> None:
+        """Read and verify, and tell wait() unless it has an answer already."""
+        if self._stopped.done():
+            return
+        try:
+            receipt = await self._read_verified()
+        except Exception as error:
+            self._fail(error)
+            return
+        if not self._outcome.done():
+            self._context.stats.verified(receipt)
+            self._outcome.set_result(receipt)
 
     async def _read_verified(self) -> PullReceipt:
         """Over the first lane that delivers. A lane is given up only when it has ended: nothing else may read into
@@ -168,7 +173,10 @@ class LocalPull:
         def tell(landing: _Landing) -> None:
             _tell(loop, partial(self._land, lane, flight, landed, landing))
 
-        flight = self._flight = Flight(lane.key, self._plan, partial(self._end_of_read, tell), self._may_start)
+        plan = self._plan
+        if self._context.may_run_along:
+            plan = replace(plan, digest=RunningDigest(self._spec.seed))
+        flight = self._flight = Flight(lane.key, plan, partial(self._end_of_read, plan, tell), self._may_start)
         lane.pump.post(flight)
         if patience is not None:
             late = asyncio.create_task(self._context.clock.sleep(patience))
@@ -181,7 +189,7 @@ class LocalPull:
                 lane.broken_at = self._context.clock.monotonic()
         landing: _Landing = await asyncio.shield(landed)
         stages.queue += flight.queue_seconds
-        stages.post += flight.post_seconds
+        stages.post += flight.post_seconds - (plan.digest.seconds if plan.digest is not None else 0.0)
         if landing.error and not flight.started and not self._may_start():
             raise self._too_late()
         if landing.error:
@@ -194,12 +202,16 @@ class LocalPull:
     def _too_late(self) -> LeaseExpired:
         return LeaseExpired(f"too little of the lease of {self._spec.peer} was left to read (again)")
 
-    def _end_of_read(self, tell: Callable[[_Landing], None], error: str) -> None:
-        """In the pump's thread, which goes on with the next read while another thread digests what this one brought."""
+    def _end_of_read(self, plan: ReadPlan, tell: Callable[[_Landing], None], error: str) -> None:
+        """In the pump's thread, which goes on with the next read. What this one brought was digested as it came, or
+        else another thread does it."""
         if error:
             tell(_Landing(error))
             return
         arrived = self._context.clock.monotonic()
+        if plan.digest is not None and plan.digest.num_bytes == plan.num_bytes:
+            tell(_Landing("", plan.digest.value(), arrived - plan.digest.seconds, plan.digest.seconds))
+            return
         try:
             self._context.digests.submit(lambda: tell(self._digested(arrived)))
         except RuntimeError:  # the executor's, when it has been shut down
@@ -221,15 +233,9 @@ class LocalPull:
         if not landed.done():
             landed.set_result(landing)
 
-    def _answer(self, attempt: "asyncio.Task[PullReceipt]") -> None:
-        error = attempt.exception()
-        if error is None:
-            self._context.stats.verified(attempt.result())
-            self._outcome.set_result(attempt.result())
-        else:
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: Exception) -> None:
+        if self._outcome.done():
+            return
         self._context.stats.failed(error.code if isinstance(error, PdserveError) else PdserveError.code)
         self._outcome.set_exception(error)
         # Read here once: an outcome nobody waits for is no error of the program.

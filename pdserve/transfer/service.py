@@ -175,7 +175,8 @@ class LocalTransferService:
         filled = self._region(spec.target_blocks, spec.part)
         plan = plan_read(peer.layout, taken, self._held, filled)
         digest = partial(self._target_digest, filled, spec.seed, peer.digest)
-        context = PullContext(partial(self._lanes, peer), digest, self._digests, self._clock, self._stats)
+        running = plan.in_order and peer.digest is DigestKind.XXH3
+        context = PullContext(partial(self._lanes, peer), digest, running, self._digests, self._clock, self._stats)
         pull = LocalPull(spec, plan, context)
         for pulls in (self._pulls, peer.pulls):
             pulls.add(pull)

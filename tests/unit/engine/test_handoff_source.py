@@ -14,6 +14,7 @@ from pdserve.core.shards import KVPart, KVShard, plan_parts, sole_shard
 from pdserve.core.ticket import HandoffDone, HandoffNews, Lent, RegionReady, TicketGone, region_seed
 from pdserve.engine.handoff_source import (
     FIRST_REGION_BYTES,
+    LAST_REGION_BYTES,
     MAX_REGION_BLOCKS,
     REGION_BYTES,
     HandoffSource,
@@ -160,15 +161,22 @@ async def test_a_target_that_attaches_late_gets_everything_in_bounded_regions_an
 
 
 @pytest.mark.parametrize("block_bytes", [384, 1 << 18, 1 << 20, 3 << 20, 1 << 25])
-def test_regions_are_small_at_first_and_large_at_last(block_bytes: int) -> None:
-    sizes, published = list[int](), 0
-    for _ in range(12):
-        sizes.append(next_region(block_bytes, published))
-        published += sizes[-1]
-    assert sizes == sorted(sizes)
-    assert sizes[0] == max(1, min(MAX_REGION_BLOCKS, FIRST_REGION_BYTES // block_bytes))
-    assert sizes[-1] == max(1, min(MAX_REGION_BLOCKS, REGION_BYTES // block_bytes))
-    assert all(size <= max(sizes[0], sum(sizes[:turn])) for turn, size in enumerate(sizes))
+@pytest.mark.parametrize("num_blocks", [1, 7, 40, 1000, 5000])
+def test_regions_grow_from_small_ones_and_shrink_towards_the_end(block_bytes: int, num_blocks: int) -> None:
+    def blocks_of(size: int) -> int:
+        return max(1, min(MAX_REGION_BLOCKS, size // block_bytes))
+
+    sizes, left = list[int](), num_blocks
+    while left:
+        sizes.append(next_region(block_bytes, sum(sizes), left))
+        left -= sizes[-1]
+    first, last = blocks_of(FIRST_REGION_BYTES), blocks_of(LAST_REGION_BYTES)
+    assert sizes[0] == min(first, num_blocks)
+    assert sizes[-1] <= last
+    assert max(sizes) <= blocks_of(REGION_BYTES)
+    peak = sizes.index(max(sizes))
+    assert sizes[: peak + 1] == sorted(sizes[: peak + 1])
+    assert all(size <= max(first, sum(sizes[:turn])) for turn, size in enumerate(sizes))
 
 
 async def test_release_ends_the_lease_once_and_a_second_one_is_told_it_had_ended() -> None:

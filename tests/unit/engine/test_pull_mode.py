@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.core.protocols import PullReceipt
-from pdserve.engine.handoff_source import largest_region
+from pdserve.engine.handoff_source import next_region
 from pdserve.engine.pull_mode import (
     EXPLORE_EVERY,
     Production,
@@ -32,8 +32,9 @@ def simulated(num_blocks: int, link: LinkSpeed, production: Production) -> tuple
     for region in range(num_blocks // size):
         final_at = (region + 1) * size * production.seconds_per_block
         free_at = max(free_at, final_at) + one
-    whole, rest = divmod(num_blocks, largest_region(BLOCK))
-    sizes = [largest_region(BLOCK)] * whole + ([rest] if rest else [])
+    sizes = list[int]()
+    while sum(sizes) < num_blocks:
+        sizes.append(next_region(BLOCK, sum(sizes), num_blocks - sum(sizes)))
     return free_at - final_at, sum(link.seconds(blocks * BLOCK) for blocks in sizes)
 
 
@@ -70,9 +71,9 @@ def test_the_prediction_is_what_playing_it_through_gives(
 
 def learned(link: LinkSpeed, *, pulls: int = 50, noise: float = 0.0) -> PullHistory:
     history, rng = PullHistory(), random.Random(1)
-    for _ in range(pulls):
+    for number in range(pulls):
         num_bytes = rng.choice([1, 2, 8, 16]) * MIB
-        history.pulled(num_bytes, link.seconds(num_bytes) * (1 + rng.uniform(-noise, noise)))
+        history.pulled(num_bytes, link.seconds(num_bytes) * (1 + rng.uniform(-noise, noise)), ended_at=10.0 * number)
         history.produced(2, 0.004)
     return history
 
@@ -92,13 +93,25 @@ def test_a_history_finds_the_links_overhead_and_rate_and_the_pace_of_production(
     assert noisy.seconds(8 * MIB) == pytest.approx(link.seconds(8 * MIB), rel=0.2)
 
 
+def test_pulls_that_share_the_link_do_not_make_it_look_slow() -> None:
+    link, history, now = LinkSpeed(overhead=0.003, rate=1e9), PullHistory(), 0.0
+    for _ in range(20):
+        posted = now
+        for size in (4, 4, 8, 16):
+            now += link.seconds(size * MIB)
+            history.pulled(size * MIB, now - posted, ended_at=now)
+    found = history.link()
+    assert found is not None
+    assert found.seconds(8 * MIB) == pytest.approx(link.seconds(8 * MIB), rel=1e-6)
+
+
 def test_nothing_is_predicted_from_too_little_or_from_pulls_of_one_size() -> None:
     assert PullHistory().decide(10, MIB) == PullForecast()
     few = learned(FAST, pulls=2)
     assert few.decide(10, MIB) == PullForecast()
     alike = PullHistory()
-    for _ in range(50):
-        alike.pulled(MIB, 0.01)
+    for number in range(50):
+        alike.pulled(MIB, 0.01, ended_at=number)
         alike.produced(1, 0.001)
     assert alike.link() is None
     assert alike.decide(10, MIB) == PullForecast()

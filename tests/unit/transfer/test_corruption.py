@@ -30,16 +30,22 @@ Damage = Callable[[HostMemory, ReadPlan], None]
 
 
 class DamagingBackend(LoopbackBackend):
-    """Copies, then damages what has arrived, on every read alike."""
+    """Copies, then damages what has arrived before it is digested, on every read alike."""
 
     def __init__(self) -> None:
         super().__init__()
         self.damage: Damage | None = None
+        self.damaged_reads = 0
 
     def post(self, peer_id: str, plan: ReadPlan) -> Copied:
-        transfer = super().post(peer_id, plan)
-        if self.damage:
-            self.damage(self._memory, plan)
+        if self.damage is None:
+            return super().post(peer_id, plan)
+        transfer = super().post(peer_id, replace(plan, digest=None))
+        self.damage(self._memory, plan)
+        self.damaged_reads += 1
+        if plan.digest is not None:
+            for arrived in self._memory.chunks(plan.local, plan.lengths):
+                plan.digest.update(arrived)
         return transfer
 
 

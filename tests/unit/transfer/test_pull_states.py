@@ -322,6 +322,7 @@ async def test_a_pull_whose_bytes_cannot_be_digested_fails_and_settles(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("pdserve.transfer.service.region_digest", broken)
+    pair.backend.digests = False
     pull = pair.target.pull(pair.spec)
     with pytest.raises(TransferFailed, match="could not be digested: RuntimeError"):
         await asyncio.wait_for(pull.wait(), SOON)
@@ -329,9 +330,19 @@ async def test_a_pull_whose_bytes_cannot_be_digested_fails_and_settles(
     assert "could not be digested" in caplog.text
 
 
+async def test_what_was_digested_while_it_was_copied_is_not_digested_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdserve.transfer.service.region_digest", None)
+    await pair.target.pull(pair.spec).wait()
+    assert pair.arrived
+    with pytest.raises(DigestMismatch):
+        await pair.target.pull(replace(pair.spec, digest=bytes(16))).wait()
+
+
 async def test_a_read_that_ends_after_the_service_was_closed_settles_its_pull(pair: Pair) -> None:
     """There is no thread any more that would digest what it brought."""
-    pair.backend.held = True
+    pair.backend.held, pair.backend.digests = True, False
     pull = pair.target.pull(pair.spec)
     await asyncio.sleep(0.02)
     pair.target._digests.shutdown()
