@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pdserve.attention.base import AttentionMetadata, DecodeMetadata
+from pdserve_kernels.paged_attention.decode_list import decode_work_list
 from pdserve_kernels.paged_attention.kernel import States, allocate_states, paged_attention
 from pdserve_kernels.paged_attention.tuning import FIXED_SPLIT, Purpose, Tuning, tuning_for
-from pdserve_kernels.paged_attention.decode_list import decode_work_list
 from pdserve_kernels.paged_attention.work_list import MAX_ITEMS, Cut, Launch, WorkList, build_work_list, launches
 
 INTERPRETED_PROGRAMS = 4
@@ -80,7 +80,8 @@ class TritonAttention:
     def plan_decode(self, metadata: DecodeMetadata) -> "TritonPlan":
         """Without a word from the host, so that a graph can hold it, for steps that decode_fits."""
         way = self._ways[0]
-        work = decode_work_list(way.cut, metadata.table_rows, metadata.kv_lens)
+        longest = metadata.block_tables.shape[1] * self._block_size
+        work = decode_work_list(way.cut, metadata.table_rows, metadata.kv_lens, longest)
         planned = _Planned(work=work, tuning=way.tuning, states=self._states_for(way, work.slots))
         return TritonPlan(metadata.slots, metadata.block_tables, self._block_size, [planned])
 

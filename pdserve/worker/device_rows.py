@@ -53,7 +53,9 @@ class DeviceRows:
         same = order == self._order[:size]
         if same and not changes.cells:
             return changes
-        staged = self._staging.to_device(np.array([*changes.cells, *changes.values, *([] if same else order)]))
+        staged = self._staging.to_device(
+            np.array([*changes.cells, *changes.values, *([] if same else order)], dtype=np.int64)
+        )
         count = len(changes.cells)
         if count:
             self.table.view(-1).index_copy_(0, staged[:count], staged[count : 2 * count])

@@ -109,9 +109,7 @@ class GraphRunner:
             results = self._graphs.sample(computed.bucket)
         else:
             moves = computed.bucket is not None
-            results = advance(
-                self._rows.table, computed.targets, *self._sampler.choose(logits, asked), moves=moves
-            )
+            results = advance(self._rows.table, computed.targets, *self._sampler.choose(logits, asked), moves=moves)
         wait = self._staging.to_host(results)
         return lambda: StepOutput(step=batch.step, rows=tuple(asked.outputs(wait())))
 

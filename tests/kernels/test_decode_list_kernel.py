@@ -26,7 +26,9 @@ def owned(work: WorkList, rows: list[int]) -> list[list[tuple[int, ...]]]:
 
 def expected_list(cut: Cut, lens: torch.Tensor) -> WorkList:
     units, split = len(lens) * cut.kv_heads, cut.split
-    parts = units if split is None else cut.kv_heads * sum(max(1, -(-n // (cut.kv_tile * split))) for n in lens.tolist())
+    parts = (
+        units if split is None else cut.kv_heads * sum(max(1, -(-n // (cut.kv_tile * split))) for n in lens.tolist())
+    )
     items = units + cut.programs if split is None else parts
     launch = Launch(first_tile=0, tiles=len(lens), items=items, slots=2 * cut.programs if split is None else parts)
     return build_work_list(cut, launch, torch.arange(len(lens)), torch.ones_like(lens), lens)
@@ -35,7 +37,7 @@ def expected_list(cut: Cut, lens: torch.Tensor) -> WorkList:
 def check(cut: Cut, lengths: list[int]) -> None:
     rows = [3 * i + 1 for i in range(len(lengths))]
     lens = torch.tensor(lengths)
-    work = decode_work_list(cut, torch.tensor(rows), lens)
+    work = decode_work_list(cut, torch.tensor(rows), lens, longest=max(lengths))
     assert owned(work, rows) == owned(expected_list(cut, lens), rows)
     written = [item for item in work.items.tolist() if item[7] > 0]
     assert [item[0] for item in written] == [rows[item[1]] for item in written]
@@ -55,14 +57,12 @@ def test_the_balanced_list_is_that_of_the_tensor_operations(
 def test_the_fixed_list_is_that_of_the_tensor_operations(
     lens: list[int], kv_heads: int, programs: int, split: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pdserve_kernels.paged_attention.decode_list.MAX_ITEMS", 4096)
-        check(Cut(query_tile=4, kv_tile=16, kv_heads=kv_heads, programs=programs, split=split), lens)
+    check(Cut(query_tile=4, kv_tile=16, kv_heads=kv_heads, programs=programs, split=split), lens)
 
 
 @pytest.mark.parametrize("split", [None, 16])
-def test_a_full_bucket_of_uneven_lengths(split: int | None) -> None:
-    lens = [(37 * i * i) % 4000 for i in range(255)] + [100_000]
+def test_a_large_bucket_of_uneven_lengths(split: int | None) -> None:
+    lens = [(37 * i * i) % 2000 for i in range(63)] + [100_000]
     check(Cut(query_tile=4, kv_tile=64, kv_heads=8, programs=264, split=split), lens)
 
 

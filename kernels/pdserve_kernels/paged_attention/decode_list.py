@@ -152,16 +152,19 @@ def decode_list_kernel(
         tl.store(program_starts_ptr + index, units + index, mask=index <= programs)
 
 
-def decode_work_list(cut: Cut, table_rows: Tensor, kv_lens: Tensor) -> WorkList:
+def decode_work_list(cut: Cut, table_rows: Tensor, kv_lens: Tensor, longest: int) -> WorkList:
     """The balanced work list of one new token per sequence, or with a fixed split one of at most MAX_ITEMS parts, which
     lengths must not exceed. Fit for graph capture.
 
     table_rows, kv_lens: (sequences,) int64: where each sequence's block table is, and the tokens whose KV is there, the
-    new one included; 0 is padding, whose result is zero.
+    new one included; 0 is padding, whose result is zero. longest: the most there may be.
     """
     sequences = kv_lens.shape[0]
     units = sequences * cut.kv_heads
-    items = units + cut.programs if cut.split is None else MAX_ITEMS
+    if cut.split is None:
+        items = units + cut.programs
+    else:
+        items = min(MAX_ITEMS, units * max(1, -(-longest // (cut.kv_tile * cut.split))))
     device = kv_lens.device
     list_items = torch.empty(items, ITEM_FIELDS, dtype=torch.int32, device=device)
     program_starts = torch.empty(cut.programs + 1, dtype=torch.int32, device=device)
