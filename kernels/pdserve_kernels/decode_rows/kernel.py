@@ -81,7 +81,8 @@ def advance_kernel(
     ROWS: tl.constexpr,
     MOVES: tl.constexpr,
 ) -> None:
-    """Results of ROWS rows: out (2, size) float64 is token (-1 where the peak of its logits is no number) and logprob."""
+    """Results of ROWS rows: out (2, size) float64 is the token, -1 where the peak of its logits is no number, and its
+    logprob."""
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = at < size
     row = tl.load(order_ptr + at, mask=there, other=-1)
@@ -112,8 +113,9 @@ class DecodeInputs:
 
 
 def decode_inputs(table: Tensor, order: Tensor, block_size: int) -> DecodeInputs:
-    """The inputs of a step of one token for each row that order (size,) int64 names, -1 for padding. table (rows, width)
-    int64, contiguous."""
+    """The inputs of a step of one token for each row that order (size,) int64 names, -1 for padding.
+
+    table (rows, width) int64, contiguous."""
     size, device = len(order), table.device
     integers = torch.empty(5, size, dtype=torch.int64, device=device)
     inputs = DecodeInputs(
