@@ -39,7 +39,7 @@ class CudaGraphs:
     """The first compiles kernels and grows workspaces; the second shows that nothing is left to do."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], T]) -> Replay[T]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def stage_inputs(
         ends[awaiting] - 1,
         np.array(device_rows.rows_of([rows[i] for i in awaiting]), dtype=np.int64),
     ]
-    staged = staging.to_device(np.concatenate(parts)).split([len(part) for part in parts])
+    staged = torch.split(staging.to_device(np.concatenate(parts)), [len(part) for part in parts])
     tokens, places, slot, query_starts, kv_lens, table, last, targets, late, sources = staged
     if awaiting:
         tokens.index_copy_(0, late, device_rows.last_tokens(sources))

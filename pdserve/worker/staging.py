@@ -1,6 +1,7 @@
 """Small arrays to the device and results back, without either waiting for the other."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,18 +22,19 @@ class Staging:
         host = torch.from_numpy(np.ascontiguousarray(array))
         return host.pin_memory().to(self.device, non_blocking=True) if self._pins else host.clone()
 
-    def to_host(self, tensor: Tensor) -> Callable[[], NDArray[np.generic]]:
+    def to_host(self, tensor: Tensor) -> Callable[[], NDArray[Any]]:
         """Begin to copy a result; what is returned waits for it, on whatever thread, and for all work before it."""
         if not self._pins:
-            copied = tensor.clone().numpy()
+            copied: NDArray[Any] = tensor.clone().numpy()
             return lambda: copied
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
-        done = torch.cuda.Event()
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(self.device))
 
-        def wait() -> NDArray[np.generic]:
+        def wait() -> NDArray[Any]:
             done.synchronize()
-            return host.numpy()
+            arrived: NDArray[Any] = host.numpy()
+            return arrived
 
         return wait

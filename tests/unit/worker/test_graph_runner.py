@@ -108,7 +108,8 @@ async def generate(
         clock=SystemClock(),
         new_ticket_id=lambda: str(next(tickets)),
     )
-    pending, tokens = dict(arrivals), {request.id: [] for request in arrivals.values()}
+    pending = dict(arrivals)
+    tokens: Tokens = {request.id: [] for request in arrivals.values()}
     leaving = dict(aborted or {})
     ids: dict[str, int] = {}
     handles = []
