@@ -143,7 +143,7 @@ async def expected(loaded: LoadedModel, arrivals: dict[int, Request]) -> Tokens:
     return tokens
 
 
-def schedule(seed: int, requests: int) -> dict[int, Request]:
+def schedule(seed: int, requests: int, prompts: list[int], answers: list[int]) -> dict[int, Request]:
     """Prompts and answers around block borders; all kinds of sampling."""
     rng = Random(seed)
     kinds: list[dict[str, float]] = [
@@ -154,19 +154,24 @@ def schedule(seed: int, requests: int) -> dict[int, Request]:
         {"temperature": 1.0, "repetition_penalty": 1.3},
         {"temperature": 1.0, "min_tokens": 3},
     ]
-    arrivals = {}
+    arrivals, step = {}, 0
     for number in range(requests):
-        prompt, tokens = rng.choice([1, 15, 16, 17, 33]), rng.choice([3, 5, 9])
-        arrivals[number * rng.randint(1, 2)] = request(
-            f"r{number}", rng, prompt=prompt, tokens=tokens, **rng.choice(kinds)
-        )
+        prompt, tokens = rng.choice(prompts), rng.choice(answers)
+        arrivals[step] = request(f"r{number}", rng, prompt=prompt, tokens=tokens, **rng.choice(kinds))
+        step += rng.randint(1, 3)
     return arrivals
 
 
 @pytest.fixture
 def replayed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many steps each bucket computed, how many samplings were recorded ones, and how many steps were staged."""
+    """How many steps each bucket computed, how many samplings were recorded ones, how many steps were staged, and how
+    many rows of sequences that had been released before came."""
     counts: Counter[str] = Counter()
+    released: set[int] = set()
+
+    def returning(batch: Batch) -> str:
+        released.update(batch.released)
+        return "preempted" if any(row.sequence_id in released for row in batch.rows) else "steps"
 
     def counted(owner: type, method: str, name: Callable[..., str]) -> None:
         plain = getattr(owner, method)
@@ -180,11 +185,21 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted(DecodeGraphs, "forward", lambda size: f"bucket {size}")
     counted(DecodeGraphs, "sample", lambda _: "sampled")
     counted(GraphRunner, "_forward_staged", lambda _: "staged")
+    counted(GraphRunner, "forward", returning)
     return counts
 
 
-async def check(seed: int, kernels: LoadedModel, in_torch: LoadedModel, *, requests: int, num_blocks: int) -> None:
-    arrivals = schedule(seed, requests)
+async def check(
+    seed: int,
+    kernels: LoadedModel,
+    in_torch: LoadedModel,
+    *,
+    requests: int,
+    num_blocks: int,
+    prompts: list[int],
+    answers: list[int],
+) -> None:
+    arrivals = schedule(seed, requests, prompts, answers)
     limits = EngineLimits(max_tokens_per_step=40, max_rows=6, chunk_size=16, max_model_len=128, prefix_caching=False)
     executor = OverlappedExecutor(graph_runner(kernels, num_blocks))
     gone = arrivals[min(arrivals)].id
@@ -198,9 +213,9 @@ async def check(seed: int, kernels: LoadedModel, in_torch: LoadedModel, *, reque
 async def test_tokens_are_those_of_torch_around_bucket_borders(
     kernels: LoadedModel, in_torch: LoadedModel, replayed: Counter[str]
 ) -> None:
-    """Six rows at most, buckets of 1, 2 and 4; nine blocks for them all, so that some are preempted."""
-    await check(0, kernels, in_torch, requests=6, num_blocks=9)
-    assert set(replayed) == {"bucket 1", "bucket 2", "bucket 4", "sampled", "staged"}
+    """Buckets of 1, 2 and 4, and blocks for less than all that four sequences come to need: some are preempted."""
+    await check(0, kernels, in_torch, requests=4, num_blocks=4, prompts=[10, 12], answers=[10])
+    assert set(replayed) == {"bucket 1", "bucket 2", "bucket 4", "sampled", "staged", "steps", "preempted"}, replayed
     assert replayed["sampled"] < sum(replayed[f"bucket {size}"] for size in BUCKETS), "penalties are not recorded"
 
 
@@ -208,7 +223,7 @@ async def test_a_table_that_must_grow_keeps_its_rows(
     kernels: LoadedModel, in_torch: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pdserve.worker.device_rows._FIRST_ROWS", 1)
-    await check(7, kernels, in_torch, requests=3, num_blocks=16)
+    await check(7, kernels, in_torch, requests=3, num_blocks=16, prompts=[5], answers=[4])
 
 
 def prompt_row(sequence: int, block: int, **changes: Any) -> Row:
@@ -343,4 +358,12 @@ def test_deterministic_steps_are_recorded_too(
 async def test_tokens_are_those_of_torch_in_any_schedule(
     seed: int, kernels: LoadedModel, in_torch: LoadedModel
 ) -> None:
-    await check(seed, kernels, in_torch, requests=9, num_blocks=Random(seed).choice([7, 9, 64]))
+    await check(
+        seed,
+        kernels,
+        in_torch,
+        requests=9,
+        num_blocks=Random(seed).choice([5, 6, 64]),
+        prompts=[1, 15, 16, 17, 33],
+        answers=[4, 9, 14],
+    )
