@@ -36,6 +36,7 @@ if not find_spec("triton"):
 from pdserve.attention.triton_backend import TritonAttention
 from pdserve.worker.decode_graphs import DecodeGraphs
 from pdserve.worker.graph_runner import GraphRunner
+from pdserve.worker.graphs import Recorder
 from pdserve.worker.overlapped import OverlappedExecutor
 
 BUCKETS = (1, 2, 4)
@@ -71,7 +72,9 @@ def poisoned(loaded: LoadedModel, num_blocks: int) -> KVTensors:
     return kv
 
 
-def graph_runner(loaded: LoadedModel, num_blocks: int, *, deterministic: bool = False) -> GraphRunner:
+def graph_runner(
+    loaded: LoadedModel, num_blocks: int, *, deterministic: bool = False, graphs: Recorder | None = None
+) -> GraphRunner:
     attention = TritonAttention(
         heads=loaded.config.num_heads,
         kv_heads=loaded.config.num_kv_heads,
@@ -81,7 +84,7 @@ def graph_runner(loaded: LoadedModel, num_blocks: int, *, deterministic: bool = 
         device=loaded.device,
         deterministic=deterministic,
     )
-    return GraphRunner(loaded, attention, poisoned(loaded, num_blocks), buckets=BUCKETS)
+    return GraphRunner(loaded, attention, poisoned(loaded, num_blocks), graphs=graphs, buckets=BUCKETS)
 
 
 def request(name: str, rng: Random, *, prompt: int, tokens: int, **settings: float) -> Request:
