@@ -30,6 +30,7 @@ def stage_inputs(
     slots = tables[of_token, positions // block_size] * block_size + positions % block_size
     awaiting = [i for i, row in enumerate(rows) if row.token_source is TokenSource.PREVIOUS_STEP]
     sampled = [i for i, row in enumerate(rows) if row.sample]
+    come_from = device_rows.rows_of([rows[i] for i in awaiting])
     device_rows.follow(rows)
     parts: list[Integers] = [
         _tokens(rows),
@@ -41,7 +42,7 @@ def stage_inputs(
         ends[sampled] - 1,
         np.array(device_rows.rows_of([rows[i] for i in sampled]), dtype=np.int64),
         ends[awaiting] - 1,
-        np.array(device_rows.rows_of([rows[i] for i in awaiting]), dtype=np.int64),
+        np.array(come_from, dtype=np.int64),
     ]
     staged = torch.split(staging.to_device(np.concatenate(parts)), [len(part) for part in parts])
     tokens, places, slot, query_starts, kv_lens, table, last, targets, late, sources = staged

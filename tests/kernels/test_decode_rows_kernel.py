@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pdserve_kernels.decode_rows import kernel, reference
-from pdserve_kernels.decode_rows.columns import POSITION, TABLE, TEMPERATURE
+from pdserve_kernels.decode_rows.columns import MIN_P, POSITION, TABLE, TEMPERATURE
 from tests.kernels.hopper import Build, compile_for_hopper
 
 BLOCK_SIZE, MAX_BLOCKS, ROWS = 16, 9, 80
@@ -15,7 +15,7 @@ def table(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 1 << 20, (ROWS, TABLE + MAX_BLOCKS))
     cells[:, POSITION] = rng.integers(0, MAX_BLOCKS * BLOCK_SIZE, ROWS)
-    cells[:, TEMPERATURE:TABLE] = rng.random((ROWS, 3)).astype(np.float32).view(np.int32)
+    cells[:, TEMPERATURE : MIN_P + 1] = rng.random((ROWS, 3)).astype(np.float32).view(np.int32)
     return cells
 
 

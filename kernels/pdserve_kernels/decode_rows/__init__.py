@@ -7,7 +7,7 @@ A row of the table (int64) is a sequence::
     2 STREAM        noise stream of its draws
     3 TOP_K
     4 TEMPERATURE, 5 TOP_P, 6 MIN_P     bits of float32 numbers
-    7 …             block table: entry i is the block of positions [i · block_size, (i + 1) · block_size)
+    8 …             block table: entry i is the block of positions [i · block_size, (i + 1) · block_size)
 
 A step names the rows it computes, -1 for padding. Operations: a dozen per row; bytes: about 200 per row. Both launches
 are bound by their latency, 2–3 µs in a graph on an H200; in tensor operations they would be some twenty launches.

@@ -293,11 +293,12 @@ def test_a_sequence_that_comes_back_with_other_blocks_is_read_from_them(kernels:
     assert outputs[2:] == outputs[:2]
 
 
-async def test_an_error_ends_the_executor_and_every_step(kernels: LoadedModel) -> None:
+@pytest.mark.parametrize("beside", [(), (prompt_row(3, 1),)], ids=["recorded", "staged"])
+async def test_an_error_ends_the_executor_and_every_step(beside: tuple[Row, ...], kernels: LoadedModel) -> None:
     executor = OverlappedExecutor(graph_runner(kernels, 4))
     first = executor.forward(Batch(step=0, rows=(prompt_row(1, 2),)))
     executor.sample(first)
-    bad = executor.forward(Batch(step=1, rows=(decode_row(7, 3),)))
+    bad = executor.forward(Batch(step=1, rows=(decode_row(7, 3), *beside)))
     executor.sample(bad)
     assert len((await executor.collect(first)).rows) == 1
     with pytest.raises(EngineDied, match="the step before sampled nothing"):
