@@ -1,7 +1,7 @@
 """An engine without its server: the real scheduler and executor around a model with random weights."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count, pairwise
 from random import Random
@@ -85,7 +85,9 @@ class TimedRunner(GraphRunner):
         self.trace.spans.append(Span(kind, begin, Mark(), time.perf_counter() - clock))
         return logits
 
-    def begin_sample(self, batch, logits, masks=None):  # type: ignore[no-untyped-def]
+    def begin_sample(
+        self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None
+    ) -> Callable[[], StepOutput]:
         begin, clock = Mark(), time.perf_counter()
         output = super().begin_sample(batch, logits, masks)
         decodes = all(row.num_tokens == 1 for row in batch.rows)

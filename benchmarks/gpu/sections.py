@@ -4,7 +4,7 @@ cut off by its budget still leaves what it measured."""
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from statistics import median
 from typing import Any
@@ -65,8 +65,6 @@ def ceilings() -> dict[str, float]:
 
 def compile_kernels(run: Run, shape: Shape) -> None:
     """Fill Triton's cache with what this shape's steps need, on two layers of it: every bucket and a prompt."""
-    from dataclasses import replace
-
     small = replace(shape, layers=min(2, shape.layers))
     for deterministic in (False, True):
         engine = Engine(small, num_tokens=run.pick(8192, 64), buckets=run.buckets, deterministic=deterministic)
