@@ -13,7 +13,7 @@ GPU_PYTHON ?= python3
 FUZZ_RUNS ?= 100000
 BIN := .venv/bin
 
-.PHONY: serve test test-slow check gpu-wheels test-gpu bench-gpu fuzz bench protos metrics-table clean
+.PHONY: serve test test-slow check gpu-wheels test-gpu bench-gpu bench-gpu-kv fuzz bench protos metrics-table clean
 
 serve: .venv/.serve
 	$(BIN)/pdserve serve $(SERVE_ARGS)
@@ -44,7 +44,12 @@ build/gpu-site: $(wildcard build/wheels/*.whl)
 test-gpu: build/gpu-site
 	PYTHONPATH=.:kernels:build/gpu-site $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir=. -ra tests/gpu
 
+# Ten minutes at most; what was measured until then is in the JSON whatever happens.
 bench-gpu: build/gpu-site
+	PYTHONPATH=.:kernels:build/gpu-site $(GPU_PYTHON) -m benchmarks.gpu.run --out $(or $(OUT),build)/gpu.json
+
+# Transfers, digest and host tier; needs the wheels of `make gpu-wheels`.
+bench-gpu-kv: build/gpu-site
 	PYTHONPATH=.:kernels:build/gpu-site $(GPU_PYTHON) -m benchmarks.gpu.kv --out $(or $(OUT),build)/gpu_kv.json
 
 # Coverage-guided; FUZZ_RUNS inputs for each parser of peers' bytes. What breaks one is left in build/.

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.gpu.timing import copy_bytes_per_second, device_seconds, num_sets, product_operations_per_second
+from benchmarks.gpu.timing import (
+    DEVICE,
+    HAS_GPU,
+    copy_bytes_per_second,
+    device_seconds,
+    num_sets,
+    product_operations_per_second,
+)
 from pdserve_kernels.paged_attention.kernel import allocate_states, paged_attention
 from pdserve_kernels.paged_attention.tuning import FIXED_SPLIT, Purpose, tuning_for
 from pdserve_kernels.paged_attention.work_list import Cut, build_work_list, launches
@@ -106,14 +113,14 @@ def make_data(case: Case) -> Data:
     blocks = sum(counts)
     shape = (case.kv_heads, case.block_size, case.head_dim)
     if case.block_major:
-        kv = torch.randn(blocks, 2, 2, *shape, dtype=DTYPE, device="cuda")[:, 1]
+        kv = torch.randn(blocks, 2, 2, *shape, dtype=DTYPE, device=DEVICE)[:, 1]
     else:
-        kv = torch.randn(blocks, 2, *shape, dtype=DTYPE, device="cuda")
-    permuted = torch.randperm(blocks, device="cuda")
-    tables = torch.zeros(len(counts), max(counts), dtype=torch.int64, device="cuda")
+        kv = torch.randn(blocks, 2, *shape, dtype=DTYPE, device=DEVICE)
+    permuted = torch.randperm(blocks, device=DEVICE)
+    tables = torch.zeros(len(counts), max(counts), dtype=torch.int64, device=DEVICE)
     for row, count, end in zip(tables, counts, np.cumsum(counts), strict=True):
         row[:count] = permuted[end - count : end]
-    q = torch.randn(sum(new for new, _ in case.lens), case.heads, case.head_dim, dtype=DTYPE, device="cuda")
+    q = torch.randn(sum(new for new, _ in case.lens), case.heads, case.head_dim, dtype=DTYPE, device=DEVICE)
     return Data(q=q, kv=kv, tables=tables, out=torch.empty_like(q))
 
 
@@ -125,11 +132,11 @@ def measured(case: Case, bytes_per_second: float, operations_per_second: float) 
         query_tile=tuning.rows // group,
         kv_tile=tuning.kv_tile,
         kv_heads=case.kv_heads,
-        programs=torch.cuda.get_device_properties(0).multi_processor_count * tuning.programs,
+        programs=multiprocessors() * tuning.programs,
         split=FIXED_SPLIT // tuning.kv_tile if case.purpose is Purpose.INVARIANT else None,
     )
     new, total = (np.array(lens) for lens in zip(*case.lens, strict=True))
-    tensors = [torch.from_numpy(lens).cuda() for lens in (new.cumsum() - new, new, total)]
+    tensors = [torch.from_numpy(lens).to(DEVICE) for lens in (new.cumsum() - new, new, total)]
     planned = launches(cut, new, total)
     works = [build_work_list(cut, launch, *tensors) for launch in planned]
     states = allocate_states(max(work.slots for work in works), cut.query_tile * group, case.head_dim, sets[0].q.device)
@@ -155,6 +162,10 @@ def measured(case: Case, bytes_per_second: float, operations_per_second: float) 
     }
 
 
+def multiprocessors() -> int:
+    return torch.cuda.get_device_properties(0).multi_processor_count if HAS_GPU else 4
+
+
 def peer_ratio(case: Case, taken: float) -> float | None:
     """SDPA's time over the kernel's: for one sequence or equal decode lengths without a mask, else with one."""
     longest = max(total for _, total in case.lens)
@@ -164,12 +175,12 @@ def peer_ratio(case: Case, taken: float) -> float | None:
     if most > 1 and (len(case.lens) > 1 or most < longest):
         return None  # ragged or after a prefix: SDPA would need a dense mask of all pairs
     batch = len(case.lens)
-    q = torch.randn(batch, case.heads, most, case.head_dim, dtype=DTYPE, device="cuda")
-    k, v = torch.randn(2, batch, case.kv_heads, longest, case.head_dim, dtype=DTYPE, device="cuda")
-    lengths = torch.tensor([total for _, total in case.lens], device="cuda")
+    q = torch.randn(batch, case.heads, most, case.head_dim, dtype=DTYPE, device=DEVICE)
+    k, v = torch.randn(2, batch, case.kv_heads, longest, case.head_dim, dtype=DTYPE, device=DEVICE)
+    lengths = torch.tensor([total for _, total in case.lens], device=DEVICE)
     mask = None
     if most == 1 and (lengths != longest).any():
-        mask = (torch.arange(longest, device="cuda") < lengths[:, None])[:, None, None, :]
+        mask = (torch.arange(longest, device=DEVICE) < lengths[:, None])[:, None, None, :]
     seconds = device_seconds(
         [lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=most > 1, enable_gqa=True)]
     )

@@ -4,7 +4,7 @@ Every rate stands beside the plain copy of the same bytes in the same repetition
 digest, pinned host memory to or from the device for the tier. Transfers are those of two workers of the demo model over
 NIXL, verified and compared by digest afterwards. NCCL is not in it: it refuses two ranks on one GPU.
 
-    python -m benchmarks.gpu.kv --out gpu_kv.json        (make bench-gpu; about two minutes)
+    python -m benchmarks.gpu.kv --out gpu_kv.json        (make bench-gpu-kv; about two minutes)
 
 With --device cpu the same code runs over torch's host memory, to try it without a GPU.
 """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
-from benchmarks.gpu.timing import copy_bytes_per_second, device_seconds, num_sets, product_operations_per_second
+from benchmarks.gpu.timing import DEVICE, copy_bytes_per_second, device_seconds, num_sets, product_operations_per_second
 from pdserve_kernels.block_copy.kernel import gather_blocks
 from pdserve_kernels.fused_norm.kernel import add_norm
 from pdserve_kernels.rope_kv_write.kernel import HeadNorms, rope_kv_write
@@ -63,7 +63,7 @@ class Case:
 
 
 def normal(*shape: int, scale: float = 1.0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float32, device="cuda").mul_(scale).to(BF16)
+    return torch.randn(shape, dtype=torch.float32, device=DEVICE).mul_(scale).to(BF16)
 
 
 def norm_case(width: int, rows: int) -> Case:
@@ -88,10 +88,10 @@ def rope_case(model: Model, rows: int, *, norms: bool) -> Case:
     def prepare() -> tuple[Callable[[], object], None]:
         qkv = normal(rows, model.heads + 2 * model.kv_heads, model.dim)
         blocks = -(-rows // 16) + 8
-        kv = torch.zeros(blocks, 2, model.kv_heads, 16, model.dim, dtype=BF16, device="cuda")
-        slots = torch.randperm(blocks * 16, device="cuda")[:rows]
-        positions = torch.randint(4096, (rows,), device="cuda")
-        angles = torch.randn(4096, model.dim // 2, device="cuda")
+        kv = torch.zeros(blocks, 2, model.kv_heads, 16, model.dim, dtype=BF16, device=DEVICE)
+        slots = torch.randperm(blocks * 16, device=DEVICE)[:rows]
+        positions = torch.randint(4096, (rows,), device=DEVICE)
+        angles = torch.randn(4096, model.dim // 2, device=DEVICE)
         weights = HeadNorms(query=normal(model.dim), key=normal(model.dim), eps=1e-6) if norms else None
         table = angles.cos(), angles.sin()
         return lambda: rope_kv_write(qkv, positions, slots, table, kv, weights), None
@@ -108,10 +108,10 @@ def copy_case(model: Model, blocks: int, *, block_major: bool) -> Case:
     def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
         shape = (total, layers, 2, model.kv_heads, 16, model.dim)
         if block_major:
-            kv = torch.zeros(shape, dtype=BF16, device="cuda")
+            kv = torch.zeros(shape, dtype=BF16, device=DEVICE)
         else:
-            kv = torch.zeros(layers, total, *shape[2:], dtype=BF16, device="cuda").transpose(0, 1)
-        chosen = torch.randperm(total, device="cuda")[:blocks]
+            kv = torch.zeros(layers, total, *shape[2:], dtype=BF16, device=DEVICE).transpose(0, 1)
+        chosen = torch.randperm(total, device=DEVICE)[:blocks]
         heads = (0, model.kv_heads)
         return lambda: gather_blocks(kv, chosen, heads), lambda: kv.index_select(0, chosen)
 
@@ -121,10 +121,10 @@ def copy_case(model: Model, blocks: int, *, block_major: bool) -> Case:
 
 def sampling_case(vocab: int, rows: int, *, top_p: float, top_k: int) -> Case:
     def prepare() -> tuple[Callable[[], object], None]:
-        logits = torch.randn(rows, vocab, device="cuda") * 3
-        knobs = torch.tensor([[0.8, 1, 0, 0, top_p, 0]] * rows, device="cuda")
-        controls = torch.zeros(rows, CONTROLS, dtype=torch.int64, device="cuda")
-        controls[:, 0], controls[:, 2], controls[:, 3] = torch.arange(rows, device="cuda"), top_k, -1
+        logits = torch.randn(rows, vocab, device=DEVICE) * 3
+        knobs = torch.tensor([[0.8, 1, 0, 0, top_p, 0]] * rows, device=DEVICE)
+        controls = torch.zeros(rows, CONTROLS, dtype=torch.int64, device=DEVICE)
+        controls[:, 0], controls[:, 2], controls[:, 3] = torch.arange(rows, device=DEVICE), top_k, -1
         return lambda: sample(logits, knobs, controls), None
 
     name = f"sampling, top_p {top_p}, top_k {top_k}"
@@ -183,20 +183,20 @@ def _product(
     return Case(name=f"small_gemm {name}{kind}", rows=rows, bytes=moved, operations=operations, prepare=prepare)
 
 
-def cases(model: Model) -> Iterator[Case]:
-    workspace = Workspace.on(torch.device("cuda"))
-    # Captured launches keep the workspace's address: it must be as large as it will ever be.
-    workspace.reserve(16 << 20, 1 << 16)
-    for rows in (*DECODE_ROWS, 4096):
+def cases(
+    model: Model, decode_rows: tuple[int, ...] = DECODE_ROWS, prompt_rows: tuple[int, ...] = (4096,)
+) -> Iterator[Case]:
+    workspace = Workspace.on(DEVICE)
+    for rows in (*decode_rows, *prompt_rows):
         yield norm_case(model.hidden, rows)
         yield silu_case(model.mlp, rows)
         yield rope_case(model, rows, norms=False)
         yield rope_case(model, rows, norms=True)
-    for rows in DECODE_ROWS:
+    for rows in decode_rows:
         yield from product_cases(model, rows, workspace, deterministic=False)
         for top_p, top_k in ((1.0, 0), (0.9, 0), (1.0, 20), (0.9, 50)):
             yield sampling_case(model.vocab, rows, top_p=top_p, top_k=top_k)
-    for rows in (1, 256):
+    for rows in (decode_rows[0], decode_rows[-1]):
         yield from product_cases(model, rows, workspace, deterministic=True)
     for blocks in (1, 16, 256):
         yield copy_case(model, blocks, block_major=True)

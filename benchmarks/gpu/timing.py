@@ -1,11 +1,18 @@
-"""Device time of a kernel: many launches in one CUDA graph, over data that the L2 cache does not hold."""
+"""Device time of a kernel: many launches in one CUDA graph, over data that the L2 cache does not hold.
 
+Where there is no GPU the same calls run interpreted and are timed by the clock: figures without meaning, by which the
+suite is tried before it meets one.
+"""
+
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 
+HAS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 COLD_BYTES = 256 << 20
 """Several times an H200's L2 cache (50 MB): launches in turn touch at least so much."""
 MAX_SETS = 64
@@ -20,41 +27,79 @@ class Seconds:
     spread: float
 
 
+class Mark:
+    """A point in the device's work."""
+
+    def __init__(self) -> None:
+        if HAS_GPU:
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record()
+        else:
+            self._clock = time.perf_counter()
+
+    def until(self, later: "Mark") -> float:
+        """Seconds of device time; waits for the later one."""
+        if not HAS_GPU:
+            return later._clock - self._clock
+        later._event.synchronize()
+        return self._event.elapsed_time(later._event) / 1000
+
+
+def wait() -> None:
+    """For all work of the device."""
+    if HAS_GPU:
+        torch.cuda.synchronize()
+
+
 def num_sets(num_bytes: int) -> int:
     """How many sets of data of one launch's size are needed for launches in turn to find L2 cold."""
-    return min(MAX_SETS, max(1, -(-COLD_BYTES // num_bytes)))
+    return min(MAX_SETS, max(1, -(-COLD_BYTES // num_bytes))) if HAS_GPU else 1
 
 
 def device_seconds(launches: Sequence[Callable[[], object]]) -> Seconds:
     """One launch's time, each on another set of data."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for launch in launches:
-            launch()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
+    replay = _recorded(launches)
     times = []
-    for _ in range(_REPLAYS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1000 / len(launches))
+    for _ in range(_REPLAYS if HAS_GPU else 1):
+        begin = Mark()
+        replay()
+        times.append(begin.until(Mark()) / len(launches))
     middle = median(times)
     return Seconds(middle, (max(times) - min(times)) / middle)
 
 
+def _recorded(launches: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    def work() -> None:
+        for launch in launches:
+            launch()
+
+    if not HAS_GPU:
+        return work
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        work()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
 def copy_bytes_per_second() -> float:
     """The ceiling: a device copy of 2 GiB, bytes read and written."""
-    source, target = (torch.empty(2 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
+    size = 2 << 30 if HAS_GPU else 1 << 20
+    source, target = (torch.empty(size, dtype=torch.uint8, device=DEVICE) for _ in range(2))
     return 2 * source.numel() / device_seconds([lambda: target.copy_(source)]).median
+
+
+def read_bytes_per_second() -> float:
+    """What reading alone reaches, by the faster of torch's reductions over 4 GiB."""
+    data = torch.ones((1 << 30) if HAS_GPU else (1 << 18), dtype=torch.float32, device=DEVICE)
+    return 4 * data.numel() / min(device_seconds([reduce]).median for reduce in (data.sum, data.amax))
 
 
 def product_operations_per_second() -> float:
     """The other ceiling: a bf16 product of 8192³."""
-    left, right = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    return float(2 * 8192**3 / device_seconds([lambda: left @ right]).median)
+    size = 8192 if HAS_GPU else 64
+    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+    return float(2 * size**3 / device_seconds([lambda: left @ right]).median)

@@ -32,6 +32,22 @@ class AttentionMetadata:
     kv_lens_host: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeMetadata:
+    """A step of one new token per sequence of which the host knows only how many there are at most: what a graph is
+    recorded for. All tensors int64 on the device of the KV memory.
+
+    block_tables: (rows, max_blocks); table_rows: (sequences,) the row of it that is each sequence's table.
+    kv_lens: (sequences,) tokens whose KV a sequence has once this step's is written; 0 for padding.
+    slots: (sequences,) as in AttentionMetadata; -1 for padding.
+    """
+
+    block_tables: Tensor
+    table_rows: Tensor
+    kv_lens: Tensor
+    slots: Tensor
+
+
 class AttentionPlan(Protocol):
     """One step's attention, decided once and run for every layer."""
 

@@ -5,6 +5,7 @@ tokens (decode, verification of drafts) and those with many (prefill) are tuned 
 Deterministic, all tokens take one way, on which results depend on nothing but a token's own KV.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pdserve.attention.base import AttentionMetadata
+from pdserve.attention.base import AttentionMetadata, DecodeMetadata
+from pdserve_kernels.paged_attention.decode_list import decode_work_list
 from pdserve_kernels.paged_attention.kernel import States, allocate_states, paged_attention
 from pdserve_kernels.paged_attention.tuning import FIXED_SPLIT, Purpose, Tuning, tuning_for
-from pdserve_kernels.paged_attention.work_list import Cut, Launch, WorkList, build_work_list, launches
+from pdserve_kernels.paged_attention.work_list import MAX_ITEMS, Cut, Launch, WorkList, build_work_list, launches
 
 INTERPRETED_PROGRAMS = 4
 _Lens = TypeVar("_Lens", Tensor, NDArray[np.int64])
@@ -59,6 +61,7 @@ class TritonAttention:
         self._block_size = block_size
         self._itemsize = dtype.itemsize
         self._device = device
+        self._states: dict[int, States] = {}
         if deterministic:
             self._ways = [self._way(Purpose.INVARIANT)]
         else:
@@ -72,7 +75,24 @@ class TritonAttention:
             for way in self._ways
             for launch in launches(way.cut, _taking(way, new), total)
         ]
-        return TritonPlan(metadata, self._block_size, planned)
+        return TritonPlan(metadata.slots, metadata.block_tables, self._block_size, planned)
+
+    def plan_decode(self, metadata: DecodeMetadata) -> "TritonPlan":
+        """Without a word from the host, so that a graph can hold it, for steps that decode_fits."""
+        way = self._ways[0]
+        longest = metadata.block_tables.shape[1] * self._block_size
+        work = decode_work_list(way.cut, metadata.table_rows, metadata.kv_lens, longest)
+        planned = _Planned(work=work, tuning=way.tuning, states=self._states_for(way, work.slots))
+        return TritonPlan(metadata.slots, metadata.block_tables, self._block_size, [planned])
+
+    def decode_fits(self, kv_lens: Sequence[int], sequences: int) -> bool:
+        """Whether plan_decode for so many sequences holds these lengths, the others being padding."""
+        cut = self._ways[0].cut
+        if cut.split is None:
+            return True
+        part = cut.kv_tile * cut.split
+        parts = sum(-(-length // part) for length in kv_lens) + sequences - len(kv_lens)
+        return parts * cut.kv_heads <= MAX_ITEMS
 
     def _way(self, purpose: Purpose, *, least: int = 1, most: int = 1 << 30) -> _Way:
         tuning = tuning_for(purpose, self._head_dim, self._group, self._itemsize)
@@ -88,25 +108,31 @@ class TritonAttention:
     def _planned(self, way: _Way, launch: Launch, metadata: AttentionMetadata) -> _Planned:
         new = metadata.query_starts.diff()
         work = build_work_list(way.cut, launch, metadata.query_starts[:-1], _taking(way, new), metadata.kv_lens)
+        return _Planned(work=work, tuning=way.tuning, states=self._states_for(way, work.slots))
+
+    def _states_for(self, way: _Way, slots: int) -> States:
+        """Launches follow each other on one stream, and so share their working memory."""
         rows = way.cut.query_tile * self._group
-        states = allocate_states(work.slots, rows, self._head_dim, self._device)
-        return _Planned(work=work, tuning=way.tuning, states=states)
+        held = self._states.get(rows)
+        if held is None or held.arrivals.shape[0] < slots:
+            held = self._states[rows] = allocate_states(slots, rows, self._head_dim, self._device)
+        return held
 
 
 class TritonPlan:
     """A step's launches; run for each layer in turn."""
 
-    def __init__(self, metadata: AttentionMetadata, block_size: int, planned: list[_Planned]) -> None:
-        self.slots = metadata.slots
-        self._tables = metadata.block_tables
-        self._blocks = metadata.slots // block_size
-        self._offsets = metadata.slots % block_size
+    def __init__(self, slots: Tensor, tables: Tensor, block_size: int, planned: list[_Planned]) -> None:
+        self.slots = slots
+        self._tables = tables
+        self._block_size = block_size
         self._planned = planned
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor) -> Tensor:
-        tokens = self._blocks.shape[0]
-        kv[:, 0][self._blocks, :, self._offsets] = k[:tokens]
-        kv[:, 1][self._blocks, :, self._offsets] = v[:tokens]
+        tokens = self.slots.shape[0]
+        blocks, offsets = self.slots // self._block_size, self.slots % self._block_size
+        kv[:, 0][blocks, :, offsets] = k[:tokens]
+        kv[:, 1][blocks, :, offsets] = v[:tokens]
         return self.attend(q, kv)
 
     def attend(self, q: Tensor, kv: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,13 +15,20 @@ from torch import Tensor
 from pdserve.core.batch import Batch, StepOutput
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import StepHandle
-from pdserve.worker.runner import Runner
 
 MAX_IN_FLIGHT = 2
 
 
+class StepRunner(Protocol):
+    """Computes steps, on one thread: forward and sample in turn, step by step."""
+
+    def forward(self, batch: Batch) -> Tensor: ...
+
+    def sample(self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None) -> StepOutput: ...
+
+
 @dataclass(slots=True, eq=False)
-class _Step:
+class SubmittedStep:
     """A step in flight. logits is touched by the computing thread only."""
 
     batch: Batch
@@ -34,7 +42,7 @@ class _Step:
 
 
 class InprocExecutor:
-    """Executor over a Runner on a thread of its own.
+    """Executor over a runner on a thread of its own.
 
     Not bound to an event loop: collect may be awaited on one after the other. The first error on the thread ends
     the executor: that step and every later one raise EngineDied with the error as cause. A step that takes longer
@@ -42,13 +50,13 @@ class InprocExecutor:
     on a busy machine costs far more than it gains, and batch invariance is proven for one.
     """
 
-    def __init__(self, runner: Runner, *, num_threads: int = 1, step_timeout: float = 300.0) -> None:
+    def __init__(self, runner: StepRunner, *, num_threads: int = 1, step_timeout: float = 300.0) -> None:
         self._runner = runner
         self._num_threads = num_threads
         self._step_timeout = step_timeout
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lock = Lock()
-        self._in_flight: list[_Step] = []
+        self._in_flight: list[SubmittedStep] = []
         self._death: Exception | None = None
         self.death: Future[EngineDied] = Future()
         """Has a result once no step can run any more."""
@@ -58,7 +66,7 @@ class InprocExecutor:
 
     def forward(self, batch: Batch) -> StepHandle:
         """Enqueue a step. RuntimeError when two are in flight or the one before is not sampled yet."""
-        step = _Step(batch)
+        step = SubmittedStep(batch)
         step.output.set_running_or_notify_cancel()
         with self._lock:
             self._raise_if_dead()
@@ -106,13 +114,16 @@ class InprocExecutor:
         else:
             self._die(RuntimeError("the executor was closed"))
 
-    def _compute(self, step: _Step) -> None:
+    def _compute(self, step: SubmittedStep) -> None:
         step.logits = self._runner.forward(step.batch)
 
-    def _choose(self, step: _Step, masks: Sequence[bytes | None] | None) -> None:
+    def _choose(self, step: SubmittedStep, masks: Sequence[bytes | None] | None) -> None:
         if step.logits is None:
             raise RuntimeError(f"step {step.step} was not computed")
         logits, step.logits = step.logits, None
+        self._sample(step, logits, masks)
+
+    def _sample(self, step: SubmittedStep, logits: Tensor, masks: Sequence[bytes | None] | None) -> None:
         step.output.set_result(self._runner.sample(step.batch, logits, masks))
 
     def _die(self, error: Exception) -> None:
@@ -128,8 +139,8 @@ class InprocExecutor:
             raise _died(self._death)
 
 
-def _own(handle: StepHandle) -> _Step:
-    if not isinstance(handle, _Step):
+def _own(handle: StepHandle) -> SubmittedStep:
+    if not isinstance(handle, SubmittedStep):
         raise TypeError(f"{handle!r} is not a handle of this executor")
     return handle
 

@@ -2,6 +2,7 @@
 looks for NaN and infinity."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,9 +13,32 @@ from pdserve.core.batch import Row, RowOutput, SamplerInit
 from pdserve.worker.row_settings import RowSettings, banned_tokens, sampled_position
 from pdserve.worker.sampler import NO_TOKEN, row_output
 from pdserve.worker.seen_tokens import SeenTokens
+from pdserve.worker.staging import Staging
+from pdserve_kernels.decode_rows.kernel import advance
 from pdserve_kernels.sampling.kernel import sample
 from pdserve_kernels.sampling.reference import noise_stream
 from pdserve_kernels.sampling.scores import CONTROLS, KNOBS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a step's sampled rows want of their tokens."""
+
+    rows: Sequence[Row]
+    settings: Sequence[SamplerInit]
+    banned: Sequence[tuple[int, ...]]
+    masks: Sequence[bytes | None]
+
+    def outputs(self, results: NDArray[np.float64]) -> list[RowOutput]:
+        """results: (2, rows or more), tokens and logprobs as `advance` tells them."""
+        tokens, logprobs = results[0].astype(np.int64).tolist(), results[1].tolist()
+        for i, (banned, mask) in enumerate(zip(self.banned, self.masks, strict=True)):
+            if tokens[i] in banned or not _allows(mask, tokens[i]):
+                tokens[i] = NO_TOKEN  # nothing was left to choose from
+        return [
+            row_output(row, token, (value,) if init.logprobs else None)
+            for row, init, token, value in zip(self.rows, self.settings, tokens, logprobs, strict=False)
+        ]
 
 
 class KernelSampler:
@@ -22,7 +46,7 @@ class KernelSampler:
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._device = device
+        self._staging = Staging(device)
         self._settings = RowSettings()
         self._seen = SeenTokens(vocab_size, device, torch.int32)
 
@@ -35,26 +59,29 @@ class KernelSampler:
 
     def sample(self, logits: Tensor, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> list[RowOutput]:
         """As Sampler.sample."""
+        asked = self.asked(rows, masks)
+        tokens, logprobs, peaks = self.choose(logits, asked)
+        nowhere = torch.full_like(tokens, -1)
+        return asked.outputs(advance(nowhere[None], nowhere, tokens, logprobs, peaks, moves=False).cpu().numpy())
+
+    def asked(self, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> Asked:
+        """Settings that rows bring begin their histories anew. Raises ValueError for a row that never brought any."""
         settings = [self._settings_of(row) for row in rows]
         banned = [banned_tokens(row, init) for row, init in zip(rows, settings, strict=True)]
-        masks = masks or [None] * len(rows)
+        return Asked(rows=rows, settings=settings, banned=banned, masks=masks or [None] * len(rows))
+
+    def choose(self, logits: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their logprobs and each row's highest logit, all (rows,) on the device; nobody waits."""
+        to_device = self._staging.to_device
         tokens, logprobs = sample(
             logits,
-            self._on_device(_knobs(settings)),
-            self._on_device(self._controls(rows, settings, banned, masks)),
+            to_device(_knobs(asked.settings)),
+            to_device(self._controls(asked)),
             history=self._seen.table if len(self._seen.table) else None,
-            allowed=self._on_device(self._allowed(masks)) if any(mask is not None for mask in masks) else None,
-            banned=self._on_device(_banned(banned)) if any(banned) else None,
+            allowed=to_device(self._allowed(asked.masks)) if any(mask is not None for mask in asked.masks) else None,
+            banned=to_device(_banned(asked.banned)) if any(asked.banned) else None,
         )
-        usable = logits.amax(dim=1).isfinite()
-        chosen, values = torch.where(usable, tokens, NO_TOKEN).tolist(), logprobs.tolist()
-        for i, (token, mask) in enumerate(zip(chosen, masks, strict=True)):
-            if token in banned[i] or not _allows(mask, token):
-                chosen[i] = NO_TOKEN  # nothing was left to choose from
-        return [
-            row_output(row, token, (value,) if init.logprobs else None)
-            for row, init, token, value in zip(rows, settings, chosen, values, strict=True)
-        ]
+        return tokens, logprobs, logits.amax(dim=1)
 
     def _settings_of(self, row: Row) -> SamplerInit:
         if row.sampler is not None:
@@ -63,22 +90,16 @@ class KernelSampler:
                 self._seen.start(row.sequence_id, row.sampler.seen_token_ids)
         return self._settings.of(row)
 
-    def _controls(
-        self,
-        rows: Sequence[Row],
-        settings: Sequence[SamplerInit],
-        banned: Sequence[tuple[int, ...]],
-        masks: Sequence[bytes | None],
-    ) -> NDArray[np.int64]:
-        controls = np.empty((len(rows), CONTROLS), dtype=np.int64)
-        for i, (row, init) in enumerate(zip(rows, settings, strict=True)):
+    def _controls(self, asked: Asked) -> NDArray[np.int64]:
+        controls = np.empty((len(asked.rows), CONTROLS), dtype=np.int64)
+        for i, (row, init) in enumerate(zip(asked.rows, asked.settings, strict=True)):
             controls[i] = (
                 noise_stream(init.seed, init.sample_index),
                 sampled_position(row),
                 init.top_k,
                 self._seen.row_of(row.sequence_id),
-                masks[i] is not None,
-                len(banned[i]),
+                asked.masks[i] is not None,
+                len(asked.banned[i]),
             )
         return controls
 
@@ -90,9 +111,6 @@ class KernelSampler:
             if mask is not None:
                 allowed[i, : min(len(mask), size)] = np.frombuffer(mask, dtype=np.uint8)[:size]
         return allowed.view(np.int32)
-
-    def _on_device(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
 
 
 def _allows(mask: bytes | None, token: int) -> bool:

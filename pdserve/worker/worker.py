@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from pdserve.attention.backends import make_attention
 from pdserve.attention.base import AttentionBackend
@@ -77,9 +78,33 @@ def build_worker(
     kv = KVTensors(held, device=loaded.device, buffer=allocate(held.total_bytes) if allocate else None)
     deterministic = resolve_deterministic(options.deterministic, loaded.device)
     attention = attention_backend(loaded, layout.block_size, deterministic)
-    runner = Runner(loaded, attention, kv, on_layers_done)
-    executor = InprocExecutor(runner, num_threads=options.num_threads, step_timeout=options.step_timeout)
+    executor = make_executor(loaded, attention, kv, options, on_layers_done)
     return Worker(executor=executor, kv=kv, layout=layout, shard=shard, info=loaded.info)
+
+
+def make_executor(
+    loaded: LoadedModel,
+    attention: AttentionBackend,
+    kv: KVTensors,
+    options: WorkerOptions,
+    on_layers_done: BatchLayersDone | None = None,
+) -> InprocExecutor:
+    """Steps on a GPU are recorded, and submitted ahead of it; with several ranks, heads too large for the attention
+    kernel, or on a CPU they are computed one after the other."""
+    limits: _Limits = {"num_threads": options.num_threads, "step_timeout": options.step_timeout}
+    if loaded.kernels and loaded.parallel.world_size == 1:
+        from pdserve.attention.triton_backend import TritonAttention
+        from pdserve.worker.graph_runner import GraphRunner
+        from pdserve.worker.overlapped import OverlappedExecutor
+
+        if isinstance(attention, TritonAttention):
+            return OverlappedExecutor(GraphRunner(loaded, attention, kv, on_layers_done), **limits)
+    return InprocExecutor(Runner(loaded, attention, kv, on_layers_done), **limits)
+
+
+class _Limits(TypedDict):
+    num_threads: int
+    step_timeout: float
 
 
 def attention_backend(loaded: LoadedModel, block_size: int, deterministic: bool) -> AttentionBackend:

@@ -1,6 +1,6 @@
 """Few-row products in Triton: split depth, norm, gate and residual in one launch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import triton
@@ -10,7 +10,7 @@ from torch import Tensor
 from pdserve_kernels.small_gemm.tiling import Tiling, tiling
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def small_gemm_kernel(
     x_ptr: tl.tensor,
     weight_ptr: tl.tensor,
@@ -119,12 +119,13 @@ INTERPRETED = not isinstance(small_gemm_kernel, triton.JITFunction)
 
 @dataclass(slots=True)
 class Workspace:
-    """Memory the parts of a product meet in; grows as needed. For one stream at a time, and whoever captures a graph
-    reserves beforehand: captured launches keep the addresses they were captured with."""
+    """Memory the parts of a product meet in; grows as needed, at least to the double, and keeps what it outgrew: a
+    graph's launches use the addresses they were captured with. For one stream at a time."""
 
     device: torch.device
     floats: Tensor
     counters: Tensor
+    outgrown: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def on(cls, device: torch.device) -> "Workspace":
@@ -133,9 +134,12 @@ class Workspace:
 
     def reserve(self, floats: int, counters: int) -> None:
         if self.floats.numel() < floats:
-            self.floats = torch.empty(floats, dtype=torch.float32, device=self.device)
+            self.outgrown.append(self.floats)
+            self.floats = torch.empty(max(floats, 2 * self.floats.numel()), dtype=torch.float32, device=self.device)
         if self.counters.numel() < counters:
-            self.counters = torch.zeros(counters, dtype=torch.int32, device=self.device)
+            self.outgrown.append(self.counters)
+            size = max(counters, 2 * self.counters.numel())
+            self.counters = torch.zeros(size, dtype=torch.int32, device=self.device)
 
 
 def small_gemm(
