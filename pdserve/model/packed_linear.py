@@ -1,0 +1,79 @@
+"""Products over weights that oneDNN has packed into the order in which it reads them.
+
+Packed, a weight streams from memory at any number of rows, and a row's sum is taken in one order almost whatever that
+number is. Almost: for some shapes a single row is a dot product of its own kind. So the numbers of rows that may be
+used are found by trying them once, when the model is loaded.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pdserve.model.linear import Linear
+
+ROW_SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64)
+"""Rows per GEMM. Each size is a kernel that oneDNN makes for each shape of weight, so there are few of them."""
+
+_LARGEST = ROW_SIZES[-1]
+
+
+class PackedLinear:
+    """GEMMs of row sizes that all give a row the same bits."""
+
+    def __init__(self) -> None:
+        self._sizes: tuple[int, ...] = (_LARGEST,)
+
+    def pack(self, linears: Iterable[Linear]) -> None:
+        """Replace every layer's weight by its packed form and find the row sizes that agree for all of them.
+
+        On the thread, or with as many threads of torch's, that will apply them. RuntimeError when rows of one product
+        differ by their place, which no processor is known to do."""
+        agreed, tried = set(ROW_SIZES), set[tuple[int, int]]()
+        for layer in linears:
+            width, shape = layer.weight.shape[1], (layer.weight.shape[0], layer.weight.shape[1])
+            layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data, _LARGEST)
+            dtype = layer.weight.dtype
+            layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+            if shape not in tried:
+                tried.add(shape)
+                agreed &= _agreeing_sizes(layer, width, dtype)
+        if _LARGEST not in agreed:
+            raise RuntimeError("oneDNN's products depend on a row's place here; batches would change results")
+        self._sizes = tuple(sorted(agreed))
+
+    def padded(self, rows: int) -> int:
+        whole, rest = divmod(rows, _LARGEST)
+        return whole * _LARGEST + (next(size for size in self._sizes if size >= rest) if rest else 0)
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        if x.shape[0] <= _LARGEST:
+            return _product(layer, x)
+        return torch.cat([_product(layer, rows) for rows in torch.split(x, _LARGEST)])
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this processor and this build of torch multiply packed weights of a dtype."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype is torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _product(layer: Linear, x: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.packed, layer.bias, "none", [], "")
+    return product
+
+
+@torch.inference_mode()
+def _agreeing_sizes(layer: Linear, width: int, dtype: torch.dtype) -> set[int]:
+    """Row sizes whose first and last rows get the bits they get among _LARGEST, if those do not depend on place."""
+    x = torch.randn(_LARGEST, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = _product(layer, x)
+    if not torch.equal(_product(layer, x.flip(0)).flip(0), expected):
+        return set()
+    return {
+        size
+        for size in ROW_SIZES
+        if torch.equal(_product(layer, x[:size]), expected[:size])
+        and torch.equal(_product(layer, x[-size:]), expected[-size:])
+    }
