@@ -21,15 +21,15 @@ class Pdserve:
     """An engine core pumped by hand, one step at a time, over a worker in this process."""
 
     name = "pdserve"
+    how = "engine core and executor thread in this process, deterministic mode"
 
-    def __init__(self, checkpoint: Path, dtype: str, *, num_blocks: int, deterministic: bool | None = None) -> None:
-        options = WorkerOptions(num_blocks=num_blocks, dtype=dtype, deterministic=deterministic)
+    def __init__(self, checkpoint: Path, dtype: str, *, num_blocks: int) -> None:
+        options = WorkerOptions(num_blocks=num_blocks, dtype=dtype)
         self._worker = build_worker(checkpoint, options)
         self._loop = asyncio.new_event_loop()
         self._ids = count()
         self._core = self._new_core()
         self._live: list[int] = []
-        self.how = "engine core and executor in this process, deterministic" if deterministic is None else "not deterministic"
 
     def _new_core(self) -> EngineCore:
         tickets = count()

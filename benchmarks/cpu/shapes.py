@@ -1,4 +1,4 @@
-"""The models that are measured: known shapes with random weights, written as a checkpoint that every contender reads."""
+"""The models that are measured: shapes with random weights, written as a checkpoint that every contender reads."""
 
 import json
 from dataclasses import dataclass

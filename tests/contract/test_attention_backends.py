@@ -93,9 +93,7 @@ def make_backend(kind: str, block_size: int, deterministic: bool) -> AttentionBa
     )
 
 
-@pytest.fixture(
-    params=["torch", pytest.param("cpu", marks=needs_numba), pytest.param("triton", marks=needs_triton)]
-)
+@pytest.fixture(params=["torch", pytest.param("cpu", marks=needs_numba), pytest.param("triton", marks=needs_triton)])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -73,6 +73,25 @@ def _piece(table: Any, place: Any, end: Any, block_size: Any, block_stride: Any,
 
 
 @compiled
+def _load(rows: Any, scale: Any, wide: Any) -> None:
+    """A token's queries (heads, dim) as float32, scaled."""
+    heads, dim = wide.shape
+    for head in range(heads):
+        for j in range(dim):
+            wide[head, j] = widen(rows[head, j]) * scale
+
+
+@compiled
+def _store(mixed: Any, totals: Any, out: Any) -> None:
+    """What a token's heads have mixed, over the sum of their weights."""
+    heads, dim = mixed.shape
+    for head in range(heads):
+        share = np.float32(1) / totals[head]
+        for j in range(dim):
+            out[head, j] = narrow(mixed[head, j] * share, out)
+
+
+@compiled
 def attend(
     q: Any,
     memory: Any,
@@ -99,9 +118,7 @@ def attend(
     peaks = np.empty(heads, np.float32)
     totals = np.empty(heads, np.float32)
     for token in range(len(owners)):
-        for head in range(heads):
-            for j in range(dim):
-                query[head, j] = widen(q[token, head, j]) * scale
+        _load(q[token], scale, query)
         mixed[:] = np.float32(0)
         peaks[:] = _LEAST
         totals[:] = np.float32(0)
@@ -125,11 +142,6 @@ def attend(
                     values = memory[at + (kv_heads + kv_head) * head_size :]
                     _mix(weights[members, place - first :], values, count, mixed[members])
                 place += count
-        for head in range(heads):
-            share = np.float32(1) / totals[head]
-            for j in range(dim):
-                out[token, head, j] = narrow(mixed[head, j] * share, out)
-    for row in range(len(owners), len(out)):
-        for head in range(heads):
-            for j in range(dim):
-                out[row, head, j] = narrow(np.float32(0), out)
+        _store(mixed, totals, out[token])
+    zero = np.float32(0)
+    out[len(owners) :] = narrow(zero, out)

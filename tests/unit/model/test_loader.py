@@ -13,8 +13,8 @@ from pdserve.core.errors import CheckpointError, ConfigError
 from pdserve.model.checkpoint import INDEX, SINGLE, model_revision
 from pdserve.model.config import load_config
 from pdserve.model.linear import PlainLinear, TiledLinear
-from pdserve.model.packed_linear import PackedLinear, can_pack
 from pdserve.model.loader import LoadedModel, load_model, resolve_device, resolve_dtype
+from pdserve.model.packed_linear import PackedLinear, can_pack
 from pdserve.model.weights import checkpoint_targets
 from tests.checkpoints import EOS_TOKEN_IDS, VOCAB_SIZE, make_checkpoint
 
