@@ -55,7 +55,7 @@ class PackedLinear:
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this processor and this build of torch multiply packed weights of a dtype."""
-    if not torch._C.has_mkldnn:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return dtype is torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
