@@ -3,13 +3,16 @@
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.cpu.contender import Prompt
 from benchmarks.cpu.pdserve_contender import Pdserve
+from pdserve.engine.core import EngineCore
 from pdserve.model.decoder import Decoder
-from pdserve.worker.sampler import Sampler
+from pdserve.worker.runner import Runner
 
 
 class Stopwatch:
@@ -33,31 +36,46 @@ class Stopwatch:
         return seconds
 
 
+TIMED = {
+    "model": ((Decoder, "forward"), (Decoder, "logits")),
+    "runner": ((Runner, "forward"),),
+    "sampling": ((Runner, "sample"),),
+    "core": ((EngineCore, "schedule"), (EngineCore, "complete")),
+}
+
+
 def measure_overhead(checkpoint: Path, prompts: list[Prompt], steps: int) -> dict[str, float]:
     """Medians in milliseconds over decode steps of all prompts together. A step is scheduled, computed on the
-    executor's thread and taken in; the next one waits for it, so that nothing overlaps."""
-    forward, sampling = Stopwatch(), Stopwatch()
-    functions = ((Decoder, "forward", forward), (Decoder, "logits", forward), (Sampler, "sample", sampling))
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in functions]
-    for owner, name, watch in functions:
-        setattr(owner, name, watch.around(getattr(owner, name)))
-    engine = Pdserve(checkpoint, "float32", num_blocks=2048)
-    try:
+    executor's thread and taken in; the next one waits for it, so that nothing overlaps.
+
+    overhead is what is neither the model's forward pass nor sampling: of it, inputs is spent on the step's tensors and
+    its attention plan, core in the scheduler and the bookkeeping of blocks, and the rest between threads.
+    """
+    watches = {name: Stopwatch() for name in TIMED}
+    with ExitStack() as stack:
+        for name, functions in TIMED.items():
+            for owner, function in functions:
+                timed = watches[name].around(getattr(owner, function))
+                stack.enter_context(patch.object(owner, function, timed))
+        engine = Pdserve(checkpoint, "float32", num_blocks=2048)
+        stack.callback(engine.close)
         engine.begin(prompts)
-        rows = [_step(engine, forward, sampling) for _ in range(steps)]
-    finally:
-        engine.close()
-        for owner, name, original in originals:
-            setattr(owner, name, original)
-    columns = zip(*rows, strict=True)
-    names = ("step_ms", "forward_ms", "sampling_ms", "overhead_ms")
-    return {name: round(statistics.median(column) * 1e3, 3) for name, column in zip(names, columns, strict=True)}
+        rows = [_step(engine, watches) for _ in range(steps)]
+    return {f"{name}_ms": round(statistics.median(row[name] for row in rows) * 1e3, 3) for name in rows[0]}
 
 
-def _step(engine: Pdserve, forward: Stopwatch, sampling: Stopwatch) -> tuple[float, float, float, float]:
-    forward.lap(), sampling.lap()
+def _step(engine: Pdserve, watches: dict[str, Stopwatch]) -> dict[str, float]:
+    for watch in watches.values():
+        watch.lap()
     begun = time.perf_counter()
     engine.step()
     step = time.perf_counter() - begun
-    computed, chosen = forward.lap(), sampling.lap()
-    return step, computed, chosen, step - computed - chosen
+    spent = {name: watch.lap() for name, watch in watches.items()}
+    return {
+        "step": step,
+        "model": spent["model"],
+        "sampling": spent["sampling"],
+        "overhead": step - spent["model"] - spent["sampling"],
+        "inputs": spent["runner"] - spent["model"],
+        "core": spent["core"],
+    }

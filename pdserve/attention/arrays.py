@@ -45,6 +45,20 @@ class LayerMemory:
         return cls(elements, kv.stride(0), kv_heads, block_size)
 
 
+class LayerMemories:
+    """LayerMemory.of tensors that live as long as this does: a worker's layers, looked at in every step."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, LayerMemory]] = {}
+
+    def of(self, kv: Tensor) -> LayerMemory:
+        known = self._known.get(id(kv))
+        if known is None:
+            # The tensor is kept, so that no other one can get its id.
+            known = self._known[id(kv)] = kv, LayerMemory.of(kv)
+        return known[1]
+
+
 def float32(value: float) -> np.float32:
     """A scalar of the type kernels compute in."""
     return np.float32(value)

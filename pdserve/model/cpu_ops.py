@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pdserve.attention.arrays import Array, LayerMemory, as_array, float32
+from pdserve.attention.arrays import Array, LayerMemories, as_array, float32
 from pdserve.attention.base import AttentionPlan
 from pdserve.model.linear import Linear
 from pdserve.model.norm import RMSNorm
@@ -13,8 +14,6 @@ from pdserve.model.ops import HeadNorms, Residual
 from pdserve.model.parallel import ParallelContext
 from pdserve.model.rope import Rotary
 from pdserve_kernels.cpu.layer import rms_norm, rope_kv_write, silu_mul
-
-_NO_WEIGHT = torch.empty(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +25,28 @@ class Turning:
     positions: Array
 
 
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """A norm as kernels take it."""
+
+    module: RMSNorm
+    weight: Array
+    eps: np.float32
+
+
 class CpuOps:
     """LayerOps for one core."""
+
+    def __init__(self) -> None:
+        self._memories = LayerMemories()
+        self._norms: dict[int, _Norm] = {}
 
     def rotation(self, rotary: Rotary, positions: Tensor) -> Turning:
         return Turning(rotary.cos.numpy(), rotary.sin.numpy(), positions.numpy())
 
     def norm(self, residual: Residual, norm: RMSNorm) -> Tensor:
-        out = torch.empty_like(residual.x)
-        rms_norm(as_array(residual.x), as_array(norm.weight), float32(norm.eps), as_array(out))
+        out, known = torch.empty_like(residual.x), self._norm(norm)
+        rms_norm(as_array(residual.x), known.weight, known.eps, as_array(out))
         return out
 
     def norm_linear(self, residual: Residual, norm: RMSNorm, linear: Linear) -> tuple[Tensor, Residual]:
@@ -52,19 +64,26 @@ class CpuOps:
     def attend(
         self, qkv: Tensor, norms: HeadNorms | None, rotation: Turning, plan: AttentionPlan, kv: Tensor
     ) -> Tensor:
-        memory = LayerMemory.of(kv)
+        memory = self._memories.of(kv)
         q = qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * memory.kv_heads, qkv.shape[2])
-        query, key = (norms.query.weight, norms.key.weight) if norms else (_NO_WEIGHT, _NO_WEIGHT)
+        array = as_array(qkv)
+        if norms is None:
+            # Any array of the type does for weights that are not read.
+            query_weight = key_weight = array[0, 0]
+            eps = float32(0)
+        else:
+            query, key = self._norm(norms.query), self._norm(norms.key)
+            query_weight, key_weight, eps = query.weight, key.weight, query.eps
         rope_kv_write(
-            as_array(qkv),
+            array,
             rotation.positions,
             plan.slots.numpy(),
             rotation.cos,
             rotation.sin,
-            as_array(query.to(qkv.dtype)),
-            as_array(key.to(qkv.dtype)),
+            query_weight,
+            key_weight,
             norms is not None,
-            float32(norms.query.eps if norms else 0),
+            eps,
             memory.elements,
             memory.block_stride,
             memory.kv_heads,
@@ -72,3 +91,10 @@ class CpuOps:
             as_array(q),
         )
         return plan.attend(q, kv)
+
+    def _norm(self, norm: RMSNorm) -> _Norm:
+        """Of a norm whose weight is loaded; asked in every step, made once."""
+        known = self._norms.get(id(norm))
+        if known is None:
+            known = self._norms[id(norm)] = _Norm(norm, as_array(norm.weight), float32(norm.eps))
+        return known

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from pdserve.attention.backends import make_attention
 from pdserve.attention.base import AttentionBackend
 from pdserve.core.layout import KVGroup, KVLayout, KVOrder
@@ -65,6 +67,7 @@ def build_worker(
     in bytes and returns where it shall lie (CPU only); None lets torch allocate it. on_layers_done is called on the
     computing thread. Raises CheckpointError, ConfigError.
     """
+    torch.set_num_threads(options.num_threads)  # packed products are tried as they will run
     loaded = load_model(
         path,
         dtype=options.dtype,
