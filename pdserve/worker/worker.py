@@ -16,6 +16,7 @@ from pdserve.model.parallel import ParallelContext
 from pdserve.worker.executor import InprocExecutor
 from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.runner import BatchLayersDone, Runner
+from pdserve.worker.warm_up import warm_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,8 @@ def build_worker(
     kv = KVTensors(held, device=loaded.device, buffer=allocate(held.total_bytes) if allocate else None)
     deterministic = resolve_deterministic(options.deterministic, loaded.device)
     attention = attention_backend(loaded, layout.block_size, deterministic)
+    if loaded.device.type == "cpu":
+        warm_up(loaded, attention, kv)
     runner = Runner(loaded, attention, kv, on_layers_done)
     executor = InprocExecutor(runner, num_threads=options.num_threads, step_timeout=options.step_timeout)
     return Worker(executor=executor, kv=kv, layout=layout, shard=shard, info=loaded.info)

@@ -10,11 +10,17 @@ from numba.extending import intrinsic
 REORDERED = {"contract", "reassoc", "nsz", "arcp"}
 """Sums may be reordered for vector registers, always in the same way; NaN and infinity keep their meaning."""
 
-compiled = njit(cache=True, nogil=True, fastmath=REORDERED, error_model="numpy")
-"""A kernel: its machine code is kept on disk, and it runs beside other threads of Python."""
-
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _QUIET_NAN = 0x7FC0
+
+
+def compiled(function: Any) -> Any:
+    """A kernel. It runs beside other threads of Python; its machine code is kept on disk where that can be written."""
+    options = {"nogil": True, "fastmath": REORDERED, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor a cache of the user's is writable
+        return njit(**options)(function)
 
 
 @intrinsic
