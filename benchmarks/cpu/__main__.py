@@ -165,8 +165,8 @@ def main() -> None:
         for dtype in args.dtypes:
             with TemporaryDirectory() as folder:
                 result = measure(shape, dtype, args.rounds, rng, Path(folder))
-            result["load_average"] = round(os.getloadavg()[0], 2)
-            report = merge(args.out, {"seed": args.seed, "rounds": args.rounds, "models": {f"{shape} {dtype}": result}})
+            result |= {"rounds": args.rounds, "load_average": round(os.getloadavg()[0], 2)}
+            report = merge(args.out, {"seed": args.seed, "models": {f"{shape} {dtype}": result}})
     print(table(report))
 
 
