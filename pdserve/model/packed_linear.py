@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from pdserve.core.errors import ConfigError
 from pdserve.model.linear import Linear
 
 ROW_SIZES = (4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64)
@@ -28,8 +29,8 @@ class PackedLinear:
     def pack(self, linears: Iterable[Linear]) -> None:
         """Replace every layer's weight by its packed form and find the row sizes that agree for all of them.
 
-        On the thread, or with as many threads of torch's, that will apply them. RuntimeError when rows of one product
-        differ by their place, which no processor is known to do."""
+        Call it with as many threads of torch's as will apply them. Raises ConfigError when rows of one product differ
+        by their place, which no processor is known to do."""
         agreed, tried = set(ROW_SIZES), set[tuple[int, int]]()
         for layer in linears:
             width, shape = layer.weight.shape[1], (layer.weight.shape[0], layer.weight.shape[1])
@@ -40,7 +41,9 @@ class PackedLinear:
                 tried.add(shape)
                 agreed &= _agreeing_sizes(layer, width, dtype)
         if _LARGEST not in agreed:
-            raise RuntimeError("oneDNN's products depend on a row's place here; batches would change results")
+            raise ConfigError(
+                "on this processor a row's place in a product changes its bits; set deterministic to false"
+            )
         self._sizes = tuple(sorted(agreed))
 
     def padded(self, rows: int) -> int:
