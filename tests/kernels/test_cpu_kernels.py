@@ -1,6 +1,10 @@
 """The CPU kernels against float64, on odd shapes, in memory where NaN lies beside everything they may read."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,3 +149,15 @@ def test_rope_and_write_equal_the_reference(normed: bool, dtype: torch.dtype) ->
 def test_memory_whose_blocks_are_not_contiguous_is_refused() -> None:
     with pytest.raises(ValueError, match="must be contiguous"):
         LayerMemory.of(torch.empty(4, 2, 2, 16, 8).transpose(2, 3))
+
+
+def test_code_from_the_cache_computes_what_freshly_compiled_code_does(tmp_path: Path) -> None:
+    """Engines on other machines compile their own, and are to compute the same bits."""
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.kernels.cpu_kernel_bits"]
+    fresh, cached = (
+        subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=240).stdout for _ in "12"
+    )
+    assert any(tmp_path.rglob("*.nbc"))
+    assert fresh
+    assert fresh == cached

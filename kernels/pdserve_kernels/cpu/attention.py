@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pdserve_kernels.cpu.elements import compiled, exponential, narrow, widen
+from pdserve_kernels.cpu.elements import compiled, exponential, inlined, narrow, widen
 
 SPAN = 16
 """Places between two looks at the peak, counted from a sequence's first: the block size changes no bit."""
@@ -16,7 +16,7 @@ SPAN = 16
 _LEAST = np.float32(-3e38)
 
 
-@compiled
+@inlined
 def _score(query: Any, keys: Any, count: Any, weights: Any) -> None:
     """Products of one key head's first `count` keys with its queries (group, dim). Slots are read one after the
     other: four at a time would hide the stream from the processor and cost two thirds of the bandwidth."""
@@ -31,7 +31,7 @@ def _score(query: Any, keys: Any, count: Any, weights: Any) -> None:
             weights[member, slot] = product
 
 
-@compiled
+@inlined
 def _soften(weights: Any, count: Any, peaks: Any, totals: Any, mixed: Any) -> None:
     """Scores to weights relative to the peak so far; what was mixed under an earlier peak is scaled down to it."""
     for head in range(len(peaks)):
@@ -52,7 +52,7 @@ def _soften(weights: Any, count: Any, peaks: Any, totals: Any, mixed: Any) -> No
             mix[j] *= faded
 
 
-@compiled
+@inlined
 def _mix(weights: Any, values: Any, count: Any, mixed: Any) -> None:
     """Add one key head's first `count` values, weighted, to what its queries (group, dim) have mixed."""
     group, dim = mixed.shape
@@ -65,14 +65,14 @@ def _mix(weights: Any, values: Any, count: Any, mixed: Any) -> None:
                 mix[j] += weight * widen(value[j])
 
 
-@compiled
+@inlined
 def _piece(table: Any, place: Any, end: Any, block_size: Any, block_stride: Any, dim: Any) -> Any:
     """Where the keys of the first head lie from a place on, and how many places follow it in its block before end."""
     slot = place % block_size
     return table[place // block_size] * block_stride + slot * dim, min(block_size - slot, end - place)
 
 
-@compiled
+@inlined
 def _load(rows: Any, scale: Any, wide: Any) -> None:
     """A token's queries (heads, dim) as float32, scaled."""
     heads, dim = wide.shape
@@ -81,7 +81,7 @@ def _load(rows: Any, scale: Any, wide: Any) -> None:
             wide[head, j] = widen(rows[head, j]) * scale
 
 
-@compiled
+@inlined
 def _store(mixed: Any, totals: Any, out: Any) -> None:
     """What a token's heads have mixed, over the sum of their weights."""
     heads, dim = mixed.shape

@@ -23,6 +23,11 @@ def compiled(function: Any) -> Any:
         return njit(**options)(function)
 
 
+inlined = njit(fastmath=REORDERED, error_model="numpy", inline="always")
+"""A part of kernels. Numba makes one function of a kernel and its parts: of a part compiled by itself, the process that
+compiles it and one that has it from the cache make different machine code, in which other products are fused with sums."""
+
+
 @intrinsic
 def widen(typing: Any, element: Any) -> Any:
     """An element of an array as float32."""
@@ -61,7 +66,7 @@ def _power_of_two(typing: Any, exponent: Any) -> Any:
     return types.float32(types.int32), codegen
 
 
-@njit(fastmath=REORDERED, error_model="numpy", inline="always")
+@inlined
 def exponential(x: Any) -> Any:
     """e to a float32, clamped to ±87; within 2 units in the last place (Cephes' expf). NaN stays NaN."""
     x = np.float32(-87) if x < np.float32(-87) else x

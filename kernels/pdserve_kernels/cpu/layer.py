@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pdserve_kernels.cpu.elements import compiled, exponential, narrow, widen
+from pdserve_kernels.cpu.elements import compiled, exponential, inlined, narrow, widen
 
 
 @compiled
@@ -32,7 +32,7 @@ def silu_mul(gate_up: Any, out: Any) -> None:
             result[j] = narrow(gate / (np.float32(1) + exponential(-gate)) * widen(ups[j]), out)
 
 
-@compiled
+@inlined
 def _turn(head: Any, weight: Any, normed: Any, eps: Any, cos: Any, sin: Any, turned: Any) -> None:
     """A query or key head (dim,), normed if it is, turned by its position, as float32."""
     half = len(head) // 2
