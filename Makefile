@@ -60,7 +60,11 @@ fuzz: .venv/.dev
 	  echo "== $$target"; $(BIN)/python -m tests.fuzz.run $$target -runs=$(FUZZ_RUNS) -verbosity=0 -artifact_prefix=build/; \
 	done
 
+# llama-cpp-python is compiled here; where that fails, the others are measured without it.
 bench: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[bench]" || \
+	  echo "without llama.cpp: its package needs a C++ compiler and CMake" >&2
+	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.handoff
 
 protos: .venv/.dev

@@ -2,6 +2,7 @@
 
 import torch
 
+from pdserve.attention.arrays import have_cpu_kernels
 from pdserve.attention.base import AttentionBackend
 from pdserve.attention.torch_backend import TorchAttention
 
@@ -18,7 +19,12 @@ def make_attention(
     device: torch.device,
     deterministic: bool,
 ) -> AttentionBackend:
-    """For one rank's heads: Triton's kernel on a GPU, torch's attention elsewhere and for heads too large for it."""
+    """For one rank's heads: Triton's kernel on a GPU, Numba's on a CPU; torch's attention for heads too large for the
+    former and without the latter."""
+    if device.type == "cpu" and have_cpu_kernels():
+        from pdserve.attention.cpu_backend import CpuAttention
+
+        return CpuAttention()
     if device.type == "cuda" and head_dim <= LARGEST_TRITON_HEAD:
         from pdserve.attention.triton_backend import TritonAttention
 

@@ -109,6 +109,8 @@ class KVCacheManager:
             raise ValueError(f"sequence {owner.sequence_id} already has blocks; a prefix hit comes first")
         held = len(table.block_ids) if table else len(hit)
         missing = max(0, self.blocks_for(upto_tokens) - held)
+        if table and not missing:
+            return True
         unused_hits = sum(self._pool.state(block_id) is BlockState.FREE for block_id in hit)
         if missing > self._pool.num_free - unused_hits:
             return False

@@ -18,8 +18,7 @@ LayersDone = Callable[[int, int], None]
 class Decoder(nn.Module):
     """Token ids and positions in, hidden states and logits out; KV goes to and comes from paged memory.
 
-    Between entry and exit the rows of a step are padded to the linear method's row tile, so that no operation
-    ever sees another alignment of rows.
+    Between entry and exit a step has as many rows as its linear method wants for its tokens.
 
     The embedding is whole on every rank: looking a row up costs nothing, summing parts of it would cost a
     collective. The head is whole and used on rank 0 alone, where tokens are chosen; the others have none.
@@ -30,7 +29,7 @@ class Decoder(nn.Module):
         config = build.config
         self.config = config
         self.shard = build.shard
-        self.row_tile = build.method.row_tile
+        self.method = build.method
         self.embedding = nn.Parameter(build.empty(config.vocab_size, config.hidden_size), requires_grad=False)
         self.rotary = Rotary(config).to(build.device)
         self.layers = nn.ModuleList(DecoderLayer(build) for _ in range(config.num_layers))
@@ -55,8 +54,9 @@ class Decoder(nn.Module):
 
         kv_layers: per layer (num_blocks, 2, kv_heads, block_size, head_dim), written and read by the plan.
         """
-        residual = Residual(embedding(pad_rows(token_ids, self.row_tile), self.embedding))
-        rotation = self.ops.rotation(self.rotary, pad_rows(positions, self.row_tile))
+        rows = self.method.padded(token_ids.shape[0])
+        residual = Residual(embedding(pad_rows(token_ids, rows), self.embedding))
+        rotation = self.ops.rotation(self.rotary, pad_rows(positions, rows))
         for index, layer in enumerate(self.layers):
             residual = layer(residual, rotation, plan, kv_layers[index])
             if on_layers_done is not None:
@@ -66,5 +66,5 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (rows, hidden_size) → float32 logits (rows, vocab_size). On rank 0 only."""
         assert self.head is not None
-        scores: Tensor = self.head(pad_rows(hidden, self.row_tile))
+        scores: Tensor = self.head(pad_rows(hidden, self.method.padded(hidden.shape[0])))
         return scores[: hidden.shape[0]].float()

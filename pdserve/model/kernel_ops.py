@@ -33,11 +33,12 @@ class KernelLinear:
     All layers of a model share one workspace, so their products run one after the other.
     """
 
-    row_tile = 1
-
     def __init__(self, workspace: Workspace, *, deterministic: bool) -> None:
         self._workspace = workspace
         self._deterministic = deterministic
+
+    def padded(self, rows: int) -> int:
+        return rows
 
     def takes(self, rows: int) -> bool:
         """Whether so many rows are multiplied by the kernel, which alone can take a step's surroundings along."""

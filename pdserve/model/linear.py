@@ -1,8 +1,7 @@
 """Linear layers and the methods that apply them.
 
-A method owns the arithmetic, so that quantized weights and adapters come as further methods. TiledLinear is
-what makes results independent of the batch: a GEMM's rounding depends on its number of rows, so every GEMM it
-issues has the same one.
+A method owns the arithmetic, so that quantized weights and adapters come as further methods. TiledLinear and
+PackedLinear (packed_linear.py) make results independent of the batch.
 """
 
 from typing import Protocol
@@ -12,37 +11,40 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 ROW_TILE = 16
-"""Rows per GEMM of TiledLinear. On one AVX-512 core 16 costs least for decode batches of 1 to 8; 32 would gain a
-quarter for long prefill chunks and lose half for decode."""
+"""Rows per GEMM of TiledLinear: what costs least for decode batches of 1 to 8 on one AVX-512 core."""
 
 
 class LinearMethod(Protocol):
-    """Applies a linear layer to (rows, in_features); rows is a multiple of row_tile."""
+    """Applies a linear layer to (rows, in_features)."""
 
-    @property
-    def row_tile(self) -> int: ...
+    def padded(self, rows: int) -> int:
+        """The number of rows, at least so many, that apply is to be given for them."""
+        ...
 
     def apply(self, layer: "Linear", x: Tensor) -> Tensor: ...
 
 
 class PlainLinear:
-    """One GEMM for all rows: fastest, and rounding depends on how many rows there are."""
+    """One GEMM for all rows: rounding depends on how many rows there are."""
 
-    row_tile = 1
+    def padded(self, rows: int) -> int:
+        return rows
 
     def apply(self, layer: "Linear", x: Tensor) -> Tensor:
         return linear(x, layer.weight, layer.bias)
 
 
 class TiledLinear:
-    """GEMMs of exactly row_tile rows, so that a row's result never depends on the rest of the batch."""
+    """GEMMs of exactly ROW_TILE rows, so that a row's result never depends on the rest of the batch: rounding depends
+    on a GEMM's number of rows."""
 
-    row_tile = ROW_TILE
+    def padded(self, rows: int) -> int:
+        return -(-rows // ROW_TILE) * ROW_TILE
 
     def apply(self, layer: "Linear", x: Tensor) -> Tensor:
         weight = layer.weight.t()
         out = x.new_empty(x.shape[0], weight.shape[1])
-        for rows, result in zip(torch.split(x, self.row_tile), torch.split(out, self.row_tile), strict=True):
+        for rows, result in zip(torch.split(x, ROW_TILE), torch.split(out, ROW_TILE), strict=True):
             if layer.bias is None:
                 torch.mm(rows, weight, out=result)
             else:
@@ -51,10 +53,13 @@ class TiledLinear:
 
 
 class Linear(nn.Module):
-    """weight (out_features, in_features) and bias (out_features,) or None, as the loader fills them.
+    """weight (out_features, in_features) and bias (out_features,) or None, as the loader fills them. packed is the
+    weight in a method's own form; then weight is empty.
 
     x (rows, in_features) → (rows, out_features).
     """
+
+    packed: Tensor | None = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, method: LinearMethod) -> None:
         super().__init__()
@@ -66,7 +71,7 @@ class Linear(nn.Module):
         return self.method.apply(self, x)
 
 
-def pad_rows(x: Tensor, tile: int) -> Tensor:
-    """Append zero rows until their number is a multiple of tile."""
-    missing = -x.shape[0] % tile
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """Append zero rows until there are so many."""
+    missing = rows - x.shape[0]
     return pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x

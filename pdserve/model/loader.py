@@ -5,14 +5,16 @@ from pathlib import Path
 
 import torch
 
+from pdserve.attention.arrays import have_cpu_kernels
 from pdserve.core.errors import CheckpointError, ConfigError
 from pdserve.core.protocols import ModelInfo
 from pdserve.model.checkpoint import eos_token_ids, model_revision, weight_files
 from pdserve.model.config import ModelConfig, load_config
 from pdserve.model.decoder import Decoder
 from pdserve.model.layers import Build
-from pdserve.model.linear import LinearMethod, PlainLinear, TiledLinear
+from pdserve.model.linear import Linear, LinearMethod, PlainLinear, TiledLinear
 from pdserve.model.ops import LayerOps, TorchOps
+from pdserve.model.packed_linear import PackedLinear, can_pack
 from pdserve.model.parallel import ParallelContext, SingleRank
 from pdserve.model.sharding import Shard, shard_model
 from pdserve.model.weights import load_weights
@@ -57,19 +59,22 @@ def load_model(
     place = resolve_device(device)
     ranks = parallel or SingleRank()
     in_kernels = place.type == "cuda" if kernels is None else kernels
-    method, ops = _arithmetic(place, in_kernels, deterministic=resolve_deterministic(deterministic, place))
+    chosen_dtype = resolve_dtype(dtype, config, place)
+    method, ops = _arithmetic(place, chosen_dtype, in_kernels, resolve_deterministic(deterministic, place))
     build = Build(
         config=config,
         method=method,
         ops=ops,
         parallel=ranks,
         shard=shard_model(config, ranks.rank, ranks.world_size),
-        dtype=resolve_dtype(dtype, config, place),
+        dtype=chosen_dtype,
         device=place,
     )
     files = weight_files(path)
     model = Decoder(build)
     load_weights(model, files)
+    if isinstance(method, PackedLinear):
+        method.pack(module for module in model.modules() if isinstance(module, Linear))
     info = ModelInfo(
         name=path.resolve().name,
         revision=model_revision(path),
@@ -89,14 +94,27 @@ def load_model(
     )
 
 
-def _arithmetic(device: torch.device, kernels: bool, *, deterministic: bool) -> tuple[LinearMethod, LayerOps]:
-    if not kernels:
-        return TiledLinear() if deterministic else PlainLinear(), TorchOps()
-    from pdserve.model.kernel_ops import KernelLinear, KernelOps
-    from pdserve_kernels.small_gemm.kernel import Workspace
+def _arithmetic(
+    device: torch.device, dtype: torch.dtype, kernels: bool, deterministic: bool
+) -> tuple[LinearMethod, LayerOps]:
+    if kernels:
+        from pdserve.model.kernel_ops import KernelLinear, KernelOps
+        from pdserve_kernels.small_gemm.kernel import Workspace
 
-    method = KernelLinear(Workspace.on(device), deterministic=deterministic)
-    return method, KernelOps(method)
+        method = KernelLinear(Workspace.on(device), deterministic=deterministic)
+        return method, KernelOps(method)
+    if not deterministic:
+        return PlainLinear(), _torch_or_cpu_ops(device)
+    packs = device.type == "cpu" and can_pack(dtype)
+    return PackedLinear() if packs else TiledLinear(), _torch_or_cpu_ops(device)
+
+
+def _torch_or_cpu_ops(device: torch.device) -> LayerOps:
+    if device.type != "cpu" or not have_cpu_kernels():
+        return TorchOps()
+    from pdserve.model.cpu_ops import CpuOps
+
+    return CpuOps()
 
 
 def resolve_device(device: str) -> torch.device:

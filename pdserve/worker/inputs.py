@@ -1,14 +1,18 @@
 """From a Batch to the tensors of a forward pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pdserve.attention.base import AttentionMetadata
 from pdserve.core.batch import Batch, Row, TokenSource
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,32 +34,41 @@ def build_inputs(
     """
     rows = batch.rows
     lens = tuple(row.num_tokens for row in rows)
-    ends = list(accumulate(lens, initial=0))
-    tokens = [token for row in rows for token in _row_tokens(row, previous_tokens)]
-    positions = [position for row in rows for position in range(row.start, row.start + row.num_tokens)]
-    slots = [
-        row.block_ids[place // block_size] * block_size + place % block_size
-        for row in rows
-        for place in range(row.start, row.start + row.num_tokens)
-    ]
-    width = max((len(row.block_ids) for row in rows), default=0)
-    tables = [[*row.block_ids, *(0,) * (width - len(row.block_ids))] for row in rows]
     kv_lens = tuple(row.start + row.num_tokens for row in rows)
+    ends = np.cumsum(lens, dtype=np.int64)
+    owners = np.repeat(np.arange(len(rows)), lens)
+    # The last token of a row stands right before its kv_len.
+    positions = np.arange(len(owners)) + (np.array(kv_lens, dtype=np.int64) - ends)[owners]
+    tables = _block_tables(rows)
+    slots = tables[owners, positions // block_size] * block_size + positions % block_size
+    tokens = np.array([token for row in rows for token in _row_tokens(row, previous_tokens)], dtype=np.int64)
+    sampled = ends[np.array([row.sample for row in rows], dtype=bool)] - 1
+
+    def tensor(array: Indices) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
     return ForwardInputs(
-        token_ids=torch.tensor(tokens, dtype=torch.int64, device=device),
-        positions=torch.tensor(positions, dtype=torch.int64, device=device),
+        token_ids=tensor(tokens),
+        positions=tensor(positions),
         attention=AttentionMetadata(
-            block_tables=torch.tensor(tables, dtype=torch.int64, device=device),
-            query_starts=torch.tensor(ends, dtype=torch.int64, device=device),
-            kv_lens=torch.tensor(kv_lens, dtype=torch.int64, device=device),
-            slots=torch.tensor(slots, dtype=torch.int64, device=device),
+            block_tables=tensor(tables),
+            query_starts=tensor(np.concatenate((np.zeros(1, dtype=np.int64), ends))),
+            kv_lens=tensor(np.array(kv_lens, dtype=np.int64)),
+            slots=tensor(slots),
             query_lens_host=lens,
             kv_lens_host=kv_lens,
         ),
-        sampled=torch.tensor(
-            [end - 1 for row, end in zip(rows, ends[1:], strict=True) if row.sample], dtype=torch.int64, device=device
-        ),
+        sampled=tensor(sampled),
     )
+
+
+def _block_tables(rows: Sequence[Row]) -> Indices:
+    """(rows, blocks of the longest), 0 beyond a row's own."""
+    counts = np.array([len(row.block_ids) for row in rows], dtype=np.int64)
+    tables = np.zeros((len(rows), counts.max(initial=0)), dtype=np.int64)
+    blocks = np.fromiter(chain.from_iterable(row.block_ids for row in rows), np.int64, counts.sum())
+    tables[np.arange(tables.shape[1]) < counts[:, None]] = blocks
+    return tables
 
 
 def _row_tokens(row: Row, previous_tokens: Mapping[int, int]) -> tuple[int, ...]:

@@ -39,8 +39,7 @@ class Sampler:
         masks: per row, None or the allowed tokens as bits, token 0 in the lowest bit of the first byte.
         """
         settings = [self._settings_of(row) for row in rows]
-        scores = self._adjusted(logits, rows, settings)
-        _apply_masks(scores, masks)
+        scores = self._adjusted(logits, rows, settings, masks)
         chosen = scores.argmax(dim=1)
         # argmax takes a NaN for the greatest, so one look at what it found tells of all.
         usable = scores.gather(1, chosen[:, None]).squeeze(1).isfinite()
@@ -66,17 +65,26 @@ class Sampler:
                 self._seen.start(row.sequence_id, row.sampler.seen_token_ids)
         return self._settings.of(row)
 
-    def _adjusted(self, logits: Tensor, rows: Sequence[Row], settings: Sequence[SamplerInit]) -> Tensor:
-        """A copy of logits after repetition penalty and bans."""
-        scores = logits.clone()
+    def _adjusted(
+        self,
+        logits: Tensor,
+        rows: Sequence[Row],
+        settings: Sequence[SamplerInit],
+        masks: Sequence[bytes | None] | None,
+    ) -> Tensor:
+        """Logits after repetition penalty, bans and masks; a copy unless there are none."""
         penalised = [i for i, s in enumerate(settings) if s.repetition_penalty != 1]
+        banned = {i: tokens for i, row in enumerate(rows) if (tokens := banned_tokens(row, settings[i]))}
+        if not (penalised or banned or any(masks or ())):
+            return logits
+        scores = logits.clone()
         if penalised:
             seen = self._seen.of([rows[i].sequence_id for i in penalised])
             factors = torch.tensor([settings[i].repetition_penalty for i in penalised], device=self._device)
             scores[penalised] = penalise_repetition(scores[penalised], seen, factors)
-        for i, (row, init) in enumerate(zip(rows, settings, strict=True)):
-            if banned := banned_tokens(row, init):
-                scores[i, list(banned)] = _REMOVED
+        for i, tokens in banned.items():
+            scores[i, list(tokens)] = _REMOVED
+        _apply_masks(scores, masks)
         return scores
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+import torch
+
 from pdserve.attention.backends import make_attention
 from pdserve.attention.base import AttentionBackend
 from pdserve.core.layout import KVGroup, KVLayout, KVOrder
@@ -15,6 +17,7 @@ from pdserve.model.parallel import ParallelContext
 from pdserve.worker.executor import InprocExecutor
 from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.runner import BatchLayersDone, Runner
+from pdserve.worker.warm_up import warm_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,7 @@ def build_worker(
     in bytes and returns where it shall lie (CPU only); None lets torch allocate it. on_layers_done is called on the
     computing thread. Raises CheckpointError, ConfigError.
     """
+    torch.set_num_threads(options.num_threads)  # packed products are tried as they will run
     loaded = load_model(
         path,
         dtype=options.dtype,
@@ -78,6 +82,8 @@ def build_worker(
     kv = KVTensors(held, device=loaded.device, buffer=allocate(held.total_bytes) if allocate else None)
     deterministic = resolve_deterministic(options.deterministic, loaded.device)
     attention = attention_backend(loaded, layout.block_size, deterministic)
+    if loaded.device.type == "cpu":
+        warm_up(loaded, attention, kv)
     executor = make_executor(loaded, attention, kv, options, on_layers_done)
     return Worker(executor=executor, kv=kv, layout=layout, shard=shard, info=loaded.info)
 

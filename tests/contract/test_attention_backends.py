@@ -14,6 +14,7 @@ from pdserve.worker.kv_tensors import KVTensors
 
 HEADS, KV_HEADS, DIM, BLOCKS = 6, 2, 8, 60
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="needs numba")
 LENGTHS = [(40, 40), (1, 33), (5, 21), (1, 1), (16, 64)]
 """(new tokens, tokens in all) of the sequences of a step."""
 
@@ -75,6 +76,10 @@ def make_backend(kind: str, block_size: int, deterministic: bool) -> AttentionBa
     device = torch.device("cpu")
     if kind == "torch":
         return TorchAttention(block_size=block_size, dtype=torch.float32, device=device, deterministic=deterministic)
+    if kind == "cpu":
+        from pdserve.attention.cpu_backend import CpuAttention
+
+        return CpuAttention()
     from pdserve.attention.triton_backend import TritonAttention
 
     return TritonAttention(
@@ -88,7 +93,7 @@ def make_backend(kind: str, block_size: int, deterministic: bool) -> AttentionBa
     )
 
 
-@pytest.fixture(params=["torch", pytest.param("triton", marks=needs_triton)])
+@pytest.fixture(params=["torch", pytest.param("cpu", marks=needs_numba), pytest.param("triton", marks=needs_triton)])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

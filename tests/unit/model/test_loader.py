@@ -13,7 +13,8 @@ from pdserve.core.errors import CheckpointError, ConfigError
 from pdserve.model.checkpoint import INDEX, SINGLE, model_revision
 from pdserve.model.config import load_config
 from pdserve.model.linear import PlainLinear, TiledLinear
-from pdserve.model.loader import load_model, resolve_device, resolve_dtype
+from pdserve.model.loader import LoadedModel, load_model, resolve_device, resolve_dtype
+from pdserve.model.packed_linear import PackedLinear, can_pack
 from pdserve.model.weights import checkpoint_targets
 from tests.checkpoints import EOS_TOKEN_IDS, VOCAB_SIZE, make_checkpoint
 
@@ -31,24 +32,29 @@ def edit_weights(path: Path, edit: Edit) -> None:
     save_file(tensors, path / SINGLE)
 
 
+def as_stored(path: Path) -> LoadedModel:
+    """Loaded with weights that are not packed."""
+    return load_model(path, deterministic=False)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
 def test_every_tensor_of_the_files_is_in_its_place(family: str, tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, family)
     stored = load_file(path / SINGLE)
-    targets = checkpoint_targets(load_model(path).model)
+    targets = checkpoint_targets(as_stored(path).model)
     assert stored.keys() == targets.keys()
     assert all(torch.equal(targets[name].tensor, tensor) for name, tensor in stored.items())
 
 
 def test_fused_parameters_leave_no_element_unfilled(tmp_path: Path) -> None:
-    model = load_model(make_checkpoint(tmp_path, "qwen2")).model
+    model = as_stored(make_checkpoint(tmp_path, "qwen2")).model
     covered = sum(target.tensor.numel() for target in checkpoint_targets(model).values())
     assert covered == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_sharded_files_give_the_same_model(tmp_path: Path) -> None:
-    single = load_model(make_checkpoint(tmp_path / "single", "qwen3"))
-    sharded = load_model(make_checkpoint(tmp_path / "sharded", "qwen3", sharded=True))
+    single = as_stored(make_checkpoint(tmp_path / "single", "qwen3"))
+    sharded = as_stored(make_checkpoint(tmp_path / "sharded", "qwen3", sharded=True))
     assert (tmp_path / "sharded" / INDEX).exists()
     pairs = zip(single.model.parameters(), sharded.model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -57,7 +63,7 @@ def test_sharded_files_give_the_same_model(tmp_path: Path) -> None:
 def test_a_tied_head_is_the_embedding_even_when_stored_twice(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, "llama", tie=True)
     edit_weights(path, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(VOCAB_SIZE, 64)}))
-    model = load_model(path).model
+    model = as_stored(path).model
     assert model.head
     assert model.head.weight.data_ptr() == model.embedding.data_ptr()
     assert model.embedding.any()
@@ -166,7 +172,8 @@ def test_cuda_is_refused_where_there_is_none() -> None:
 
 
 def test_deterministic_is_the_default_on_cpu(checkpoint: Path) -> None:
-    for deterministic, method in ((None, TiledLinear), (False, PlainLinear)):
+    expected = PackedLinear if can_pack(torch.float32) else TiledLinear
+    for deterministic, method in ((None, expected), (False, PlainLinear)):
         head = load_model(checkpoint, deterministic=deterministic).model.head
         assert head
         assert isinstance(head.method, method)

@@ -1,0 +1,1 @@
+"""The engine on a CPU beside others on the same weights."""
