@@ -25,6 +25,7 @@ from benchmarks.gpu.timing import (
 from pdserve.core.endpoint import EngineLimits
 from pdserve.core.request import Request, SamplingParams
 from pdserve.worker.decode_graphs import BUCKETS
+from pdserve_kernels.paged_attention.tuning import Purpose
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -97,9 +98,8 @@ def _attention_cases(run: Run) -> Iterator[attention.Case]:
         yield from attention.decode_cases()
         yield from attention.prefill_cases()
         return
-    small = {"heads": 4, "kv_heads": 2, "head_dim": 16}
-    yield attention.decode("decode 2, uneven", [40, 3], **small)
-    yield attention.Case(name="prefill", purpose=attention.Purpose.PREFILL, lens=((20, 20),), **small)
+    yield attention.decode("decode 2, uneven", [40, 3], heads=4, kv_heads=2, head_dim=16)
+    yield attention.Case(name="prefill", purpose=Purpose.PREFILL, lens=((20, 20),), heads=4, kv_heads=2, head_dim=16)
 
 
 def _op_cases(run: Run, model: ops.Model) -> Iterator[ops.Case]:

@@ -32,7 +32,7 @@ class Mark:
 
     def __init__(self) -> None:
         if HAS_GPU:
-            self._event = torch.cuda.Event(enable_timing=True)
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._event.record()
         else:
             self._clock = time.perf_counter()
@@ -42,7 +42,7 @@ class Mark:
         if not HAS_GPU:
             return later._clock - self._clock
         later._event.synchronize()
-        return self._event.elapsed_time(later._event) / 1000
+        return float(self._event.elapsed_time(later._event)) / 1000
 
 
 def wait() -> None:
@@ -75,7 +75,7 @@ def _recorded(launches: Sequence[Callable[[], object]]) -> Callable[[], object]:
 
     if not HAS_GPU:
         return work
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         work()
     stream.synchronize()
