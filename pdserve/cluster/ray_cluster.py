@@ -146,11 +146,20 @@ class RayCluster:
             if directory:
                 raise EngineDied(f"the Ray cluster on {node_ip} cannot be joined: {cause}") from error
             raise ConfigError(f"ray.address: cannot join the Ray cluster at {address}: {cause}") from error
+        finally:
+            take_back_sigterm()
 
     async def _leave(self) -> None:
         with suppress(TimeoutError, EngineDied):
             async with asyncio.timeout(_SHUTDOWN):
                 await self.call(_ray().shutdown)
+
+
+def take_back_sigterm() -> None:
+    """Make Python's handler the process's again, from the main thread. Ray's core, when it starts, sets one that first
+    prints where the process was and aborts it three seconds later: a drain would be cut off."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    signal.siginterrupt(signal.SIGTERM, False)
 
 
 def cluster_resources() -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from pdserve.cluster.ray_cluster import take_back_sigterm
 from pdserve.core.parent_death import die_with_parent
 from pdserve.launch.child import Parent, run_child
 
@@ -39,6 +40,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     # Ray asks the kernel to end its processes with the thread that started them: this one stays.
     with ThreadPoolExecutor(1) as thread:
         address = await loop.run_in_executor(thread, _start, directory, payload["node_ip"], payload["cpus"])
+        take_back_sigterm()
         for pid in _pillars():
             loop.add_reader(os.pidfd_open(pid), os.kill, os.getpid(), signal.SIGTERM)
         parent.ready(address=address)
