@@ -3,13 +3,15 @@
 A handoff's ticket is ISSUED, then ATTACHED, and ends RELEASED, EXPIRED or WITHDRAWN: the left half of the state machine
 drawn in handoff_target. A loan's ticket, of blocks whose KV is final, is ATTACHED from the beginning.
 
-Blocks stay leased until the ticket leaves ISSUED and ATTACHED. Leaving is final and happens once. While a
-target is attached only its Release or the lease's end frees blocks: it may be reading them right now.
+Blocks stay leased until the ticket leaves ISSUED and ATTACHED, and its digests under way have ended. Leaving is final
+and happens once. While a target is attached only its Release or the lease's end frees blocks: it may be reading them
+right now.
 """
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -69,7 +71,7 @@ def _blocks_of(region_bytes: int, block_bytes: int) -> int:
     return max(1, min(MAX_REGION_BLOCKS, region_bytes // block_bytes))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Offer:
     ticket: TransferTicket
     sequence_id: int | None
@@ -91,6 +93,10 @@ class _Offer:
     """A target may be reading, even if the link it came over has broken since."""
     gone: TicketGone | None = None
     """Nothing more will come of it: it only waits for its target to let go."""
+    ended: bool = False
+    digests: set["asyncio.Task[None]"] = field(default_factory=set)
+    """Under way, perhaps queued: each zeroes what lies behind the last token of its blocks, which must be this ticket's
+    until then, however early its target lets go."""
 
 
 class HandoffSource:
@@ -116,7 +122,7 @@ class HandoffSource:
         self._offers: dict[str, _Offer] = {}
         self._by_sequence: dict[int, _Offer] = {}
         self._ended: dict[str, TicketGone | None] = {}
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._digesting: set[_Offer] = set()
         self._block_bytes = transfer.layout.block_bytes
 
     @property
@@ -283,9 +289,10 @@ class HandoffSource:
             offer.deliver(offer.done)
 
     async def close(self) -> None:
-        for task in self._publishing:
+        tasks = [task for offer in self._digesting for task in offer.digests]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._publishing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ticket(self, ticket_id: str, request_id: str, num_tokens: int, growth: int = 0) -> TransferTicket:
         return TransferTicket(
@@ -317,8 +324,9 @@ class HandoffSource:
             offer.published_blocks = end
             for parts in _same_bytes(offer.parts):
                 task = asyncio.get_running_loop().create_task(self._digest_and_deliver(offer, first, end, parts))
-                self._publishing.add(task)
-                task.add_done_callback(self._publishing.discard)
+                offer.digests.add(task)
+                self._digesting.add(offer)
+                task.add_done_callback(partial(self._digested, offer))
 
     async def _digest_and_deliver(self, offer: _Offer, first: int, end: int, parts: Parts) -> None:
         """parts are the same bytes for different ranks of the target: they have one digest."""
@@ -342,12 +350,22 @@ class HandoffSource:
             if offer.deliver and ticket.id in self._offers:
                 offer.deliver(item)
 
+    def _digested(self, offer: _Offer, task: "asyncio.Task[None]") -> None:
+        offer.digests.discard(task)
+        if offer.digests:
+            return
+        self._digesting.discard(offer)
+        if offer.ended and not task.cancelled():
+            self._on_end(offer.ticket.id, offer.sequence_id)
+
     def _end(self, offer: _Offer, gone: TicketGone | None) -> None:
         del self._offers[offer.ticket.id]
         if offer.sequence_id is not None and self._by_sequence.get(offer.sequence_id) is offer:
             del self._by_sequence[offer.sequence_id]
         self._remember(offer.ticket.id, gone)
-        self._on_end(offer.ticket.id, offer.sequence_id)
+        offer.ended = True
+        if not offer.digests:
+            self._on_end(offer.ticket.id, offer.sequence_id)
 
     def _remember(self, ticket_id: str, gone: TicketGone | None) -> None:
         """Nothing is offered under this ticket (again); it may also be one whose Release overtook its loan."""

@@ -1,5 +1,6 @@
 """Tickets: leases begin, are renewed and end exactly once; regions are published as they become final."""
 
+import asyncio
 from collections.abc import Awaitable
 from dataclasses import replace
 
@@ -40,11 +41,14 @@ class RecordingTransfer:
             ranks=(RankAddress(shard=sole_shard(layout), backends=()),),
         )
         self.failing = False
+        self.go = asyncio.Event()
+        self.go.set()
         self.digested: list[KVPart | None] = []
 
     async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None) -> bytes:
         if self.failing:
             raise TransferFailed("the worker is gone")
+        await self.go.wait()
         self.digested.append(part)
         return f"{blocks}:{num_tokens}:{seed}".encode()
 
@@ -94,6 +98,24 @@ async def test_blocks_are_published_as_soon_as_they_are_full_and_the_last_one_wh
     bench.source.computed(5, 10)
     await settle()
     assert bench.regions() == [(0, (100,)), (1, (101, 102))]
+
+
+async def test_blocks_are_not_freed_before_their_digests_which_write_behind_the_last_token_have_ended() -> None:
+    bench = Bench(num_tokens=10)
+    bench.source.attach("t", 0, bench.news.append)
+    bench.transfer.go.clear()
+    bench.source.computed(5, 7)
+    bench.source.computed(5, 10)
+    assert not bench.source.release("t")
+    await settle()
+    assert (bench.source.num_open, bench.ended) == (0, [])
+    bench.transfer.go.set()
+    await settle()
+    assert bench.ended == [("t", 5)]
+    assert bench.regions() == []
+    assert bench.source.release("t")
+    await settle()
+    assert bench.ended == [("t", 5)]
 
 
 async def test_a_target_that_wants_everything_at_once_hears_of_it_when_the_prompt_is_complete() -> None:
