@@ -21,8 +21,8 @@ from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
 from pdserve.core.protocols import PeerAddress
 from pdserve.core.ticket import TransferTicket
-from pdserve.engine.handoff_source import next_region
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
+from pdserve.engine.regions import next_region
 from pdserve.engine.server import grpc_links
 from pdserve.engine.source_links import SourceLinks
 from pdserve.transfer.backends import make_backends

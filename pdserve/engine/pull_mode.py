@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil, inf
 
-from pdserve.engine.handoff_source import num_regions
+from pdserve.engine.regions import num_regions
 from pdserve.transfer.speed import LinkSpeed
 
 BULK_GAIN = 0.1

@@ -13,12 +13,12 @@ from pdserve.core.layout import KVGroup, KVLayout
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
 from pdserve.core.shards import KVPart, KVShard, plan_parts, sole_shard
 from pdserve.core.ticket import HandoffDone, HandoffNews, Lent, RegionReady, TicketGone, region_seed
-from pdserve.engine.handoff_source import (
+from pdserve.engine.handoff_source import HandoffSource
+from pdserve.engine.regions import (
     FIRST_REGION_BYTES,
     LAST_REGION_BYTES,
     MAX_REGION_BLOCKS,
     REGION_BYTES,
-    HandoffSource,
     next_region,
 )
 from tests.clocks import ManualClock, settle

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.core.protocols import PullReceipt
-from pdserve.engine.handoff_source import next_region
 from pdserve.engine.pull_mode import (
     EXPLORE_EVERY,
     Production,
@@ -17,6 +16,7 @@ from pdserve.engine.pull_mode import (
     forecast,
 )
 from pdserve.engine.pull_tally import PullTally
+from pdserve.engine.regions import next_region
 from pdserve.transfer.speed import LinkSpeed
 
 MIB = 1 << 20
