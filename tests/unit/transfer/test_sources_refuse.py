@@ -80,6 +80,17 @@ def test_no_bytes_are_no_problem(ends: tuple[TransferBackend, TransferBackend]) 
     assert end_of(target.post("p", plan(0, length=0))) is TransferState.DONE
 
 
+def hung_up(line: socket.socket) -> bool:
+    """Whether the other side closes, or resets because it left bytes unread, within the socket's deadline."""
+    try:
+        line.shutdown(socket.SHUT_WR)
+        return line.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
 def test_a_gloo_source_survives_whatever_connects_to_it() -> None:
     source, target = make("gloo", 1), make("gloo", 2)
     for backend in (source, target):
@@ -88,8 +99,7 @@ def test_a_gloo_source_survives_whatever_connects_to_it() -> None:
     for greeting in (b"", b"\xff\xff\xff\xff", b"\x02\x00\x00\x00\xc1\xc1", b"GET / HTTP/1.1\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", port), SOON) as line:
             line.sendall(greeting)
-            line.shutdown(socket.SHUT_WR)
-            assert line.recv(1) == b"", "the source hangs up"
+            assert hung_up(line), "the source hangs up"
     target.connect("p", source.metadata())
     assert end_of(target.post("p", plan(0))) is TransferState.DONE
     target.close()
