@@ -15,20 +15,7 @@ from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.runner import Runner
 from pdserve.worker.worker import WorkerOptions, attention_backend, kv_layout, kv_shard
 
-GREEDY = SamplerInit(
-    temperature=0.0,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    seed=0,
-    sample_index=0,
-    logprobs=False,
-    min_tokens=0,
-    banned_token_ids=(),
-    prompt_len=0,
-    seen_token_ids=(),
-)
+GREEDY = SamplerInit(temperature=0.0)
 
 
 @dataclass(eq=False)

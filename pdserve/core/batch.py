@@ -17,25 +17,26 @@ class TokenSource(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerInit:
-    """State a worker needs to sample for a sequence; sent with the sequence's first sampled row.
+    """State a worker needs to sample for a sequence; sent with the sequence's first sampled row. The defaults draw
+    from the distribution as it is.
 
     seen_token_ids: prompt and already emitted tokens, the history of the repetition penalty. The
     worker extends it by itself with every token it samples afterwards.
     banned_token_ids may not be chosen while fewer than min_tokens tokens have been emitted.
     """
 
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    sample_index: int
-    logprobs: bool
-    min_tokens: int
-    banned_token_ids: tuple[int, ...]
-    prompt_len: int
-    seen_token_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    sample_index: int = 0
+    logprobs: bool = False
+    min_tokens: int = 0
+    banned_token_ids: tuple[int, ...] = ()
+    prompt_len: int = 0
+    seen_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,20 +197,7 @@ _ROW = Row(
     token_ids=(1, 2),
     block_ids=(3,),
     sample=True,
-    sampler=SamplerInit(
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        seed=1,
-        sample_index=0,
-        logprobs=False,
-        min_tokens=0,
-        banned_token_ids=(),
-        prompt_len=2,
-        seen_token_ids=(1, 2),
-    ),
+    sampler=SamplerInit(seed=1, prompt_len=2, seen_token_ids=(1, 2)),
 )
 _PULL = PullSpec(
     peer="p",

@@ -15,20 +15,7 @@ from pdserve.simulator.profile import StepCost
 from pdserve.simulator.virtual_time import VirtualClock, run_virtual
 
 COST = StepCost(base=1.0, per_token=0.1, per_context=0.01, per_pair=0.001, host=0.5)
-SAMPLER = SamplerInit(
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    seed=11,
-    sample_index=0,
-    logprobs=False,
-    min_tokens=0,
-    banned_token_ids=(),
-    prompt_len=4,
-    seen_token_ids=(),
-)
+SAMPLER = SamplerInit(seed=11, prompt_len=4)
 
 
 def row(start: int, num_tokens: int, *, sequence_id: int = 0, sampler: SamplerInit | None = SAMPLER) -> Row:
