@@ -8,12 +8,14 @@ token goes from one step to the next on the device, and the host sees it when it
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from pdserve.attention.triton_backend import TritonAttention
 from pdserve.core.batch import Batch, Row, StepOutput
+from pdserve.model.kernel_ops import FEW_ROWS
 from pdserve.model.loader import LoadedModel
 from pdserve.worker.decode_graphs import BUCKETS, DecodeGraphs, bucket_of
 from pdserve.worker.device_rows import DeviceRows
@@ -23,6 +25,7 @@ from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.runner import BatchLayersDone
 from pdserve.worker.staged_inputs import check_supported, stage_inputs
 from pdserve.worker.staging import Staging
+from pdserve.worker.warm_up import prompt_steps
 from pdserve_kernels.decode_rows.kernel import advance
 
 
@@ -40,6 +43,7 @@ class GraphRunner:
     """Runner for a model in kernels on one rank. forward and sample of a step alternate, on one thread and stream.
 
     Recording happens here, before the first step, and takes as long as the kernels of all buckets take to compile.
+    warm_up does the same for the steps that are not recorded.
     """
 
     def __init__(
@@ -66,6 +70,22 @@ class GraphRunner:
         self._graphs = DecodeGraphs(loaded, attention, kv, self._rows, graphs or recorder(loaded.device), buckets)
         self._computed = self._nothing = _Computed(torch.empty(0, dtype=torch.int64, device=loaded.device))
         self._record()
+
+    def warm_up(self) -> None:
+        """Compute steps with prompts in them, before anybody waits for one: where the code of their kernels is not on
+        disk yet, it is compiled meanwhile. Their KV goes to block 0, which is left zeroed."""
+        told, self._on_layers_done = self._on_layers_done, None
+        layout = self._kv.layout
+        room = min(self._model.config.max_positions, layout.num_blocks * layout.block_size)
+        steps = prompt_steps(more_than=FEW_ROWS, room=room, block_size=layout.block_size)
+        for number, rows in enumerate(steps):
+            batch = Batch(step=number, rows=rows)
+            self.begin_sample(batch, self.forward(batch))
+        for layer in self._kv.layers:
+            layer[0].zero_()
+        last = Batch(step=len(steps), rows=(), released=tuple({row.sequence_id for row in chain(*steps)}))
+        self.sample(last, self.forward(last))
+        self._on_layers_done = told
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

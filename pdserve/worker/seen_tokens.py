@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from pdserve.worker.staging import Staging
 
 
 class SeenTokens:
@@ -13,6 +16,7 @@ class SeenTokens:
     """
 
     def __init__(self, vocab_size: int, device: torch.device, dtype: torch.dtype = torch.bool) -> None:
+        self._staging = Staging(device)
         self._flags = torch.zeros(0, vocab_size, dtype=dtype, device=device)
         self._free: list[int] = []
         self._rows: dict[int, int] = {}
@@ -30,14 +34,14 @@ class SeenTokens:
         return self._rows.get(sequence_id, -1)
 
     def start(self, sequence_id: int, token_ids: Iterable[int]) -> None:
-        """Begin (or begin anew) a sequence whose history is token_ids."""
+        """Begin (or begin anew) a sequence whose history is token_ids; nobody waits for the device."""
         if sequence_id not in self._rows:
             if not self._free:
                 self._grow()
             self._rows[sequence_id] = self._free.pop()
         row = self._flags[self._rows[sequence_id]]
         row.zero_()
-        row[torch.tensor(sorted(set(token_ids)), dtype=torch.int64, device=row.device)] = True
+        row.index_fill_(0, self._staging.to_device(np.fromiter(token_ids, dtype=np.int64)), 1)
 
     def add(self, sequence_id: int, token_id: int) -> None:
         self._flags[self._rows[sequence_id], token_id] = True

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,8 +43,7 @@ def stage_inputs(
         ends[awaiting] - 1,
         np.array(come_from, dtype=np.int64),
     ]
-    staged = torch.split(staging.to_device(np.concatenate(parts)), [len(part) for part in parts])
-    tokens, places, slot, query_starts, kv_lens, table, last, targets, late, sources = staged
+    tokens, places, slot, query_starts, kv_lens, table, last, targets, late, sources = staging.to_device_together(parts)
     if awaiting:
         tokens.index_copy_(0, late, device_rows.last_tokens(sources))
     metadata = AttentionMetadata(

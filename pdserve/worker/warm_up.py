@@ -1,9 +1,11 @@
 """The first computation of a worker, before anybody waits for it or watches whether it answers."""
 
+from dataclasses import replace
+
 import torch
 
 from pdserve.attention.base import AttentionBackend
-from pdserve.core.batch import Batch, Row
+from pdserve.core.batch import Batch, Row, SamplerInit, TokenSource
 from pdserve.model.loader import LoadedModel
 from pdserve.worker.inputs import build_inputs
 from pdserve.worker.kv_tensors import KVTensors
@@ -19,3 +21,33 @@ def warm_up(loaded: LoadedModel, attention: AttentionBackend, kv: KVTensors) -> 
     loaded.model(inputs.token_ids, inputs.positions, attention.plan(inputs.attention), kv.layers)
     for layer in kv.layers:
         layer[0].zero_()
+
+
+def prompt_steps(*, more_than: int, room: int, block_size: int) -> list[tuple[Row, ...]]:
+    """Steps that together launch whatever steps with prompts launch: one of more than so many tokens, and one of a
+    short prompt beside a sequence that decodes. A sequence has room for so many tokens, two or more. All of them lie in
+    block 0, one over the other; ids are negative."""
+    longest = min(more_than + 1, room - 1)
+    prompts = tuple(_prompt(-1 - i, longest, block_size) for i in range(more_than // longest + 1))
+    first = replace(
+        prompts[0],
+        start=longest,
+        num_tokens=1,
+        token_ids=(),
+        block_ids=(0,) * (longest // block_size + 1),
+        token_source=TokenSource.PREVIOUS_STEP,
+        sampler=None,
+    )
+    return [prompts, (first, _prompt(-1 - len(prompts), min(longest, block_size), block_size))]
+
+
+def _prompt(sequence_id: int, tokens: int, block_size: int) -> Row:
+    return Row(
+        sequence_id=sequence_id,
+        start=0,
+        num_tokens=tokens,
+        token_ids=(0,) * tokens,
+        block_ids=(0,) * -(-tokens // block_size),
+        sample=True,
+        sampler=SamplerInit(),
+    )

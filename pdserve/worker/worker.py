@@ -104,7 +104,9 @@ def make_executor(
         from pdserve.worker.overlapped import OverlappedExecutor
 
         if isinstance(attention, TritonAttention):
-            return OverlappedExecutor(GraphRunner(loaded, attention, kv, on_layers_done), **limits)
+            runner = GraphRunner(loaded, attention, kv, on_layers_done)
+            runner.warm_up()
+            return OverlappedExecutor(runner, **limits)
     return InprocExecutor(Runner(loaded, attention, kv, on_layers_done), **limits)
 
 

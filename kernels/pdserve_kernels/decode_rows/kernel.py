@@ -117,7 +117,8 @@ def decode_inputs(table: Tensor, order: Tensor, block_size: int) -> DecodeInputs
 
     table (rows, width) int64, contiguous."""
     size, device = len(order), table.device
-    integers = torch.empty(5, size, dtype=torch.int64, device=device)
+    # An even width: every row begins at a multiple of 16 bytes, and kernels need no other code for odd sizes.
+    integers = torch.empty(5, size + size % 2, dtype=torch.int64, device=device)[:, :size]
     inputs = DecodeInputs(
         tokens=integers[0],
         positions=integers[1],

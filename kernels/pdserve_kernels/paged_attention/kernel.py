@@ -159,7 +159,7 @@ def _write(pointers: tl.tensor, acc: tl.tensor, total: tl.tensor, mask: tl.tenso
     tl.store(pointers, result.to(pointers.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_table"])
 def paged_attention_kernel(
     q_ptr: tl.tensor,
     kv_ptr: tl.tensor,

@@ -68,7 +68,7 @@ def _better(
     return best, winner, level
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["banned_width"])
 def scan_kernel(
     logits_ptr: tl.tensor,
     knobs_ptr: tl.tensor,
@@ -158,7 +158,7 @@ def _above(
     return tl.sum(mass, 0), winner, winner_level
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["banned_width"])
 def choose_kernel(
     logits_ptr: tl.tensor,
     knobs_ptr: tl.tensor,
@@ -243,8 +243,8 @@ def sample(
     splits = triton.cdiv(vocab, TILE * SPLIT_TILES)
     best = torch.empty(rows, splits, dtype=torch.float64, device=device)
     winner = torch.empty(rows, splits, dtype=torch.int64, device=device)
-    peak, log_sum = torch.empty(2, rows, splits, dtype=torch.float32, device=device)
-    unused = controls
+    peak, log_sum = (torch.empty(rows, splits, dtype=torch.float32, device=device) for _ in range(2))
+    unused = controls.view(torch.int32)  # of their dtype: one compiled kernel serves all rows
     source = (logits, knobs, controls, *(unused if t is None else t for t in (history, allowed, banned)))
     partial = (best, winner, peak, log_sum)
     width = 0 if banned is None else banned.shape[1]
