@@ -23,8 +23,9 @@ import torch
 from benchmarks.cpu.contender import Contender, Prompt
 from benchmarks.cpu.overhead import measure_overhead
 from benchmarks.cpu.pdserve_contender import Pdserve
-from benchmarks.cpu.shapes import SHAPES, Shape, write_checkpoint
+from benchmarks.cpu.shapes import SHAPES, write_checkpoint
 from benchmarks.cpu.transformers_contender import Transformers
+from benchmarks.shapes import Shape
 from pdserve.config.schema import Config
 
 BATCHES = (1, 8, 32)

@@ -6,6 +6,7 @@ NIXL, verified and compared by digest afterwards. NCCL is not in it: it refuses 
 
     python -m benchmarks.gpu.kv --out gpu_kv.json        (make bench-gpu-kv; about two minutes)
 
+What was measured is in the file after each part, whatever happens to the next; of a part that fails, its error is.
 With --device cpu the same code runs over torch's host memory, to try it without a GPU.
 """
 
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,17 +200,39 @@ def tier(machine: Machine, block_bytes: int, total: int, repetitions: int) -> di
     return {"block_bytes": block_bytes, "bytes": num_bytes, **compared(num_bytes, runs, plain)}
 
 
-def measure(device: str, total: int, repetitions: int, block_tokens: tuple[int, ...] = BLOCK_TOKENS) -> dict[str, Any]:
+def measure(
+    device: str,
+    total: int,
+    repetitions: int,
+    block_tokens: tuple[int, ...] = BLOCK_TOKENS,
+    tell: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """All parts; tell is called with what there is after each. A part that fails leaves its error in its place."""
     machine = Machine(device)
-    return {
+    result: dict[str, Any] = {
         "machine": machine.facts(),
-        "nixl_between_processes": [
-            asyncio.run(transfers(machine, tokens, total, repetitions)) for tokens in block_tokens
-        ],
-        "digest": digests(machine, total, repetitions),
-        "host_tier": [tier(machine, block_bytes, total, repetitions) for block_bytes in TIER_BLOCKS],
         "nccl": "not measured: NCCL refuses two ranks on one GPU (tests/gpu/test_nccl.py); its protocol is gloo's",
     }
+    parts: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        ("digest", lambda: digests(machine, total, repetitions)),
+        *(("host_tier", partial(tier, machine, block_bytes, total, repetitions)) for block_bytes in TIER_BLOCKS),
+        *(
+            ("nixl_between_processes", partial(_transfers, machine, tokens, total, repetitions))
+            for tokens in block_tokens
+        ),
+    ]
+    for name, part in parts:
+        try:
+            measured = part()
+        except Exception as error:
+            measured = {"error": f"{type(error).__name__}: {error}"[:300]}
+        result.setdefault(name, []).append(measured)
+        tell(result)
+    return result
+
+
+def _transfers(machine: Machine, block_tokens: int, total: int, repetitions: int) -> dict[str, Any]:
+    return asyncio.run(transfers(machine, block_tokens, total, repetitions))
 
 
 def main() -> None:
@@ -218,10 +242,12 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    text = json.dumps(measure(arguments.device, arguments.mib * MIB, arguments.repetitions), indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+    def keep(result: dict[str, Any]) -> None:
+        if arguments.out:
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    print(json.dumps(measure(arguments.device, arguments.mib * MIB, arguments.repetitions, tell=keep), indent=1))
 
 
 if __name__ == "__main__":

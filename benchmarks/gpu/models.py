@@ -1,11 +1,11 @@
 """Models of the published shapes with random weights: speed does not depend on what they are."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.timing import DEVICE, HAS_GPU
+from benchmarks.shapes import Shape
 from pdserve.core.protocols import ModelInfo
 from pdserve.model.config import parse_config
 from pdserve.model.decoder import Decoder
@@ -18,66 +18,6 @@ from pdserve_kernels.small_gemm.kernel import Workspace
 
 DTYPE = torch.bfloat16 if HAS_GPU else torch.float32
 """Triton's interpreter computes wrongly in bfloat16."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What config.json says; kind is its model_type."""
-
-    name: str
-    kind: str
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    positions: int
-    tied: bool = False
-    rope_theta: float = 1e6
-
-    @property
-    def raw(self) -> dict[str, Any]:
-        """config.json."""
-        return {
-            "architectures": [{"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}[self.kind]],
-            "model_type": self.kind,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.mlp,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab,
-            "max_position_embeddings": self.positions,
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": self.tied,
-            "rope_theta": self.rope_theta,
-            "eos_token_id": self.vocab - 1,
-            "hidden_act": "silu",
-        }
-
-    @property
-    def layer_weights(self) -> int:
-        """Elements of all layers' projections."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.mlp)
-
-    @property
-    def kv_elements(self) -> int:
-        """Of one token."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
-
-    def step_bytes(self, rows: int, context: int, itemsize: int) -> int:
-        """What a decode step must read."""
-        return itemsize * (self.layer_weights + self.hidden * self.vocab + rows * context * self.kv_elements)
-
-    def prefill_operations(self, tokens: int) -> int:
-        """Of one sequence from its beginning, its last token's logits left out."""
-        pairs = tokens * (tokens + 1) // 2
-        return 2 * self.layer_weights * tokens + 4 * self.layers * self.heads * self.head_dim * pairs
-
 
 QWEN3_06B = Shape(
     name="Qwen3-0.6B", kind="qwen3", hidden=1024, mlp=3072, layers=28, heads=16, kv_heads=8, head_dim=128,
@@ -99,7 +39,7 @@ TINY = Shape(
 
 def random_model(shape: Shape, *, deterministic: bool = False) -> LoadedModel:
     """On the device, in kernels."""
-    config = parse_config(shape.raw)
+    config = parse_config(shape.config)
     method = KernelLinear(Workspace.on(DEVICE), deterministic=deterministic)
     build = Build(
         config=config,
@@ -141,7 +81,7 @@ def transformers_model(shape: Shape) -> Any:
     """The same shape in transformers, on the device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    raw = {name: value for name, value in shape.raw.items() if name != "model_type"}
+    raw = {name: value for name, value in shape.config.items() if name != "model_type"}
     with torch.device(DEVICE):
         model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.kind, **raw), dtype=DTYPE)
     return model.eval()

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -203,7 +204,7 @@ def cases(
         yield copy_case(model, blocks, block_major=False)
 
 
-def measured(case: Case, bytes_per_second: float, operations_per_second: float) -> dict[str, object]:
+def measured(case: Case, bytes_per_second: float, operations_per_second: float) -> dict[str, Any]:
     sets = [case.prepare() for _ in range(num_sets(case.bytes))]
     taken = device_seconds([kernel for kernel, _ in sets])
     peers = [peer for _, peer in sets if peer is not None]

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.engine import Engine, generate
-from benchmarks.gpu.models import LLAMA_8B, QWEN3_06B, Shape, transformers_model
+from benchmarks.gpu.models import LLAMA_8B, QWEN3_06B, transformers_model
 from benchmarks.gpu.sections import Run
 from benchmarks.gpu.timing import DEVICE, wait
+from benchmarks.shapes import Shape
 from pdserve.core.endpoint import EngineLimits
 from pdserve.core.request import Request, SamplingParams
 
@@ -94,8 +95,12 @@ def peers(run: Run) -> None:
     for shape, batch, prompt, answer in plans:
         if run.left < 20:
             return
-        contest = Contest(shape, batch=batch, prompt=prompt, answer=answer, buckets=run.pick((1, 8, 32), (1, 2)))
         entry: dict[str, Any] = {"shape": shape.name, "batch": batch, "prompt": prompt, "answer": answer}
+        try:
+            contest = Contest(shape, batch=batch, prompt=prompt, answer=answer, buckets=run.pick((1, 8, 32), (1, 2)))
+        except Exception as error:
+            run.emit({**entry, "errors": {"models": f"{type(error).__name__}: {error}"[:300]}})
+            continue
         contenders = {
             "pdserve": contest.pdserve,
             "generate": contest.generate,

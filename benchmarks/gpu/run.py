@@ -128,13 +128,21 @@ def run_all(out: Path, only: str, total: float, *, dry: bool) -> dict[str, Any]:
 
 def facts() -> dict[str, Any]:
     """Of machine and code."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     ask = "name,memory.total,clocks.max.sm,driver_version"
+    return {
+        "commit": _told_by("git", "rev-parse", "HEAD"),
+        "gpu": _told_by("nvidia-smi", f"--query-gpu={ask}", "--format=csv,noheader"),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _told_by(*command: str) -> str:
+    """What a program prints; none where it is missing or fails."""
     try:
-        gpu = subprocess.check_output(["nvidia-smi", f"--query-gpu={ask}", "--format=csv,noheader"], text=True).strip()
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
-        gpu = "none"
-    return {"commit": commit, "gpu": gpu, "python": platform.python_version(), "cpus": os.cpu_count()}
+        return "none"
 
 
 def main() -> None:

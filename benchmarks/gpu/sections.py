@@ -5,6 +5,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from statistics import median
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from benchmarks.gpu import attention, ops
 from benchmarks.gpu.engine import DECODE, PROMPT, SAMPLE, Engine, generate
-from benchmarks.gpu.models import DTYPE, LLAMA_8B, QWEN3_06B, QWEN3_8B, TINY, Shape
+from benchmarks.gpu.models import DTYPE, LLAMA_8B, QWEN3_06B, QWEN3_8B, TINY
 from benchmarks.gpu.timing import (
     DEVICE,
     HAS_GPU,
@@ -22,6 +23,7 @@ from benchmarks.gpu.timing import (
     read_bytes_per_second,
     wait,
 )
+from benchmarks.shapes import Shape
 from pdserve.core.endpoint import EngineLimits
 from pdserve.core.request import Request, SamplingParams
 from pdserve.worker.decode_graphs import BUCKETS
@@ -81,16 +83,29 @@ def kernel_table(run: Run) -> None:
     for case in _attention_cases(run):
         if run.left < 5:
             return
-        result = attention.measured(case, copy, products)
-        result["read_bandwidth"] = round(result["bandwidth"] * copy / limits["read_bytes_per_second"], 3)  # type: ignore[operator]
-        run.emit({"attention": result})
-        _free()
+        _emit(run, {"case": case.name}, partial(_attention, case, limits))
     models = run.pick(ops.MODELS, {"tiny": ops.Model(hidden=64, heads=4, kv_heads=2, mlp=96, vocab=256, dim=16)})
     for name, model in models.items():
         for op in _op_cases(run, model):
             if run.left < 5:
                 return
-            run.emit({"model": name, **ops.measured(op, copy, products)})
+            _emit(run, {"model": name, "kernel": op.name, "rows": op.rows}, partial(ops.measured, op, copy, products))
+
+
+def _attention(case: attention.Case, limits: dict[str, float]) -> dict[str, Any]:
+    result = attention.measured(case, limits["copy_bytes_per_second"], limits["bf16_operations_per_second"])
+    part = result["bandwidth"] * limits["copy_bytes_per_second"] / limits["read_bytes_per_second"]
+    return result | {"read_bandwidth": round(part, 3)}
+
+
+def _emit(run: Run, case: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+    """A case's result, or what went wrong: one that finds too little memory leaves the others as they are."""
+    try:
+        result = measure()
+    except Exception as error:
+        result = {"error": f"{type(error).__name__}: {error}"[:300]}
+    run.emit({**case, **result})
+    _free()
 
 
 def _attention_cases(run: Run) -> Iterator[attention.Case]:
@@ -270,12 +285,17 @@ def deterministic(run: Run) -> None:
             trace = engine.restart_trace()
             engine.prefill(1, tokens)
             times.setdefault(f"prefill {tokens}", []).append(trace.seconds(PROMPT)[0])
+            run.emit(
+                {
+                    "shape": shape.name,
+                    "deterministic": mode,
+                    "ms": {name: round(taken[-1] * 1e3, 3) for name, taken in times.items()},
+                }
+            )
             del engine
             _free()
         for name, (plain, fixed) in times.items():
-            run.emit(
-                {"shape": shape.name, "step": name, "plain_ms": round(plain * 1e3, 3), "cost": round(fixed / plain, 3)}
-            )
+            run.emit({"shape": shape.name, "step": name, "cost": round(fixed / plain, 3)})
 
 
 def _told_start(run: Run, engine: Engine) -> None:

@@ -11,6 +11,8 @@ from statistics import median
 
 import torch
 
+from pdserve.worker.graphs import CudaGraphs
+
 HAS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_GPU else "cpu")
 COLD_BYTES = 256 << 20
@@ -73,16 +75,7 @@ def _recorded(launches: Sequence[Callable[[], object]]) -> Callable[[], object]:
         for launch in launches:
             launch()
 
-    if not HAS_GPU:
-        return work
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        work()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+    return CudaGraphs(DEVICE).record(work) if HAS_GPU else work
 
 
 def copy_bytes_per_second() -> float:

@@ -1,7 +1,8 @@
 """Tensors on a CPU as the arrays that its kernels take (pdserve_kernels.cpu)."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,14 @@ from torch import Tensor
 Array = NDArray[Any]
 
 
+@cache
 def have_cpu_kernels() -> bool:
-    """Whether Numba, which compiles them, is installed."""
-    return find_spec("numba") is not None
+    """Whether Numba, which compiles them, is installed and takes the NumPy beside it: a new one is often refused."""
+    try:
+        import_module("numba")
+    except ImportError:
+        return False
+    return True
 
 
 def as_array(tensor: Tensor) -> Array:

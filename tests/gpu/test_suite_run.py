@@ -13,7 +13,7 @@ import torch
 if not find_spec("triton"):
     pytest.skip("needs Triton, which CUDA builds of torch bring along", allow_module_level=True)
 
-from benchmarks.gpu import run
+from benchmarks.gpu import ops, run
 
 NAMES = [name for section in run.SECTIONS for name in section.names]
 QUICK = "steps"
@@ -39,6 +39,7 @@ def test_steps_are_measured() -> None:
 def test_every_section_gets_to_its_end(name: str) -> None:
     told = results(name)
     assert told
+    assert not [entry for entry in told if "error" in entry]
     if name == "peers":
         (contest,) = told
         assert not contest["errors"]
@@ -76,6 +77,24 @@ def test_sections_for_which_no_time_is_left_are_named(tmp_path: Path) -> None:
     report = run.run_all(tmp_path / "gpu.json", "", 1, dry=True)
     assert {section["outcome"] for section in report["sections"].values()} == {"left out: no time"}
     assert list(report["sections"]) == NAMES
+
+
+def test_a_case_that_fails_leaves_the_others_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr("benchmarks.gpu.attention._peer_seconds", broken)
+    monkeypatch.setattr("benchmarks.gpu.ops.measured", broken)
+    monkeypatch.setattr("benchmarks.gpu.sections._op_cases", lambda *_: [ops.norm_case(16, 2)])
+    uneven, prompt, norm = results("kernels")[1:]
+    assert uneven["bandwidth"] > 0
+    assert prompt["torch_over_kernel"] is None
+    assert norm["error"] == "OutOfMemoryError: too much"
+
+
+def test_facts_are_told_where_neither_git_nor_a_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert (run.facts()["commit"], run.facts()["gpu"]) == ("none", "none")
 
 
 def test_interpreted_figures_are_not_taken_for_a_gpus() -> None:
