@@ -44,6 +44,12 @@ class Endpoint:
 
 
 _SPARE_SHARE = 8
+_LENT_SHARE = 4
+
+
+def most_lent(num_blocks: int) -> int:
+    """Of a pool of so many blocks, those that an engine lends to others at a time."""
+    return num_blocks // _LENT_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pdserve.core.blocks import BlockHash, HeldBlocks, KVEvent, next_block_hash
-from pdserve.core.endpoint import BlockCounts
+from pdserve.core.endpoint import BlockCounts, most_lent
 from pdserve.core.tiers import SavedBlock, Tier, TierNews
 from pdserve.kvcache.block_pool import BlockPool, BlockState
 from pdserve.kvcache.prefix_cache import PrefixCache
 from pdserve.kvcache.tier_index import SaveQueue, TierIndex
 
-_LENT_SHARE = 4
-"""At most one block in so many is lent to other engines at a time."""
 _SAVING_SHARE = 2
 """At most this part of the blocks is being copied to the tiers at a time."""
 
@@ -198,7 +196,7 @@ class KVCacheManager:
         perhaps nothing, and then there is no lease."""
         if ticket_id in self._tickets or ticket_id in self._loans:
             raise ValueError(f"ticket {ticket_id} already has a lease")
-        room = max(0, self.num_blocks // _LENT_SHARE - sum(map(len, self._loans.values())))
+        room = max(0, most_lent(self.num_blocks) - sum(map(len, self._loans.values())))
         blocks = self._cache.lookup(hashes[:room])
         if blocks:
             self._pool.lease(blocks)
