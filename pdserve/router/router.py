@@ -23,7 +23,7 @@ from pdserve.core.request import Request
 from pdserve.router.cost import CostModel
 from pdserve.router.kv_index import BlockHit, KVIndex
 from pdserve.router.load import is_full, max_len
-from pdserve.router.options import find_options, ready_engines
+from pdserve.router.options import answer_room, find_options, ready_engines
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rebalancing import DecodingRequest, Move, rebalance
 from pdserve.router.rules import RoutingRules
@@ -103,7 +103,12 @@ class Router:
         # The current one may have a lost link: then this is the request that tries it.
         current = decodes.pop(_key(route.decode), None)
         source = _key(route.prefill)
-        others = [view for key, view in decodes.items() if key not in parted and source not in view.lost_links]
+        room = answer_room(ask, state, Role.DECODE, Role.UNIFIED)
+        others = [
+            view
+            for key, view in decodes.items()
+            if key not in parted and source not in view.lost_links and max_len(view) >= room
+        ]
         if current is None and not others:
             raise Unavailable("no decode engine is ready; try again in a few seconds")
         prefill = _find(state, source)

@@ -125,6 +125,12 @@ def test_a_decode_engine_is_left_only_for_a_clearly_better_one(bench: Bench) -> 
     assert rebound(bench, view("d0", Role.DECODE, booked=ours, running=63), idle) == "d1"
 
 
+def test_decoding_does_not_move_to_where_the_answer_would_be_cut_short(bench: Bench) -> None:
+    longest = len(PROMPT) + request().sampling.max_tokens
+    for max_len, chosen in ((longest - 1, "d0"), (longest, "d1")):
+        assert rebound(bench, view("d0", Role.DECODE, running=63), view("d1", Role.DECODE, max_len=max_len)) == chosen
+
+
 def test_a_decode_engine_that_is_gone_is_replaced_at_once(bench: Bench) -> None:
     gone = view("d0", Role.DECODE, state=EngineState.SUSPECT)
     assert rebound(bench, gone, view("d1", Role.DECODE, running=60)) == "d1"
