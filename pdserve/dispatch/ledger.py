@@ -74,6 +74,11 @@ class EngineLedger:
         """What the engine's own steps suggest. None before it has taken one."""
         return self._calibrator.model if self._calibrator.calibrated else None
 
+    @property
+    def numerics(self) -> str:
+        """As in EngineCapacity; empty, too, until it has told."""
+        return self._capacity.numerics if self._capacity else ""
+
     def described(self, capacity: EngineCapacity) -> None:
         self._capacity = capacity
         self._view = None

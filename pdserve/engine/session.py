@@ -154,4 +154,5 @@ class EngineSession:
             max_rows=engine.limits.max_rows,
             max_tokens_per_step=engine.limits.max_tokens_per_step,
             prefix_caching=engine.limits.prefix_caching,
+            numerics=engine.info.numerics,
         )

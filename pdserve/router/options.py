@@ -59,6 +59,12 @@ def ready_engines(ask: RouteAsk, state: ClusterState, role: Role, room: float = 
     return tuple(sorted(ready, key=lambda view: view.endpoint.engine_id))
 
 
+def alike(ask: RouteAsk, views: Views) -> Views:
+    """Those that round as the request has been rounded, or all if none does."""
+    same = tuple(view for view in views if view.numerics == ask.numerics) if ask.numerics else ()
+    return same or views
+
+
 def answer_room(ask: RouteAsk, state: ClusterState, *roles: Role) -> float:
     """Tokens that a sequence may have where the answer is not cut short, or as many as at any engine of these roles."""
     return min(ask.prompt_tokens + ask.max_tokens, _longest(state, *roles))
@@ -74,11 +80,11 @@ def find_options(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> Opt
     """Raises Unavailable naming what is missing when nothing else is allowed."""
     prompt_room = min(ask.prompt_tokens + 1, _longest(state, Role.PREFILL))
     room = answer_room(ask, state, Role.DECODE, Role.UNIFIED)
-    prefills = _below_watermark(ready_engines(ask, state, Role.PREFILL, prompt_room), rules)
-    decodes = ready_engines(ask, state, Role.DECODE, room)
+    prefills = _below_watermark(alike(ask, ready_engines(ask, state, Role.PREFILL, prompt_room)), rules)
+    decodes = alike(ask, ready_engines(ask, state, Role.DECODE, room))
     local = [
         LocalOption(view, Mode.DECODE_LOCAL, "this engine does prompts and tokens")
-        for view in ready_engines(ask, state, Role.UNIFIED, room)
+        for view in alike(ask, ready_engines(ask, state, Role.UNIFIED, room))
     ]
     local += _short(ask, decodes, rules)
     sources, targets = _pairable(ask, prefills, decodes, rules)

@@ -1,5 +1,7 @@
 """Which engines may serve a request, in which mode, and what is said when none may."""
 
+from dataclasses import replace
+
 import pytest
 
 from pdserve.core.cluster import EngineView, Mode
@@ -146,3 +148,14 @@ def test_no_engine_that_would_cut_an_answer_short_stands_in_for_one_that_is_back
     with pytest.raises(Unavailable):
         find_options(ask(500, max_tokens=501), cluster(stand_in, away), RULES)
     assert find_options(ask(500, max_tokens=500), cluster(stand_in, away), RULES).local
+
+
+def test_a_continuation_goes_to_engines_that_round_alike_if_there_are_any() -> None:
+    engines = [view(name, role, numerics=name[1]) for name, role in (("pa", Role.PREFILL), ("pb", Role.PREFILL))]
+    engines += [view(name, Role.DECODE, numerics=name[1]) for name in ("db", "dc")]
+    known = {kind: find_options(replace(ask(), numerics=kind), cluster(*engines), RULES) for kind in ("a", "b", "")}
+    assert {kind: (ids(options.prefills), ids(options.decodes)) for kind, options in known.items()} == {
+        "a": (["pa"], ["db", "dc"]),
+        "b": (["pb"], ["db"]),
+        "": (["pa", "pb"], ["db", "dc"]),
+    }
