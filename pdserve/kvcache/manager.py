@@ -139,10 +139,12 @@ class KVCacheManager:
         table.num_published = full
 
     def forget(self, owner: KVOwner) -> None:
-        """The sequence's blocks are hits for others no more, unless others use them already; a sequence without
-        blocks is fine."""
+        """The sequence's KV is not to be trusted: its blocks are hits for others no more, nor what a tier holds of them,
+        unless others use them already; a sequence without blocks is fine."""
         if table := self._tables.get(owner.sequence_id):
-            self._cache.forget(block_id for block_id in table.block_ids if self._pool.references(block_id) == 1)
+            own = [block_id for block_id in table.block_ids if self._pool.references(block_id) == 1]
+            self._tiers.distrust(block_hash for block_id in own if (block_hash := self._cache.hash_of(block_id)))
+            self._cache.forget(own)
 
     def match_tiers(self, owner: KVOwner, num_hit_blocks: int, limit: int) -> tuple[Tier, ...]:
         """Where the blocks lie that continue a device hit, up to limit tokens, as far as they lie anywhere."""
