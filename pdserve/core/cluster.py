@@ -115,6 +115,11 @@ class EngineView:
     def key(self) -> EngineKey:
         return self.endpoint.engine_id, self.endpoint.epoch
 
+    @property
+    def numerics(self) -> str:
+        """As in EngineCapacity; empty, too, until it has told."""
+        return self.capacity.numerics if self.capacity else ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterState:
@@ -147,7 +152,8 @@ class RouteAsk:
 
     prompt_name is the same for equal prompts: what else is equal may be settled by it (router.rendezvous).
     excluded incarnations must not be chosen: the request has just lost them. parted ones were the ends of a link
-    it lost: they should take no part in another handoff of it, but may serve it alone.
+    it lost: they should take no part in another handoff of it, but may serve it alone. numerics is that of the engine
+    whose tokens are to be continued, if there is one: others that round alike are preferred.
     """
 
     request_id: str
@@ -157,6 +163,7 @@ class RouteAsk:
     hits: Mapping[EngineKey, PrefixHit] = field(default_factory=dict)
     excluded: frozenset[EngineKey] = frozenset()
     parted: frozenset[EngineKey] = frozenset()
+    numerics: str = ""
 
     def uncached(self, key: EngineKey) -> int:
         """Prompt tokens the engine would have to compute or fetch; the last one always is computed."""

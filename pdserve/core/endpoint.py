@@ -44,6 +44,12 @@ class Endpoint:
 
 
 _SPARE_SHARE = 8
+_LENT_SHARE = 4
+
+
+def most_lent(num_blocks: int) -> int:
+    """Of a pool of so many blocks, those that an engine lends to others at a time."""
+    return num_blocks // _LENT_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +106,7 @@ class LoadSnapshot:
 class EngineCapacity:
     """What an engine tells of itself once, when a session begins. model_revision names the weights its block
     hashes are made for; max_len is the most tokens, prompt and output together, of a sequence (None: whatever its
-    blocks hold); the rest as in KVLayout and EngineLimits."""
+    blocks hold); numerics as in ModelInfo; the rest as in KVLayout and EngineLimits."""
 
     model_revision: str
     block_size: int
@@ -109,6 +115,7 @@ class EngineCapacity:
     max_tokens_per_step: int
     prefix_caching: bool = True
     max_len: int | None = None
+    numerics: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,8 @@ class ModelInfo:
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
+    numerics: str = ""
+    """Names what decides how results round, where equal requests are promised equal bits; empty where they are not."""
 
 
 class StepHandle(Protocol):

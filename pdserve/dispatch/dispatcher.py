@@ -7,7 +7,8 @@ from functools import partial
 from typing import TypeVar
 
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import EngineView, Route
+from pdserve.core.cluster import ClusterState, EngineView, Route
+from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
 from pdserve.dispatch.attempt import Attempt
@@ -122,7 +123,9 @@ class Dispatcher:
             changed = self._sessions.changed()
             state = self._sessions.state()
             try:
-                route = self._router.route(share, state, history.excluded, history.parted(state.engines))
+                parted = history.parted(state.engines)
+                route = self._router.route(share, state, history.excluded, parted, history.numerics)
+                history.numerics = history.numerics or _numerics(route.decode, state)
                 return route, state.now
             except Unavailable as error:
                 if not await self._changes_before(changed, give_up):
@@ -132,7 +135,8 @@ class Dispatcher:
         """The route with the decode engine that is best now; its booking moves along. Raises Lost."""
         state = self._sessions.state()
         try:
-            confirmed = self._router.rebind(share, route, state, history.excluded, history.parted(state.engines))
+            parted = history.parted(state.engines)
+            confirmed = self._router.rebind(share, route, state, history.excluded, parted, history.numerics)
         except Unavailable as error:
             raise Lost(error, route.decode, died=False) from error
         if confirmed.decode != route.decode:
@@ -158,6 +162,10 @@ class Dispatcher:
             if len(emitted) <= position < len(emitted) + len(delta.token_ids):
                 record.stamp(name, self._clock.unix())
         emitted += delta.token_ids
+
+
+def _numerics(engine: Endpoint, state: ClusterState) -> str:
+    return next((view.numerics for view in state.engines if view.endpoint == engine), "")
 
 
 async def _before(deadline: float, work: Awaitable[T]) -> T:

@@ -67,11 +67,17 @@ class EngineLedger:
         self._view: EngineView | None = None
         self._view_until = 0.0
         self._view_version = 0
+        self._left = False
 
     @property
     def step_model(self) -> StepModel | None:
         """What the engine's own steps suggest. None before it has taken one."""
         return self._calibrator.model if self._calibrator.calibrated else None
+
+    @property
+    def numerics(self) -> str:
+        """As in EngineCapacity; empty, too, until it has told."""
+        return self._capacity.numerics if self._capacity else ""
 
     def described(self, capacity: EngineCapacity) -> None:
         self._capacity = capacity
@@ -87,10 +93,11 @@ class EngineLedger:
 
     def kv_changed(self, events: Sequence[KVEvent]) -> bool:
         """False: events are missing, ask the engine for a snapshot."""
-        return self._index.apply(self._key, events)
+        return self._left or self._index.apply(self._key, events)
 
     def kv_restored(self, snapshot: KVSnapshot) -> None:
-        self._index.restore(self._key, snapshot)
+        if not self._left:
+            self._index.restore(self._key, snapshot)
 
     def tokens_arrived(self, request_id: str, count: int) -> None:
         """The request's prompt is computed, and the engine has sent so many tokens more."""
@@ -136,7 +143,8 @@ class EngineLedger:
         return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id], longest)
 
     def forget(self) -> None:
-        """The incarnation has left."""
+        """The incarnation has left. What its connection reads before it is closed is not noted any more."""
+        self._left = True
         self._index.drop(self._key)
         self._pool.forget(self._key)
 

@@ -117,6 +117,8 @@ class ReplayHistory:
     excluded: frozenset[EngineKey] = field(default_factory=frozenset)
     links: tuple[Link, ...] = ()
     """Those that were lost."""
+    numerics: str = ""
+    """Of the engine that was to decode first: others should round alike."""
 
     def note(self, loss: Lost) -> None:
         """Count a loss. Raises its error when the request may not be tried again."""

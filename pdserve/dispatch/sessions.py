@@ -90,6 +90,8 @@ class SessionPool:
         self._watch = PairWatch()
         self._speeds = FetchSpeeds(clock)
         self._bad_link_backoff = times.link_backoff_max
+        self._mixture: frozenset[str] = frozenset()
+        """Of numerics, as told last."""
 
     def changed(self) -> asyncio.Event:
         """Set as soon as an engine joins, becomes usable or is lost, or a lost link works, after this call."""
@@ -217,8 +219,17 @@ class SessionPool:
         if self.draining - before:
             for told in self.on_draining:
                 told()
+        self._note_numerics()
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _note_numerics(self) -> None:
+        """Say once of a mixture that it is there."""
+        engines = {key[0]: ledger.numerics for key, ledger in self._ledgers.items() if ledger.numerics}
+        mixture = frozenset(engines.values())
+        if len(mixture) > 1 and mixture != self._mixture:
+            self._mixture = mixture
+            _log.error("engines round differently, equal requests may get different answers", engines=engines)
 
     def _note_load(self) -> None:
         for told in self.on_load:

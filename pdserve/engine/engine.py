@@ -127,6 +127,7 @@ class Engine:
             kv=self._core.kv,
             restoring=self._restoring,
             clock=clock,
+            patience=times.fetch_deadline,
             refusal=self._refusal,
             on_change=self._pump.wake,
         )

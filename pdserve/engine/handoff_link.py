@@ -6,7 +6,6 @@ times.suspect, every ticket on it fails with the same error and the link is not 
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import grpc
 
@@ -127,10 +126,12 @@ class HandoffLink:
             return
         if self.error is None:
             self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        if self.error is None:
-            self._fail(LinkLost(f"the link to {self.engine_id} was closed"))
+        try:
+            # Not awaited itself: that would take a cancellation of the caller for the task's own end.
+            await asyncio.wait({self._task})
+        finally:
+            if self.error is None:
+                self._fail(LinkLost(f"the link to {self.engine_id} was closed"))
 
     def _send(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.clock import Clock
-from pdserve.core.errors import PdserveError
+from pdserve.core.errors import PdserveError, Unavailable
 from pdserve.core.ticket import TicketGone
 from pdserve.engine.handoff_source import Deliver, HandoffSource, Parts
 from pdserve.engine.restoring import Restoring
@@ -18,7 +18,8 @@ from pdserve.kvcache.manager import KVCacheManager
 
 
 class Lender:
-    """Answers other engines. refusal() says why nothing is lent now, if so; on_change follows what frees blocks."""
+    """Answers other engines. patience: seconds a loan waits for restores, for a tier may hang; refusal() says why nothing
+    is lent now, if so; on_change follows what frees blocks."""
 
     def __init__(
         self,
@@ -27,6 +28,7 @@ class Lender:
         kv: KVCacheManager,
         restoring: Restoring,
         clock: Clock,
+        patience: float,
         refusal: Callable[[], PdserveError | None],
         on_change: Callable[[], None],
     ) -> None:
@@ -34,6 +36,7 @@ class Lender:
         self._kv = kv
         self._restoring = restoring
         self._clock = clock
+        self._patience = patience
         self._refusal = refusal
         self._on_change = on_change
         self._waiting: dict[str, asyncio.Task[None]] = {}
@@ -65,15 +68,24 @@ class Lender:
     async def _restore_and_offer(
         self, ticket_id: str, hashes: Sequence[BlockHash], deliver: Deliver, parts: Parts
     ) -> None:
-        """What other loans restore already is waited for; what they leave is restored for this one."""
         asked = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._brought(hashes)
+        except TimeoutError:
+            late = Unavailable(f"its tiers did not give the KV back within {self._patience:g} s")
+            deliver(TicketGone(ticket_id=ticket_id, code=late.code, message=str(late)))
+        else:
+            self._offer(ticket_id, hashes, deliver, parts, self._clock.monotonic() - asked)
+
+    async def _brought(self, hashes: Sequence[BlockHash]) -> None:
+        """What other loans restore already is waited for; what they leave is restored for this one."""
         while joined := self._under_way(hashes):
             if not await asyncio.shield(joined):
                 break  # it failed, and so would ours
         else:
             if begun := self._begin(hashes):
                 await asyncio.shield(begun)
-        self._offer(ticket_id, hashes, deliver, parts, self._clock.monotonic() - asked)
 
     def _under_way(self, hashes: Sequence[BlockHash]) -> asyncio.Task[int] | None:
         """The restore that brings the first missing block of a chain."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
 import grpc
+import structlog
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
@@ -23,6 +24,8 @@ from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
 from pdserve.rpc.generated.pdserve.v1.pair_check_pb2_grpc import add_PairCheckServiceServicer_to_server
+
+_log = structlog.get_logger(__name__)
 
 _SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommand], AsyncIterator[pb.SessionEvent]]
 _DrainContext = grpc.aio.ServicerContext[pb.DrainRequest, Awaitable[pb.DrainResponse]]
@@ -93,8 +96,14 @@ class _EngineService(pb_grpc.EngineServiceServicer):
 
 
 async def _obey_all(commands: AsyncIterator[pb.SessionCommand], session: EngineSession) -> None:
+    """A command that cannot be obeyed ends the session: one that lives on deaf would lose every request after it."""
     async for command in commands:
-        session.obey(command)
+        try:
+            session.obey(command)
+        except Exception:
+            _log.exception("a session failed internally", command=command.WhichOneof("command"))
+            session.end()
+            return
 
 
 class HandoffService(pb_grpc.HandoffServiceServicer):
@@ -127,7 +136,12 @@ class HandoffService(pb_grpc.HandoffServiceServicer):
             async for command in commands:
                 if command.source_epoch != epoch:
                     break
-                if answer := self._obey(command, deliver):
+                try:
+                    answer = self._obey(command, deliver)
+                except Exception:
+                    _log.exception("a link failed internally", command=command.WhichOneof("command"))
+                    break
+                if answer:
                     outbox.put_nowait(answer)
             outbox.put_nowait(None)
 

@@ -30,6 +30,7 @@ class EngineSession:
         self._fresh = asyncio.Event()
         self._active: set[str] = set()
         self._load_due = False
+        self._over = False
         self._kv = KVReader(engine.kv_feed)
 
     def deliver(self, items: list[TokenDelta | TransferTicket]) -> None:
@@ -61,7 +62,7 @@ class EngineSession:
         beating = asyncio.create_task(self._beat())
         self._engine.drain_watchers.add(self._report_load)
         try:
-            while True:
+            while not self._over:
                 self._fresh.clear()
                 for event in self._drain():
                     yield event
@@ -69,6 +70,11 @@ class EngineSession:
         finally:
             self._engine.drain_watchers.discard(self._report_load)
             beating.cancel()
+
+    def end(self) -> None:
+        """Nothing more is obeyed: the events end, so that the client goes elsewhere."""
+        self._over = True
+        self._fresh.set()
 
     def close(self) -> None:
         """The client is gone: nobody reads what its requests would produce."""
@@ -148,4 +154,5 @@ class EngineSession:
             max_rows=engine.limits.max_rows,
             max_tokens_per_step=engine.limits.max_tokens_per_step,
             prefix_caching=engine.limits.prefix_caching,
+            numerics=engine.info.numerics,
         )

@@ -1,7 +1,10 @@
-"""An engine's links to those it reads KV from: one per engine, opened when a ticket or a hint first names it.
+"""An engine's links to those it reads KV from: one per incarnation, opened when a ticket or a hint first names it.
 
     opening ──▶ open ──lost──▶ MENDING ──opened again──▶ open
                                   └──nobody asks any more──▶ forgotten
+
+Which of two incarnations of an engine is the later one, their epochs do not tell; the one that answers lives. So the
+link to one stays until that to another has opened: a ticket that comes late must not end what is read meanwhile.
 
 A link that was lost is opened again in the background. Until that has worked, whatever needs it is refused
 at once, because a line that swallows everything tells so only by silence, and no request should have to wait for
@@ -48,8 +51,10 @@ class SourceLinks:
         self._times = times
         self._clock = clock
         self._listeners: list[Callable[[SourceLink, PdserveError], None]] = []
-        self._links: dict[str, SourceLink] = {}
+        self._links: dict[tuple[str, int], SourceLink] = {}
+        """By engine id and epoch."""
         self._mending: dict[str, _Mending] = {}
+        """By engine id: of an engine with another link none is mended."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def tell(self, listener: Callable[[SourceLink, PdserveError], None]) -> None:
@@ -62,15 +67,14 @@ class SourceLinks:
         if mending and mending.source.epoch == source.epoch:
             mending.asked_at = self._clock.monotonic()
             raise LinkLost(f"{source.engine_id} cannot be reached; it is tried again")
-        link = self._links.get(source.engine_id)
-        if link and link.epoch == source.epoch and link.error is None:
+        link = self._links.get((source.engine_id, source.epoch))
+        if link:
             return link
         if mending:
             self._stop_mending(source.engine_id)
-        successor = self._links[source.engine_id] = self._open(source)
-        if link:
-            self._keep(link.close())
-        return successor
+        link = self._links[source.engine_id, source.epoch] = self._open(source)
+        self._keep(self._replace_others(link))
+        return link
 
     async def close(self) -> None:
         for engine_id in list(self._mending):
@@ -83,14 +87,33 @@ class SourceLinks:
 
     def _open(self, source: SourceName) -> SourceLink:
         def failed(error: PdserveError) -> None:
-            if self._links.get(link.engine_id) is link and isinstance(error, LinkLost):
-                self._mend(source, error)
+            self._drop(source, link, error)
             for listener in self._listeners:
                 listener(link, error)
 
         link = self._open_link(source, failed)
         link.start()
         return link
+
+    def _drop(self, source: SourceName, link: SourceLink, error: PdserveError) -> None:
+        """A link has failed: nobody gets it any more."""
+        if self._links.get((link.engine_id, link.epoch)) is not link:
+            return
+        del self._links[link.engine_id, link.epoch]
+        self._keep(link.close())
+        if isinstance(error, LinkLost) and not self._others(link):
+            self._mend(source, error)
+
+    def _others(self, link: SourceLink) -> list[tuple[str, int]]:
+        """The links to other incarnations of its engine."""
+        return [key for key in self._links if key[0] == link.engine_id and key[1] != link.epoch]
+
+    async def _replace_others(self, link: SourceLink) -> None:
+        """Once a link has opened, this is the incarnation that lives."""
+        with suppress(PdserveError):
+            await link.ready()
+            for key in self._others(link):
+                self._keep(self._links.pop(key).close())
 
     def _mend(self, source: SourceName, error: LinkLost) -> None:
         _log.warning("link lost, opening it again", source=source.engine_id, epoch=source.epoch, cause=str(error))
@@ -105,7 +128,6 @@ class SourceLinks:
     async def _until_mended(self, mending: _Mending) -> None:
         source, lost_at = mending.source.engine_id, self._clock.monotonic()
         try:
-            await self._links.pop(source).close()
             with suppress(PdserveError):
                 await self._disconnect(source)
             link = await self._opened_again(mending)
@@ -113,7 +135,7 @@ class SourceLinks:
             if self._mending.get(source) is mending:
                 del self._mending[source]
         if link:
-            self._links[source] = link
+            self._links[source, link.epoch] = link
             seconds = round(self._clock.monotonic() - lost_at, 1)
             _log.info("link works again", source=source, epoch=link.epoch, after_seconds=seconds)
 

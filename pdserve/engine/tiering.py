@@ -72,12 +72,7 @@ class Tiering:
 
     async def bring(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> int:
         """Restore blocks for no sequence; how many verified. Returns when nothing writes into them any more."""
-        work = asyncio.ensure_future(self._tiers.restore(hashes, blocks))
-        try:
-            await asyncio.wait({work})
-        finally:
-            work.cancel()
-        return self._num_restored(work)
+        return await self._restored(hashes, blocks, on_late=lambda: None)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -97,21 +92,24 @@ class Tiering:
         self._on_saved([block for _, block in event.blocks])
 
     async def _restore(self, event: RestoreReady) -> None:
-        work = asyncio.ensure_future(self._tiers.restore(event.hashes, event.blocks))
+        num_restored = await self._restored(event.hashes, event.blocks, on_late=lambda: self._on_late(event))
+        self._on_restored(event, num_restored)
+
+    async def _restored(
+        self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...], on_late: Callable[[], None]
+    ) -> int:
+        """How many verified. The targets are not ours before it ends; while it is late no other is begun."""
+        work = asyncio.ensure_future(self._tiers.restore(hashes, blocks))
         try:
             if not (await asyncio.wait({work}, timeout=self._deadline))[0]:
-                await self._outlast(event, work)
+                log.warning("a restore is late", blocks=len(blocks), seconds=self._deadline)
+                self._choice.late()
+                on_late()
+                await asyncio.wait({work})
+                self._choice.settled()
         finally:
             work.cancel()
-        self._on_restored(event, self._num_restored(work))
-
-    async def _outlast(self, event: RestoreReady, work: "asyncio.Future[RestoreReceipt]") -> None:
-        """The targets are not ours before it ends; until then no other restore is begun."""
-        log.warning("a restore is late", blocks=len(event.blocks), seconds=self._deadline)
-        self._choice.late()
-        self._on_late(event)
-        await asyncio.wait({work})
-        self._choice.settled()
+        return self._num_restored(work)
 
     def _num_restored(self, work: "asyncio.Future[RestoreReceipt]") -> int:
         if error := work.exception():

@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pdserve.core.blocks import BlockHash, HeldBlocks, KVEvent, next_block_hash
-from pdserve.core.endpoint import BlockCounts
+from pdserve.core.endpoint import BlockCounts, most_lent
 from pdserve.core.tiers import SavedBlock, Tier, TierNews
 from pdserve.kvcache.block_pool import BlockPool, BlockState
 from pdserve.kvcache.prefix_cache import PrefixCache
 from pdserve.kvcache.tier_index import SaveQueue, TierIndex
 
-_LENT_SHARE = 4
-"""At most one block in so many is lent to other engines at a time."""
 _SAVING_SHARE = 2
 """At most this part of the blocks is being copied to the tiers at a time."""
 
@@ -141,10 +139,12 @@ class KVCacheManager:
         table.num_published = full
 
     def forget(self, owner: KVOwner) -> None:
-        """The sequence's blocks are hits for others no more, unless others use them already; a sequence without
-        blocks is fine."""
+        """The sequence's KV is not to be trusted: its blocks are hits for others no more, nor what a tier holds of them,
+        unless others use them already; a sequence without blocks is fine."""
         if table := self._tables.get(owner.sequence_id):
-            self._cache.forget(block_id for block_id in table.block_ids if self._pool.references(block_id) == 1)
+            own = [block_id for block_id in table.block_ids if self._pool.references(block_id) == 1]
+            self._tiers.distrust(block_hash for block_id in own if (block_hash := self._cache.hash_of(block_id)))
+            self._cache.forget(own)
 
     def match_tiers(self, owner: KVOwner, num_hit_blocks: int, limit: int) -> tuple[Tier, ...]:
         """Where the blocks lie that continue a device hit, up to limit tokens, as far as they lie anywhere."""
@@ -198,7 +198,7 @@ class KVCacheManager:
         perhaps nothing, and then there is no lease."""
         if ticket_id in self._tickets or ticket_id in self._loans:
             raise ValueError(f"ticket {ticket_id} already has a lease")
-        room = max(0, self.num_blocks // _LENT_SHARE - sum(map(len, self._loans.values())))
+        room = max(0, most_lent(self.num_blocks) - sum(map(len, self._loans.values())))
         blocks = self._cache.lookup(hashes[:room])
         if blocks:
             self._pool.lease(blocks)

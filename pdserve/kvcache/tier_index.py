@@ -6,11 +6,16 @@ from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import Tier, TierNews
 
 
+_MOST_DISTRUSTED = 1 << 16
+
+
 class TierIndex:
     """hash → nearest tier. It may be wrong either way: who asks for a block that is gone gets news instead."""
 
     def __init__(self) -> None:
         self._tiers: dict[BlockHash, Tier] = {}
+        self._distrusted: dict[BlockHash, None] = {}
+        """The latest of them."""
 
     @property
     def num_blocks(self) -> int:
@@ -35,6 +40,8 @@ class TierIndex:
         """The hashes that lie elsewhere now, or nowhere any more."""
         moved = []
         for block_hash, tier in news.changes:
+            if block_hash in self._distrusted:
+                continue
             if self._tiers.get(block_hash) is tier:
                 continue
             moved.append(block_hash)
@@ -43,6 +50,14 @@ class TierIndex:
             else:
                 self._tiers[block_hash] = tier
         return moved
+
+    def distrust(self, hashes: Iterable[BlockHash]) -> None:
+        """What the tiers hold of these, or will be told to hold, is not to be used."""
+        for block_hash in hashes:
+            self._tiers.pop(block_hash, None)
+            self._distrusted[block_hash] = None
+            if len(self._distrusted) > _MOST_DISTRUSTED:
+                del self._distrusted[next(iter(self._distrusted))]
 
 
 class SaveQueue:

@@ -5,7 +5,7 @@ from heapq import nsmallest
 from math import ceil, inf
 
 from pdserve.core.cluster import FETCH_SECONDS, ClusterState, EngineView, FetchPlan, RouteAsk
-from pdserve.core.endpoint import EngineState
+from pdserve.core.endpoint import EngineState, most_lent
 from pdserve.core.ticket import KVSource
 from pdserve.router import load
 from pdserve.router.rules import RoutingRules
@@ -49,18 +49,27 @@ def best_fetch(
 
 
 def _reaches(ask: RouteAsk, target: EngineView, source: EngineView) -> tuple[int, ...]:
-    """How many tokens a source may be asked for: those in its pool, or also those in its tiers as far as it has blocks
-    to restore them into."""
+    """How many tokens a source may be asked for, up to what it lends behind those the target holds: those in its pool,
+    or also those in its tiers as far as it has blocks to restore them into."""
     hit = ask.hits[source.key]
-    if not hit.restored_tokens or source.load is None or source.capacity is None:
+    if source.capacity is None:
         return (hit.pool_tokens,)
-    spare = source.load.blocks.spare * source.capacity.block_size
-    return hit.pool_tokens, min(hit.tokens, _here(ask, target, source) + spare)
+    size = source.capacity.block_size
+    most = _held(ask, target) + most_lent(source.capacity.num_blocks) * size
+    in_pool = min(most, hit.pool_tokens)
+    if not hit.restored_tokens or source.load is None:
+        return (in_pool,)
+    return in_pool, min(most, hit.tokens, _here(ask, target, source) + source.load.blocks.spare * size)
+
+
+def _held(ask: RouteAsk, target: EngineView) -> int:
+    """Tokens the target need not fetch."""
+    return ask.prompt_tokens - ask.uncached(target.key)
 
 
 def _here(ask: RouteAsk, target: EngineView, source: EngineView) -> int:
     """Tokens that the source need not restore to lend them, or that are not fetched from it."""
-    return max(ask.hits[source.key].pool_tokens, ask.prompt_tokens - ask.uncached(target.key))
+    return max(ask.hits[source.key].pool_tokens, _held(ask, target))
 
 
 def _restore_seconds(ask: RouteAsk, target: EngineView, source: EngineView, tokens: int) -> float:
@@ -74,7 +83,7 @@ def _plan(ask: RouteAsk, target: EngineView, source: EngineView, reach: int, rul
         return None
     size = target.capacity.block_size
     blocks = min(reach, ask.prompt_tokens - 1) // size
-    cached = ask.prompt_tokens - ask.uncached(target.key)
+    cached = _held(ask, target)
     tokens = blocks * size
     if not target.capacity.prefix_caching or tokens <= cached:
         return None

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 
 from pdserve.core.cluster import ClusterState, EngineView, Mode, RouteAsk, expected_output
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import Unavailable
-from pdserve.router.load import is_full, leased_share
+from pdserve.router.load import is_full, leased_share, max_len
 from pdserve.router.rules import RoutingRules
 
 Views = tuple[EngineView, ...]
@@ -44,12 +45,13 @@ class Options:
         return _linked(prefills, decodes) or _linked(self.prefills, self.decodes)
 
 
-def ready_engines(ask: RouteAsk, state: ClusterState, role: Role) -> Views:
-    """Engines of a role that may get the request, in the order of their ids."""
+def ready_engines(ask: RouteAsk, state: ClusterState, role: Role, room: float = 0.0) -> Views:
+    """Engines of a role that may get the request, in the order of their ids; room as in max_len."""
     ready = (
         view
         for view in state.engines
         if view.endpoint.role is role
+        and max_len(view) >= room
         and view.endpoint.state is EngineState.READY
         and not (view.load and view.load.draining)
         and view.key not in ask.excluded
@@ -57,18 +59,39 @@ def ready_engines(ask: RouteAsk, state: ClusterState, role: Role) -> Views:
     return tuple(sorted(ready, key=lambda view: view.endpoint.engine_id))
 
 
+def alike(ask: RouteAsk, views: Views) -> Views:
+    """Those that round as the request has been rounded, or all if none does."""
+    same = tuple(view for view in views if view.numerics == ask.numerics) if ask.numerics else ()
+    return same or views
+
+
+def answer_room(ask: RouteAsk, state: ClusterState, *roles: Role) -> float:
+    """Tokens that a sequence may have where the answer is not cut short, or as many as at any engine of these roles."""
+    return min(ask.prompt_tokens + ask.max_tokens, _longest(state, *roles))
+
+
+def _longest(state: ClusterState, *roles: Role) -> float:
+    """Most tokens a sequence can have at an engine of these roles, ready or not; inf until one has told."""
+    told = (max_len(view) for view in state.engines if view.capacity and view.endpoint.role in roles)
+    return max(told, default=inf)
+
+
 def find_options(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> Options:
     """Raises Unavailable naming what is missing when nothing else is allowed."""
-    prefills = _below_watermark(ready_engines(ask, state, Role.PREFILL), rules)
-    decodes = ready_engines(ask, state, Role.DECODE)
+    prompt_room = min(ask.prompt_tokens + 1, _longest(state, Role.PREFILL))
+    room = answer_room(ask, state, Role.DECODE, Role.UNIFIED)
+    prefills = _below_watermark(alike(ask, ready_engines(ask, state, Role.PREFILL, prompt_room)), rules)
+    decodes = alike(ask, ready_engines(ask, state, Role.DECODE, room))
     local = [
         LocalOption(view, Mode.DECODE_LOCAL, "this engine does prompts and tokens")
-        for view in ready_engines(ask, state, Role.UNIFIED)
+        for view in alike(ask, ready_engines(ask, state, Role.UNIFIED, room))
     ]
     local += _short(ask, decodes, rules)
     sources, targets = _pairable(ask, prefills, decodes, rules)
     if rules.fallback:
-        local += _fallback(ask, prefills, decodes, rules, paired=bool(sources))
+        whole = answer_room(ask, state, *Role)
+        alone = tuple(view for view in prefills if max_len(view) >= whole)
+        local += _fallback(ask, prefills, alone, decodes, rules, paired=bool(sources))
     options = Options(sources, targets, tuple(local))
     if not options.pairs and not local:
         raise Unavailable(f"{_missing(prefills, decodes)}; try again in a few seconds")
@@ -114,20 +137,21 @@ def _short(ask: RouteAsk, decodes: Views, rules: RoutingRules) -> list[LocalOpti
 
 
 def _fallback(
-    ask: RouteAsk, prefills: Views, decodes: Views, rules: RoutingRules, *, paired: bool
+    ask: RouteAsk, prefills: Views, alone: Views, decodes: Views, rules: RoutingRules, *, paired: bool
 ) -> list[LocalOption]:
+    """alone: the prefill engines that have room for the whole answer."""
     long = [view for view in decodes if ask.uncached(view.key) >= rules.decode_local_below]
     if not prefills:
         return [LocalOption(view, Mode.DECODE_LOCAL, "no prefill engine is ready") for view in long]
     if not decodes:
-        return [LocalOption(view, Mode.PREFILL_LOCAL, "no decode engine is ready") for view in prefills]
+        return [LocalOption(view, Mode.PREFILL_LOCAL, "no decode engine is ready") for view in alone]
     if not paired:
         reason = "no link for a handoff works"
         return [
             *(LocalOption(view, Mode.DECODE_LOCAL, reason) for view in long),
-            *(LocalOption(view, Mode.PREFILL_LOCAL, reason) for view in prefills),
+            *(LocalOption(view, Mode.PREFILL_LOCAL, reason) for view in alone),
         ]
     more = ask.prompt_tokens + expected_output(ask.max_tokens)
     if all(is_full(view, more) for view in decodes):
-        return [LocalOption(view, Mode.PREFILL_LOCAL, "every decode engine is full") for view in prefills]
+        return [LocalOption(view, Mode.PREFILL_LOCAL, "every decode engine is full") for view in alone]
     return []

@@ -23,7 +23,7 @@ from pdserve.core.request import Request
 from pdserve.router.cost import CostModel
 from pdserve.router.kv_index import BlockHit, KVIndex
 from pdserve.router.load import is_full, max_len
-from pdserve.router.options import find_options, ready_engines
+from pdserve.router.options import alike, answer_room, find_options, ready_engines
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rebalancing import DecodingRequest, Move, rebalance
 from pdserve.router.rules import RoutingRules
@@ -62,13 +62,14 @@ class Router:
         state: ClusterState,
         excluded: frozenset[EngineKey] = frozenset(),
         parted: frozenset[EngineKey] = frozenset(),
+        numerics: str = "",
     ) -> Route:
         """The policy's choice, noted in the index for the engine that computes the prompt: an equal prompt that
         queues behind it will find its KV there. What is fetched counts once it has arrived.
 
         Raises Unavailable when no engine outside `excluded` may serve the request.
         """
-        ask = self._ask(request, state, excluded, parted)
+        ask = self._ask(request, state, excluded, parted, numerics)
         route = self._policy.choose(ask, state)
         view = _find(state, _key(route.prefill))
         if view is not None and view.capacity is not None and view.capacity.prefix_caching:
@@ -89,6 +90,7 @@ class Router:
         state: ClusterState,
         excluded: frozenset[EngineKey] = frozenset(),
         parted: frozenset[EngineKey] = frozenset(),
+        numerics: str = "",
     ) -> Route:
         """Look again at the decode engine of a disaggregated route that was booked a while ago.
 
@@ -98,12 +100,18 @@ class Router:
         """
         if route.mode is not Mode.DISAGGREGATED:
             return route
-        ask = self._ask(request, state, excluded, parted)
+        ask = self._ask(request, state, excluded, parted, numerics)
         decodes = {view.key: view for view in ready_engines(ask, state, Role.DECODE)}
         # The current one may have a lost link: then this is the request that tries it.
         current = decodes.pop(_key(route.decode), None)
         source = _key(route.prefill)
-        others = [view for key, view in decodes.items() if key not in parted and source not in view.lost_links]
+        room = answer_room(ask, state, Role.DECODE, Role.UNIFIED)
+        others = tuple(
+            view
+            for key, view in decodes.items()
+            if key not in parted and source not in view.lost_links and max_len(view) >= room
+        )
+        others = alike(ask, others) if current is None else tuple(v for v in others if v.numerics == current.numerics)
         if current is None and not others:
             raise Unavailable("no decode engine is ready; try again in a few seconds")
         prefill = _find(state, source)
@@ -124,9 +132,9 @@ class Router:
         """Where a request that decodes on source would best go on, and as far as it might there.
 
         Raises Unavailable when no other engine can take it."""
-        ask = self._ask(request, state, frozenset({source}), frozenset())
-        need = ask.prompt_tokens + expected_output(ask.max_tokens)
         here = _find(state, source)
+        ask = self._ask(request, state, frozenset({source}), frozenset(), here.numerics if here else "")
+        need = ask.prompt_tokens + expected_output(ask.max_tokens)
         longest = min(ask.prompt_tokens + ask.max_tokens, max_len(here) if here else inf)
         able = tuple(
             view
@@ -136,7 +144,7 @@ class Router:
         )
         if not able:
             raise Unavailable("no other engine has room to go on with what decodes here")
-        return CostModel(ask, state.now, self._rules).best_decodes(able)[0].endpoint
+        return CostModel(ask, state.now, self._rules).best_decodes(alike(ask, able))[0].endpoint
 
     def rebalance(
         self, runners: Iterable[DecodingRequest], state: ClusterState, pause: float | None, since: float
@@ -147,7 +155,12 @@ class Router:
         return rebalance(runners, state, self._rules, self._rules.handoff_seconds if pause is None else pause, since)
 
     def _ask(
-        self, request: Request, state: ClusterState, excluded: frozenset[EngineKey], parted: frozenset[EngineKey]
+        self,
+        request: Request,
+        state: ClusterState,
+        excluded: frozenset[EngineKey],
+        parted: frozenset[EngineKey],
+        numerics: str,
     ) -> RouteAsk:
         return RouteAsk(
             request_id=request.id,
@@ -157,6 +170,7 @@ class Router:
             hits=self._hits(request, state),
             excluded=excluded,
             parted=parted,
+            numerics=numerics,
         )
 
     def _hits(self, request: Request, state: ClusterState) -> dict[EngineKey, PrefixHit]:

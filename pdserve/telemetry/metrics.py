@@ -239,8 +239,9 @@ class _EngineCollector(Collector):
         return (*_engine_gauges(), *tier_families(()))
 
     def collect(self) -> Iterator[Metric]:
-        up, running, waiting, backlog, blocks, links = _engine_gauges()
+        up, running, waiting, backlog, blocks, links, numerics = _engine_gauges()
         views = tuple(self._engines())
+        numerics.add_metric([], len({view.numerics for view in views if view.numerics}))
         for view in views:
             endpoint, load = view.endpoint, view.load
             engine = endpoint.engine_id
@@ -255,11 +256,19 @@ class _EngineCollector(Collector):
             for state, count in asdict(load.blocks).items():
                 if state != "total":
                     blocks.add_metric([engine, state], count)
-        yield from (up, running, waiting, backlog, blocks, links)
+        yield from (up, running, waiting, backlog, blocks, links, numerics)
         yield from tier_families(views)
 
 
-_ENGINE_LABELS = (("engine", "role", "state"), ("engine",), ("engine",), ("engine",), ("engine", "state"), ("engine",))
+_ENGINE_LABELS: tuple[tuple[str, ...], ...] = (
+    ("engine", "role", "state"),
+    ("engine",),
+    ("engine",),
+    ("engine",),
+    ("engine", "state"),
+    ("engine",),
+    (),
+)
 
 
 def _engine_gauges() -> tuple[GaugeMetricFamily, ...]:
@@ -270,6 +279,11 @@ def _engine_gauges() -> tuple[GaugeMetricFamily, ...]:
         ("pdserve_engine_backlog_tokens", "Prompt tokens still to compute."),
         ("pdserve_kv_blocks", "KV blocks by state; the states sum up to all blocks."),
         ("pdserve_lost_links", "Prefill engines a decode engine is not sent to now, because their link was lost."),
+        (
+            "pdserve_numerics",
+            "Ways in which engines in deterministic mode round; where there are several, equal requests may get "
+            "different answers.",
+        ),
     )
     return tuple(
         GaugeMetricFamily(name, documentation, labels=labels)

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ import torch
 from pdserve.core.errors import EngineDied
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo
-from pdserve.core.shards import KVShard
 from pdserve.model.gloo import GlooRanks, meeting_place
 from pdserve.model.parallel import ParallelContext
 from pdserve.tiers.service import LocalTierService
@@ -45,7 +43,7 @@ class LocalWorker:
                     name=_tier_name(spec),
                     layout=worker.layout,
                     memory=memory,
-                    computed_by=_computed_by(spec, worker.shard),
+                    computed_by=_computed_by(spec, worker),
                 )
             transfer = await LocalTransferService.open(
                 engine_id=spec.engine_id,
@@ -127,10 +125,9 @@ def _tier_name(spec: WorkerSpec) -> str:
     return spec.engine_id if spec.place is None else f"{spec.engine_id}.rank{spec.place.rank}"
 
 
-def _computed_by(spec: WorkerSpec, shard: KVShard) -> str:
+def _computed_by(spec: WorkerSpec, worker: Worker) -> str:
     """Whatever, besides model, dtype and block size, may change a bit of KV."""
-    torch_build = f"torch {torch.__version__} on {platform.machine()}"
-    return f"{torch_build}, {spec.device}, deterministic {spec.deterministic}, {shard} of {spec.tensor_parallel}"
+    return f"{worker.numerics}, deterministic {spec.deterministic}, {worker.shard}"
 
 
 def _allocator(allocated: list[HostMemory]) -> Callable[[int], memoryview]:

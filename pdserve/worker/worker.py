@@ -1,7 +1,7 @@
 """A worker put together: model, KV memory, attention, sampler, executor."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,6 +16,7 @@ from pdserve.model.loader import LoadedModel, load_model, resolve_deterministic
 from pdserve.model.parallel import ParallelContext
 from pdserve.worker.executor import InprocExecutor
 from pdserve.worker.kv_tensors import KVTensors
+from pdserve.worker.numerics import numerics
 from pdserve.worker.runner import BatchLayersDone, Runner
 from pdserve.worker.warm_up import warm_up
 
@@ -49,6 +50,8 @@ class Worker:
     """Of the engine, all ranks together."""
     shard: KVShard
     info: ModelInfo
+    numerics: str
+    """As in ModelInfo, promised or not."""
 
     def close(self) -> None:
         """End the computing thread; the KV memory lives as long as it is referred to."""
@@ -85,7 +88,9 @@ def build_worker(
     if loaded.device.type == "cpu":
         warm_up(loaded, attention, kv)
     executor = make_executor(loaded, attention, kv, options, on_layers_done)
-    return Worker(executor=executor, kv=kv, layout=layout, shard=shard, info=loaded.info)
+    rounding = numerics(loaded.device, threads=options.num_threads, ranks=loaded.parallel.world_size)
+    info = replace(loaded.info, numerics=rounding if deterministic else "")
+    return Worker(executor=executor, kv=kv, layout=layout, shard=shard, info=info, numerics=rounding)
 
 
 def make_executor(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import torch
 
 from pdserve.core.endpoint import new_epoch
 from pdserve.core.errors import CheckpointError, ConfigError, DigestMismatch, EngineDied, StaleEpoch, TransferFailed
@@ -141,6 +142,12 @@ async def test_the_worker_describes_its_model_and_memory(workers: Workers) -> No
         assert worker.transfer.layout == worker.layout
         assert worker.transfer.address.layout_hash == worker.layout.wire_hash
         assert [name for name, _ in worker.transfer.address.ranks[0].backends] == ["nixl", "shared_memory", "grpc"]
+
+
+async def test_equal_workers_round_alike_and_say_so(workers: Workers) -> None:
+    assert workers.prefill.info.numerics == workers.decode.info.numerics
+    assert torch.__version__ in workers.prefill.info.numerics
+    assert f"ranks: {len(workers.prefill.transfer.address.ranks)}," in workers.prefill.info.numerics
 
 
 async def test_batches_give_the_tokens_and_the_kv_the_model_gives(workers: Workers, oracle: Oracle) -> None:

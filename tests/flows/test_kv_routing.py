@@ -98,6 +98,7 @@ async def test_engines_tell_their_size_and_how_long_steps_take(checkpoint: Path)
             assert view.capacity is not None
             assert (view.capacity.block_size, view.capacity.num_blocks) == (16, 64)
             assert view.capacity.max_len == 16 * 64
+            assert "numba" in view.numerics, "on a CPU equal requests are promised equal bits"
             assert view.booked == Booked()
 
 

@@ -41,6 +41,27 @@ async def test_a_session_that_broke_while_its_engine_lives_is_opened_again(check
         await cluster.until_idle()
 
 
+async def test_an_engine_that_cannot_obey_a_command_does_not_stay_deaf_to_those_behind_it(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_cluster(checkpoint, SPECS, times=Times(heartbeat=0.1)) as cluster:
+        engine = cluster.engines["d"]
+
+        def fail(request_id: str) -> None:
+            raise ValueError("a defect")
+
+        connection = cluster.sessions.client(engine.endpoint)
+        with monkeypatch.context() as defect:
+            defect.setattr(engine, "cancel", fail)
+            connection.cancel("nobody")  # type: ignore[attr-defined]
+            async with asyncio.timeout(10):
+                while not connection.failed:
+                    await asyncio.sleep(0.01)
+        answer = await cluster.answer(range(60), GREEDY, timeout=10.0)
+        assert len(answer.token_ids) == GREEDY.max_tokens
+        await cluster.until_idle()
+
+
 async def test_a_new_gateway_is_not_ready_before_every_engine_has_been_heard_from(checkpoint: Path) -> None:
     async with open_cluster(checkpoint, SPECS) as cluster:
         endpoints = tuple(engine.endpoint for engine in cluster.engines.values())

@@ -58,16 +58,20 @@ async def respond(request: Request, answer: Answer, wording: Format, *, stream: 
         return Response(orjson.dumps(wording.whole(answer, whole)), media_type="application/json")
     deltas = answer.deltas()
     first = await until_disconnect(request.receive, _next(deltas))
-    return EventStream(_events(answer, wording, first, deltas), send_timeout)
+    return EventStream(_events(answer, wording, first, deltas), deltas, send_timeout)
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; closes its source when the client is gone or reads nothing for send_timeout seconds."""
+    """Server-sent events; closes their source when the client is gone or reads nothing for send_timeout seconds, also
+    before the first event was asked for."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], send_timeout: float) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], source: AsyncGenerator[TextDelta, None], send_timeout: float
+    ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, headers=headers, media_type="text/event-stream")
         self._events = events
+        self._source = source
         self._send_timeout = send_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +83,7 @@ class EventStream(StreamingResponse):
             log.warning("client reads nothing", request_id=scope["state"]["id"], seconds=self._send_timeout)
 
     async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._events):
+        async with aclosing(self._source), aclosing(self._events):
             async with asyncio.timeout(self._send_timeout):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for event in self._events:

@@ -94,6 +94,7 @@ def capacity_from_proto(message: pb.EngineDescription) -> EngineCapacity:
         max_tokens_per_step=message.max_tokens_per_step,
         prefix_caching=message.prefix_caching,
         max_len=message.max_model_len or None,
+        numerics=message.numerics,
     )
 
 

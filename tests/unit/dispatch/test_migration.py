@@ -53,9 +53,14 @@ class Line:
         self.load: LoadSnapshot | None = None
         asyncio.get_running_loop().call_soon(self.report)
 
-    def hold(self, num_blocks: int) -> None:
+    def hold(self, num_blocks: int, numerics: str = "") -> None:
         capacity = EngineCapacity(
-            model_revision="r", block_size=4, num_blocks=num_blocks, max_rows=8, max_tokens_per_step=64
+            model_revision="r",
+            block_size=4,
+            num_blocks=num_blocks,
+            max_rows=8,
+            max_tokens_per_step=64,
+            numerics=numerics,
         )
         self.ledger.described(capacity)
 

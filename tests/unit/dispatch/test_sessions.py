@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pdserve.config.times import Times
-from pdserve.core.blocks import KVSnapshot
+from pdserve.core.blocks import KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.cluster import FETCH_SECONDS, Booked, BookedDecode, EngineView, Mode, Route
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role, StepTally
 from pdserve.core.errors import EngineDied
@@ -121,6 +121,15 @@ async def test_what_an_incarnation_held_goes_with_it(bench: Bench) -> None:
     assert bench.pool.index.match([bytes(16)], 0.0) == {}
     with pytest.raises(EngineDied, match="d0 has left"):
         bench.pool.client(endpoint("d0", epoch=1))
+
+
+async def test_what_an_incarnation_still_says_as_it_leaves_is_not_noted(bench: Bench) -> None:
+    ledger = bench.lines["d0", 1].ledger
+    bench.pool.update((endpoint("d1"),))
+    ledger.kv_restored(KVSnapshot(number=1, hashes=(bytes(16),), first=True, last=True))
+    assert ledger.kv_changed([KVEvent(number=2, kind=KVEventKind.STORED, hashes=(bytes(16),))])
+    assert len(bench.pool.index) == 0
+    assert bench.pool.index.match([bytes(16)], 0.0) == {}
 
 
 async def test_an_engine_that_is_not_heard_from_is_suspect_and_one_that_starts_is_not_connected(bench: Bench) -> None:

@@ -1,7 +1,7 @@
 """A link that breaks says so, whichever of its tasks meets the end first."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
 import pytest
@@ -13,7 +13,7 @@ from pdserve.core.protocols import PeerAddress, Pull, PullSpec
 from pdserve.core.shards import KVPart
 from pdserve.engine.handoff_link import HandoffLink
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
-from tests.clocks import ManualClock
+from tests.clocks import ManualClock, settle
 
 LAYOUT = KVLayout(group=KVGroup(num_layers=1, num_kv_heads=1, head_dim=4, dtype="float32"), block_size=4, num_blocks=8)
 
@@ -61,20 +61,64 @@ class EndedStub:
         return pb.PeerHello(engine_id="p0", epoch=7, layout_hash=hello.layout_hash, kv_kind=hello.kv_kind)
 
 
-async def test_a_command_that_meets_the_streams_end_fails_the_link_and_whoever_waits_on_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("pdserve.engine.handoff_link.HandoffServiceStub", EndedStub)
-    failed: asyncio.Queue[PdserveError] = asyncio.Queue()
-    link = HandoffLink(
+class SilentCall(EndedCall):
+    """A call in which nothing happens."""
+
+    async def write(self, command: pb.HandoffCommand) -> None:
+        await asyncio.Event().wait()
+
+
+class SilentStub(EndedStub):
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.Handoff = SilentCall
+
+
+class SlowChannel:
+    """A channel that takes its time to close."""
+
+    def __init__(self) -> None:
+        self.may_close = asyncio.Event()
+
+    async def close(self) -> None:
+        await self.may_close.wait()
+
+
+def open_link(on_failure: Callable[[PdserveError], None]) -> HandoffLink:
+    return HandoffLink(
         engine_id="p0",
         epoch=7,
         address="127.0.0.1:1",
         transfer=ConnectOnly(),
         times=Times(),
         clock=ManualClock(),
-        on_failure=failed.put_nowait,
+        on_failure=on_failure,
     )
+
+
+async def test_whoever_is_cancelled_while_he_closes_a_link_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = SlowChannel()
+    monkeypatch.setattr("pdserve.engine.handoff_link.HandoffServiceStub", SilentStub)
+    monkeypatch.setattr("pdserve.engine.handoff_link.open_channel", lambda address: channel)
+    failures: list[PdserveError] = []
+    link = open_link(failures.append)
+    link.start()
+    await link.ready()
+    closing = asyncio.create_task(link.close())
+    await settle()
+    closing.cancel()
+    await settle()
+    assert closing.cancelled()
+    assert [type(failure) for failure in failures] == [LinkLost], "whoever waits for the link hears of its end even so"
+    channel.may_close.set()
+    await settle()
+
+
+async def test_a_command_that_meets_the_streams_end_fails_the_link_and_whoever_waits_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pdserve.engine.handoff_link.HandoffServiceStub", EndedStub)
+    failed: asyncio.Queue[PdserveError] = asyncio.Queue()
+    link = open_link(failed.put_nowait)
     link.start()
     await link.ready()
     link.attach("t", 0, lambda news: None)

@@ -9,6 +9,7 @@ import pytest
 from pdserve.config.times import Times
 from pdserve.core.blocks import BlockHash
 from pdserve.core.endpoint import Endpoint, EngineState, Role
+from pdserve.core.errors import Unavailable
 from pdserve.core.ticket import HandoffNews, Lent, TicketGone
 from pdserve.core.tiers import RestoreReceipt, SavedBlock, Tier, TierNews
 from pdserve.engine.handoff_source import HandoffSource
@@ -22,6 +23,8 @@ from tests.unit.engine.test_handoff_source import LAYOUT, RecordingTransfer
 
 NOTHING = TierNews(changes=(), tallies=())
 CHAIN = tuple(bytes([number]) * 16 for number in range(6))
+
+PATIENCE = 0.2
 
 
 class Tiers:
@@ -49,7 +52,7 @@ class Bench:
     def __init__(self) -> None:
         self.tiers = Tiers()
         self.clock = clock = ManualClock()
-        times, transfer = Times(), RecordingTransfer(LAYOUT)
+        times, transfer = Times(restore_deadline=2 * PATIENCE), RecordingTransfer(LAYOUT)
         self.restoring = Restoring(
             self.tiers,
             transfer=transfer,
@@ -78,6 +81,7 @@ class Bench:
             kv=self.kv,
             restoring=self.restoring,
             clock=clock,
+            patience=PATIENCE,
             refusal=lambda: None,
             on_change=lambda: None,
         )
@@ -199,3 +203,27 @@ async def test_a_lender_that_closes_leaves_no_restore_running(bench: Bench) -> N
     await settle()
     async with asyncio.timeout(5):
         await bench.lender.close()
+
+
+async def test_a_restore_that_hangs_holds_up_no_loan_for_ever_and_no_other_is_begun(bench: Bench) -> None:
+    for ticket_id in "ab":
+        bench.lend(ticket_id, 4)
+    async with asyncio.timeout(5):
+        while not (bench.news["a"] and bench.news["b"]):
+            await asyncio.sleep(0.01)
+    for ticket_id in "ab":
+        (gone,) = bench.news[ticket_id]
+        assert isinstance(gone, TicketGone)
+        assert gone.code == Unavailable.code
+    bench.lend("a", 4)
+    async with asyncio.timeout(5):
+        while len(bench.news["a"]) < 2:
+            await asyncio.sleep(0.01)
+    assert bench.tiers.asked == [CHAIN[:4]]
+    await asyncio.sleep(2 * PATIENCE)
+    assert bench.restoring.choose_restore((Tier.HOST,)) == 0, "nothing is restored before that has ended"
+    bench.tiers.go.set()
+    await settle()
+    assert bench.restoring.choose_restore((Tier.HOST,)) == 1
+    bench.lend("c", 4)
+    assert bench.lent("c") == 4, "what came late is here"

@@ -190,3 +190,45 @@ async def test_a_link_that_failed_otherwise_is_replaced_when_it_is_asked_for() -
     await asyncio.sleep(0)
     await bench.links.close()
     assert bench.opened[0].closed
+
+
+async def test_a_ticket_of_an_incarnation_that_is_gone_does_not_end_the_link_to_its_successor() -> None:
+    bench = Bench()
+    restarted = replace(TICKET, epoch=TICKET.epoch + 1)
+    link = bench.links.to(restarted)
+    await settle()
+    bench.refusal = StaleEpoch("restarted")
+    assert bench.links.to(TICKET) is not link
+    await settle()
+    assert bench.links.to(restarted) is link
+    assert link.error is None
+    assert bench.opened[1].closed
+    assert not bench.opened[0].closed
+    assert bench.disconnected == [], "that would end what is read over the other link"
+    await bench.links.close()
+
+
+async def test_the_link_to_an_incarnation_is_closed_once_its_successor_has_answered() -> None:
+    bench = Bench()
+    bench.links.to(TICKET)
+    await settle()
+    restarted = replace(TICKET, epoch=TICKET.epoch + 1)
+    link = bench.links.to(restarted)
+    await settle()
+    assert bench.opened[0].closed
+    assert bench.links.to(restarted) is link
+    assert not bench.opened[1].closed
+    await bench.links.close()
+
+
+async def test_a_link_lost_beside_its_successors_is_not_opened_again() -> None:
+    bench = Bench()
+    bench.links.to(TICKET)
+    await settle()
+    bench.links.to(replace(TICKET, epoch=TICKET.epoch + 1))
+    bench.opened[0].lose(LinkLost("silent"))
+    await bench.clock.advance(5.0)
+    assert bench.opened[0].closed
+    assert len(bench.opened) == 2
+    assert bench.disconnected == []
+    await bench.links.close()

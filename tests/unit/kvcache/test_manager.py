@@ -1,7 +1,9 @@
 import pytest
 
 from pdserve.core.blocks import KVEventKind, block_hashes
+from pdserve.core.tiers import Tier, TierNews
 from pdserve.kvcache.manager import KVCacheManager
+from pdserve.kvcache.tier_index import TierIndex
 from tests.unit.kvcache.owners import Owner
 
 
@@ -194,3 +196,23 @@ def test_a_loan_is_the_cached_run_from_the_first_block_asked_for() -> None:
         manager.lend("tail", owner.block_hashes)
     manager.release("tail")
     assert manager.counts().free == 16
+
+
+def test_kv_that_is_not_to_be_trusted_is_found_in_no_tier_whenever_the_tier_tells_of_it() -> None:
+    manager = KVCacheManager(num_blocks=8, block_size=4, tiers=TierIndex())
+    shared, owner = Owner(1, list(range(4))), Owner(2, list(range(12)))
+    leave_cached(manager, shared)
+    assert manager.allocate(owner, 12, manager.match(owner, 12))
+    manager.commit(owner, 12)
+    assert manager.allocate(Owner(3, list(range(4))), 4, manager.match(shared, 4))
+    first, second, third = owner.block_hashes
+    manager.hear(TierNews(changes=((first, Tier.HOST), (second, Tier.HOST)), tallies=()))
+    manager.drain_events()
+    manager.forget(owner)
+    [event] = manager.drain_events()
+    assert (event.kind, event.hashes, event.tier) == (KVEventKind.REMOVED, (second, third), None)
+    manager.hear(TierNews(changes=((second, Tier.DISK), (third, Tier.HOST)), tallies=()))
+    assert manager.drain_events() == []
+    assert manager.continuation((second, third)) == (0, ())
+    assert manager.match_tiers(owner, 0, 12) == (Tier.HOST,), "the block that others use is left alone"
+    manager.check()

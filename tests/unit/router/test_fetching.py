@@ -41,6 +41,14 @@ def test_the_last_token_is_always_computed() -> None:
     assert route.fetch.source.num_blocks == 29
 
 
+@pytest.mark.parametrize(("here", "blocks"), [(0, 16), (160, 26), (256, 30)])
+def test_no_more_is_planned_than_a_lender_lends_at_a_time_behind_what_is_here(here: int, blocks: int) -> None:
+    small = view("d0", Role.DECODE, num_blocks=64)
+    plan = best_fetch(ask(500, d0=480, p0=here), P0, [small], RULES)
+    assert plan
+    assert (plan.source.num_blocks, plan.tokens) == (blocks, blocks * BLOCK_SIZE)
+
+
 @pytest.mark.parametrize(
     ("request_", "views", "rules"),
     [

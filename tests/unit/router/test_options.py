@@ -1,5 +1,7 @@
 """Which engines may serve a request, in which mode, and what is said when none may."""
 
+from dataclasses import replace
+
 import pytest
 
 from pdserve.core.cluster import EngineView, Mode
@@ -119,3 +121,41 @@ def test_a_prefill_engine_full_of_leases_gets_prompts_only_if_all_are() -> None:
 def test_unified_engines_serve_alone() -> None:
     options = find_options(ask(), cluster(view("u0", Role.UNIFIED)), STRICT)
     assert [option.mode for option in options.local] == [Mode.DECODE_LOCAL]
+
+
+@pytest.mark.parametrize(("max_tokens", "able"), [(500, ["d0", "d1"]), (501, ["d1"]), (2000, ["d1"])])
+def test_a_request_goes_where_it_may_become_as_long_as_anywhere(max_tokens: int, able: list[str]) -> None:
+    """An engine ends a sequence that is as long as it can have any."""
+    views = (
+        view("p0", Role.PREFILL, max_len=501),
+        view("p1", Role.PREFILL, max_len=500),
+        view("d0", Role.DECODE, max_len=1000),
+        view("d1", Role.DECODE, max_len=2000),
+    )
+    options = find_options(ask(500, max_tokens=max_tokens), cluster(*views), RULES)
+    assert ids(options.prefills) == ["p0"], "a prompt needs room for one token more"
+    assert ids(options.decodes) == able
+
+
+def test_a_prompt_too_long_for_all_is_refused_by_an_engine_not_kept_waiting() -> None:
+    views = view("p0", Role.PREFILL, max_len=400), view("d0", Role.DECODE, max_len=400)
+    assert find_options(ask(500), cluster(*views), STRICT).pairs
+
+
+def test_no_engine_that_would_cut_an_answer_short_stands_in_for_one_that_is_back_soon() -> None:
+    away = view("d0", Role.DECODE, max_len=2000, state=EngineState.SUSPECT)
+    stand_in = view("p0", Role.PREFILL, max_len=1000)
+    with pytest.raises(Unavailable):
+        find_options(ask(500, max_tokens=501), cluster(stand_in, away), RULES)
+    assert find_options(ask(500, max_tokens=500), cluster(stand_in, away), RULES).local
+
+
+def test_a_continuation_goes_to_engines_that_round_alike_if_there_are_any() -> None:
+    engines = [view(name, role, numerics=name[1]) for name, role in (("pa", Role.PREFILL), ("pb", Role.PREFILL))]
+    engines += [view(name, Role.DECODE, numerics=name[1]) for name in ("db", "dc")]
+    known = {kind: find_options(replace(ask(), numerics=kind), cluster(*engines), RULES) for kind in ("a", "b", "")}
+    assert {kind: (ids(options.prefills), ids(options.decodes)) for kind, options in known.items()} == {
+        "a": (["pa"], ["db", "dc"]),
+        "b": (["pb"], ["db"]),
+        "": (["pa", "pb"], ["db", "dc"]),
+    }

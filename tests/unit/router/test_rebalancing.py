@@ -177,3 +177,15 @@ def test_nothing_moves_back_and_moving_ends(
         assert last is None or way != last[::-1]
         loads, last = moved(loads, move), way
     pytest.fail("requests still move")
+
+
+def test_nothing_moves_for_the_sake_of_load_to_an_engine_that_rounds_otherwise() -> None:
+    loads: Loads = {"d0": rows("d0", 8), "d1": []}
+
+    def decided(numerics: str) -> Move | None:
+        views = state(loads).engines
+        told = [replace(each, capacity=replace(each.capacity, numerics=numerics)) for each in views[1:] if each.capacity]
+        return decide(loads, cluster(views[0], *told, now=1.0))
+
+    assert decided("")
+    assert decided("b") is None

@@ -125,6 +125,12 @@ def test_a_decode_engine_is_left_only_for_a_clearly_better_one(bench: Bench) -> 
     assert rebound(bench, view("d0", Role.DECODE, booked=ours, running=63), idle) == "d1"
 
 
+def test_decoding_does_not_move_to_where_the_answer_would_be_cut_short(bench: Bench) -> None:
+    longest = len(PROMPT) + request().sampling.max_tokens
+    for max_len, chosen in ((longest - 1, "d0"), (longest, "d1")):
+        assert rebound(bench, view("d0", Role.DECODE, running=63), view("d1", Role.DECODE, max_len=max_len)) == chosen
+
+
 def test_a_decode_engine_that_is_gone_is_replaced_at_once(bench: Bench) -> None:
     gone = view("d0", Role.DECODE, state=EngineState.SUSPECT)
     assert rebound(bench, gone, view("d1", Role.DECODE, running=60)) == "d1"
@@ -190,3 +196,23 @@ def test_a_running_request_stays_rather_than_going_where_it_cannot(bench: Bench,
 def test_a_running_request_moves_where_it_may_become_no_longer_than_here(bench: Bench) -> None:
     alike = two_by_two(d0=view("d0", Role.DECODE, max_len=210), d1=view("d1", Role.DECODE, max_len=210))
     assert bench.router.move(request(), ("d0", 1), cluster(*alike)).engine_id == "d1"
+
+
+def test_a_running_request_moves_to_an_engine_that_rounds_alike_if_that_has_room(bench: Bench) -> None:
+    def chosen(**alike: int) -> str:
+        views = two_by_two(
+            d0=view("d0", Role.DECODE, numerics="a"),
+            d1=view("d1", Role.DECODE, numerics="b"),
+            d2=view("d2", Role.DECODE, numerics="a", **alike),
+        )
+        return bench.router.move(request(), ("d0", 1), cluster(*views)).engine_id
+
+    assert (chosen(running=30), chosen(used=1024)) == ("d2", "d1")
+
+
+def test_decoding_is_not_moved_before_it_begins_to_an_engine_that_rounds_otherwise(bench: Bench) -> None:
+    busy = view("d0", Role.DECODE, running=63, numerics="a")
+    assert rebound(bench, busy, view("d1", Role.DECODE, numerics="b")) == "d0"
+    assert rebound(bench, busy, view("d1", Role.DECODE, numerics="a")) == "d1"
+    gone = replace(busy, endpoint=replace(busy.endpoint, state=EngineState.SUSPECT))
+    assert rebound(bench, gone, view("d1", Role.DECODE, numerics="b")) == "d1"

@@ -25,6 +25,7 @@ def view(
     epoch: int = 1,
     lost_links: tuple[str, ...] = (),
     max_len: int | None = None,
+    numerics: str = "",
 ) -> EngineView:
     """An engine whose snapshot has just arrived at second 0; running counts requests of other gateways."""
     load = LoadSnapshot(
@@ -47,6 +48,7 @@ def view(
             max_rows=max_rows,
             max_tokens_per_step=512,
             max_len=max_len,
+            numerics=numerics,
         ),
         step_model=step_model,
         booked=booked or Booked(),

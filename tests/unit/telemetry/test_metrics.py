@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pdserve.core.cluster import EngineView
-from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
+from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role
 from pdserve.core.errors import DigestMismatch
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.metrics_table import document
@@ -38,6 +38,14 @@ def test_lost_links_are_those_of_decode_engines() -> None:
     metrics, parted = Metrics(), replace(view(free=7), lost_links=frozenset({("prefill-0", 1), ("prefill-1", 1)}))
     metrics.watch_engines(lambda: [parted])
     assert metrics.registry.get_sample_value("pdserve_lost_links", {"engine": "decode-0"}) == 2
+
+
+def test_ways_of_rounding_are_counted_where_engines_promise_any() -> None:
+    capacity = EngineCapacity(model_revision="r", block_size=4, num_blocks=8, max_rows=1, max_tokens_per_step=8)
+    metrics = Metrics()
+    views = [replace(view(free=7), capacity=replace(capacity, numerics=numerics)) for numerics in ("", "a", "b", "b")]
+    metrics.watch_engines(lambda: [view(free=7), *views])
+    assert metrics.registry.get_sample_value("pdserve_numerics") == 2
 
 
 def test_states_of_blocks_sum_up_to_all_blocks() -> None:

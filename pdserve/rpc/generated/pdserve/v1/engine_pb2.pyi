@@ -124,7 +124,7 @@ class Departure(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ...) -> None: ...
 
 class EngineDescription(_message.Message):
-    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid", "block_size", "num_blocks", "max_rows", "max_tokens_per_step", "prefix_caching")
+    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid", "block_size", "num_blocks", "max_rows", "max_tokens_per_step", "prefix_caching", "numerics")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,7 @@ class EngineDescription(_message.Message):
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHING_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     role: str
     epoch: int
@@ -149,7 +150,8 @@ class EngineDescription(_message.Message):
     max_rows: int
     max_tokens_per_step: int
     prefix_caching: bool
-    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., prefix_caching: bool = ...) -> None: ...
+    numerics: str
+    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., prefix_caching: bool = ..., numerics: _Optional[str] = ...) -> None: ...
 
 class KVEvents(_message.Message):
     __slots__ = ("epoch", "first_number", "changes")
