@@ -56,6 +56,11 @@ class Router:
             return False
         return True
 
+    def prepare(self, request: Request, state: ClusterState) -> None:
+        """Hash the request's prompt, so that routing it need not."""
+        for capacity in _namings(state).values():
+            self._chain(request, capacity)
+
     def route(
         self,
         request: Request,
@@ -193,6 +198,11 @@ class Router:
             while len(self._chains) > _KEPT_CHAINS:
                 self._chains.popitem(last=False)
         return chain
+
+
+def _namings(state: ClusterState) -> dict[_Naming, EngineCapacity]:
+    """The ways the engines name blocks; as a rule there is one."""
+    return {_naming(view.capacity): view.capacity for view in state.engines if view.capacity}
 
 
 def _naming(capacity: EngineCapacity) -> _Naming:
