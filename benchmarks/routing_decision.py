@@ -76,7 +76,8 @@ class Deployment:
         for ledger, endpoint in self.ledgers:
             ledger.described(CAPACITY)
             ledger.kv_restored(KVSnapshot(number=0, hashes=(), first=True, last=True))
-            self._tell_load(ledger, endpoint)
+            for _ in range(2):
+                self._tell_load(ledger, endpoint)
         self.prompts = [_prompt(self._rng, number) for number in range(CONVERSATIONS)]
         self._fill()
         self._lasting: deque[tuple[Route, Request, Booking]] = deque()
@@ -225,7 +226,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", type=int, nargs="*", default=[64, 1000])
     parser.add_argument("--decisions", type=int, default=2000)
-    parser.add_argument("--blocks", type=int, default=10_000_000, help="In the index whose memory is measured; 0: none.")
+    parser.add_argument(
+        "--blocks", type=int, default=10_000_000, help="In the index whose memory is measured; 0: none."
+    )
     parser.add_argument("--policy", default="kv_aware")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "routing_decision.json")

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
 
 from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot, Tier
 from pdserve.core.cluster import EngineKey
@@ -16,8 +19,7 @@ gaps that forgetting leaves, which this makes rare."""
 _INTERNED_MASKS = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class BlockHit:
+class BlockHit(NamedTuple):
     """Leading blocks of a chain: those announced, and those announced or expected. Of the announced ones, in_host and
     in_disk lie in a tier below the device pool."""
 
@@ -63,6 +65,8 @@ class KVIndex:
         self._slots: dict[EngineKey, _Slot] = {}
         self._keys: dict[int, EngineKey] = {}
         """By the place of their bit."""
+        self._tiered: set[EngineKey] = set()
+        """Those that have announced blocks in a tier."""
         self._live = 0
         """The bits of all of them."""
         self._holders: dict[BlockHash, int] = {}
@@ -96,7 +100,7 @@ class KVIndex:
             if held < len(hashes) and blocks.get(hashes[held], now) > now:
                 likely = _end_of_run(hashes, held, partial(_is_awaited, blocks, now))
                 found[key] = BlockHit(held, likely)
-        for key in [key for key in found if self._slots[key].below]:
+        for key in self._tiered & found.keys():
             found[key] = self._with_tiers(key, hashes, found[key])
         return found
 
@@ -159,6 +163,7 @@ class KVIndex:
     def drop(self, key: EngineKey) -> None:
         """Forget an incarnation."""
         self._expected.forget(key)
+        self._tiered.discard(key)
         slot = self._slots.pop(key, None)
         if slot is not None:
             del self._keys[_place(slot.bit)]
@@ -196,6 +201,7 @@ class KVIndex:
                 self._num_blocks += 1
             if tier is not None:
                 slot.below[block_hash] = tier
+                self._tiered.add(key)
             elif slot.below:
                 slot.below.pop(block_hash, None)
         self._expected.arrived(key, hashes)
@@ -264,10 +270,8 @@ def _is_awaited(until: Mapping[BlockHash, float], now: float, block_hash: BlockH
     return until.get(block_hash, now) > now
 
 
-def _bits(mask: int) -> Iterator[int]:
+def _bits(mask: int) -> list[int]:
     """The places of a mask's set bits."""
-    digits = bin(mask)[:1:-1]
-    place = digits.find("1")
-    while place >= 0:
-        yield place
-        place = digits.find("1", place + 1)
+    as_bytes = np.frombuffer(mask.to_bytes(mask.bit_length() // 8 + 1, "little"), np.uint8)
+    places: list[int] = np.flatnonzero(np.unpackbits(as_bytes, bitorder="little")).tolist()
+    return places

@@ -47,5 +47,5 @@ class RoutingRules:
     rebalance_kv: float = 0.9
     rebalance_margin: float = 1.0
     rebalance_seconds: float = 0.1
-    pool_top: int = 6
+    pool_top: int = 4
     max_alternatives: int = 8
