@@ -6,6 +6,7 @@ from pdserve.core.cluster import ClusterState, EngineView, Mode, Route, RouteAsk
 from pdserve.router import load
 from pdserve.router.cost import as_candidate, explain, ranked, to_compute
 from pdserve.router.options import find_options
+from pdserve.router.peer_policies import Dynamo, LlmD
 from pdserve.router.policy import RoutingPolicy, route_by_scores
 from pdserve.router.rules import RoutingRules
 from pdserve.router.shortlist import Shortlist
@@ -91,4 +92,6 @@ BUILT_IN: dict[str, Callable[[RoutingRules], RoutingPolicy]] = {
     "least_loaded": LeastLoaded,
     "prefix": LongestPrefix,
     "kv_aware": KVAware,
+    "dynamo": Dynamo,
+    "llm_d": LlmD,
 }
