@@ -192,9 +192,14 @@ class EngineLedger:
             booked=self._booked(),
             others_requests=self._others,
             recent_work=self._recent_work(now).seconds(model),
+            kv_filled=self._kv_filled(),
             lost_links=lost_links,
             fetch_speeds=fetch_speeds,
         )
+
+    def _kv_filled(self) -> float:
+        blocks = self._capacity.num_blocks if self._capacity else 0
+        return min(1.0, self._index.held_by(self._key) / blocks) if blocks else 0.0
 
     def _step_model(self) -> StepModel:
         """As the pool sees it, or the prior."""

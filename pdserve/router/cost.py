@@ -105,7 +105,7 @@ class CostModel:
             gap=self._rules.handoff_seconds + max(0.0, fetch - way.compute) + wait,
             tpot=tpot,
             way=way,
-            utilisation=self._utilisation(prefill),
+            crowding=self._crowding(prefill),
         )
 
     def _local(self, view: EngineView, way: _Way) -> Prediction:
@@ -115,13 +115,13 @@ class CostModel:
             gap=0.0,
             tpot=tpot,
             way=way,
-            utilisation=self._utilisation(view),
+            crowding=self._crowding(view),
         )
 
     def _prefill_cost(self, view: EngineView) -> float:
-        weight, queue, utilisation = self._rules.ttft_weight, self._queue(view), self._utilisation(view)
+        weight, queue, crowding = self._rules.ttft_weight, self._queue(view), self._crowding(view)
         return min(
-            weight * (queue + way.seconds + self._doubt(way)) + self._work(way.burden, utilisation)
+            weight * (queue + way.seconds + self._doubt(way)) + crowding * way.burden
             for way in self._ways(view)
         )
 
@@ -130,16 +130,13 @@ class CostModel:
         fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(view.key)
         return self._rules.gap_weight * (wait + fetch) + self._rules.tpot_weight * tpot * self._horizon
 
-    def _work(self, compute: float, utilisation: float) -> float:
-        return (self._rules.work_weight + self._rules.spread_weight * utilisation) * compute
-
-    def _weighed(self, *, ttft: float, gap: float, tpot: float, way: _Way, utilisation: float) -> Prediction:
+    def _weighed(self, *, ttft: float, gap: float, tpot: float, way: _Way, crowding: float) -> Prediction:
         rules = self._rules
         cost = (
             rules.ttft_weight * (ttft + self._doubt(way))
             + rules.gap_weight * gap
             + rules.tpot_weight * tpot * self._horizon
-            + self._work(way.burden, utilisation)
+            + crowding * way.burden
         )
         return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost, fetch=way.fetch)
 
@@ -191,9 +188,11 @@ class CostModel:
         self._known_decodes[view.key] = tpot, missing * tpot * self._horizon
         return self._known_decodes[view.key]
 
-    def _utilisation(self, view: EngineView) -> float:
-        """Share of its recent time the engine was given prompts for: the likelihood of meeting another."""
-        return min(1.0, view.recent_work / RECENT_SECONDS)
+    def _crowding(self, view: EngineView) -> float:
+        """What a second of computing there costs others: those that meet it, the likelier the larger the share of its
+        recent time the engine was given prompts for; and those whose KV has to make room."""
+        utilisation = min(1.0, view.recent_work / RECENT_SECONDS)
+        return self._rules.evict_weight * view.kv_filled + self._rules.spread_weight * utilisation
 
 
 def _cost(prediction: Prediction) -> float:

@@ -41,6 +41,7 @@ _COLUMN_NAMES = (
     "per_context",
     "step",
     "utilisation",
+    "kv_filled",
     "rows",
     "context",
     "requests",
@@ -130,9 +131,9 @@ class Shortlist:
         queue = np.maximum(of["behind"] * of["per_prompt_token"], of["busy_until"] - now)
         pairs = (prompt**2 - (prompt - uncached) ** 2) / (2 * of["step"])
         compute = of["base"] * np.ceil(uncached / of["step"]) + of["per_token"] * uncached + of["per_context"] * pairs
-        work = rules.work_weight + rules.spread_weight * of["utilisation"]
+        crowding = rules.evict_weight * of["kv_filled"] + rules.spread_weight * of["utilisation"]
         late = _LAST * (of["leased"] >= rules.leased_watermark)
-        return rules.ttft_weight * (queue + compute) + work * compute + late
+        return rules.ttft_weight * (queue + compute) + crowding * compute + late
 
     def _token_costs(self, ask: RouteAsk, uncached: Floats) -> Floats:
         """As CostModel._decode_cost."""
@@ -160,6 +161,7 @@ def _values(view: EngineView) -> tuple[float, ...]:
         model.per_context,
         load.tokens_per_step(view.capacity),
         min(1.0, view.recent_work / RECENT_SECONDS),
+        view.kv_filled,
         rows,
         context,
         len(view.booked.decoding) + view.booked.prefilling + others,
