@@ -54,7 +54,8 @@ class FetchSpeeds:
             self._known.pop(end, None)
 
     def to(self, target: EngineKey) -> Mapping[EngineKey, float]:
-        """By source. Where only the other direction was measured, that counts. The same object as long as it is true."""
+        """By source. Where only the other direction was measured, that counts. The same object as long as nothing has
+        changed."""
         if not self._speeds:
             return NO_SPEEDS
         known, now = self._known.get(target), self._clock.monotonic()

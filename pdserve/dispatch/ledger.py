@@ -47,8 +47,8 @@ class EngineLedger:
         on_load: Callable[[], None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """pool: shared by the ledgers of the engine's peers. on_load: called after each snapshot; on_change whenever the
-        next view will differ."""
+        """pool: shared by the ledgers of the engine's peers. on_load: called after each snapshot; on_change whenever
+        the next view will differ."""
         self._key = key
         self._pool = pool
         self._on_load = on_load

@@ -121,8 +121,7 @@ class CostModel:
     def _prefill_cost(self, view: EngineView) -> float:
         weight, queue, crowding = self._rules.ttft_weight, self._queue(view), self._crowding(view)
         return min(
-            weight * (queue + way.seconds + self._doubt(way)) + crowding * way.burden
-            for way in self._ways(view)
+            weight * (queue + way.seconds + self._doubt(way)) + crowding * way.burden for way in self._ways(view)
         )
 
     def _decode_cost(self, view: EngineView) -> float:

@@ -47,9 +47,9 @@ class _Slot:
 class KVIndex:
     """Block hash → engines, as bit masks, so that a few looks along a chain find every engine's longest prefix.
 
-    A chain is searched by bisection: engines keep the earlier blocks of a chain longer than the later ones, so the masks
-    along it only lose bits. Should an engine have lost a block in the middle, its prefix may be taken for longer than it
-    is; the engine then computes the block and announces it.
+    A chain is searched by bisection: engines keep the earlier blocks of a chain longer than the later ones, so the
+    masks along it only lose bits. Should an engine have lost a block in the middle, its prefix may be taken for longer
+    than it is; the engine then computes the block and announces it.
 
     Not thread-safe. Events of one incarnation must be applied in the order they came in; a gap is noticed by
     their numbers and answered by asking for a snapshot. An incarnation that is dropped is forgotten at once;
@@ -90,8 +90,8 @@ class KVIndex:
         return len(slot.hashes) if slot else 0
 
     def match(self, hashes: Sequence[BlockHash], now: float) -> dict[EngineKey, BlockHit]:
-        """Longest known prefix of a chain per engine; engines that hold none of it are left out. What is expected counts
-        where it goes on from what is announced."""
+        """Longest known prefix of a chain per engine; engines that hold none of it are left out. What is expected
+        counts where it goes on from what is announced."""
         found: dict[EngineKey, BlockHit] = {}
         for depth, mask in self._depths(hashes):
             found.update(dict.fromkeys(map(self._keys.__getitem__, _bits(mask)), BlockHit(depth, depth)))

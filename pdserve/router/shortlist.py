@@ -1,8 +1,8 @@
 """The few engines of many that come into question for a request, so that candidates are priced exactly of those alone.
 
-Costs are estimated of all engines at once as router.cost prices them, but without fetches, and with every running
-answer as long as the horizon. On the list are the cheapest of each role, and those that have announced most of the prompt:
-sources of a fetch, whether or not they may get the request.
+Costs are estimated of all engines at once as router.cost prices them, but as if all links were as fast as one another,
+and every running answer as long as the horizon. On the list are the cheapest of each role, and those that have
+announced most of the prompt: sources of a fetch, whether or not they may get the request.
 """
 
 from itertools import compress
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdserve.core.cluster import (
+    FETCH_SECONDS,
     OUTPUT_HORIZON,
     RECENT_SECONDS,
     ClusterState,
@@ -111,8 +112,15 @@ class Shortlist:
         for key in ask.excluded:
             if (row := self._rows.get(key)) is not None:
                 ready[row] = False
-        prompts, tokens = self._prompt_costs(ask, uncached, now), self._token_costs(ask, uncached)
-        costs = {Role.PREFILL: prompts, Role.DECODE: tokens, Role.UNIFIED: prompts + tokens}
+        reach = int(min(announced.max(), ask.prompt_tokens - 1))
+        prompts, (tokens, full) = self._prompt_costs(ask, uncached, reach, now), self._token_costs(ask)
+        handoff = self._rules.gap_weight * self._rules.fetch_seconds_per_token * uncached
+        late = self._columns["leased"] >= self._rules.leased_watermark
+        costs = {
+            Role.PREFILL: prompts + _LAST * late,
+            Role.DECODE: tokens + handoff + _LAST * full,
+            Role.UNIFIED: prompts + tokens,
+        }
         order = turns(name_bits(ask.prompt_name), self._bits)
         listed = self._cheapest(np.flatnonzero(ready & (announced > 0)), -announced, order, self._rules.pool_top)
         for role, rows in self._roles.items():
@@ -125,25 +133,33 @@ class Shortlist:
             rows = rows[np.lexsort((order[rows], costs[rows]))[:count]]
         return set(rows.tolist())
 
-    def _prompt_costs(self, ask: RouteAsk, uncached: Floats, now: float) -> Floats:
-        """As CostModel._prefill_cost."""
-        of, rules, prompt = self._columns, self._rules, ask.prompt_tokens
+    def _prompt_costs(self, ask: RouteAsk, uncached: Floats, reach: int, now: float) -> Floats:
+        """As CostModel._prefill_cost; what others have announced, up to reach, may be fetched from them."""
+        of, rules = self._columns, self._rules
         queue = np.maximum(of["behind"] * of["per_prompt_token"], of["busy_until"] - now)
-        pairs = (prompt**2 - (prompt - uncached) ** 2) / (2 * of["step"])
-        compute = of["base"] * np.ceil(uncached / of["step"]) + of["per_token"] * uncached + of["per_context"] * pairs
+        compute = self._compute(ask.prompt_tokens, uncached)
+        seconds = compute
+        if rules.fetch and reach:
+            lacking = np.maximum(0, reach - (ask.prompt_tokens - uncached))
+            fetch = (1 + rules.fetch_margin) * (FETCH_SECONDS + rules.fetch_seconds_per_token * lacking)
+            seconds = np.minimum(compute, self._compute(ask.prompt_tokens, uncached - lacking) + fetch)
         crowding = rules.evict_weight * of["kv_filled"] + rules.spread_weight * of["utilisation"]
-        late = _LAST * (of["leased"] >= rules.leased_watermark)
-        return rules.ttft_weight * (queue + compute) + crowding * compute + late
+        return rules.ttft_weight * (queue + seconds) + crowding * compute
 
-    def _token_costs(self, ask: RouteAsk, uncached: Floats) -> Floats:
-        """As CostModel._decode_cost."""
+    def _compute(self, prompt: int, uncached: Floats) -> Floats:
+        """As load.prompt_seconds."""
+        of = self._columns
+        pairs = (prompt**2 - (prompt - uncached) ** 2) / (2 * of["step"])
+        return of["base"] * np.ceil(uncached / of["step"]) + of["per_token"] * uncached + of["per_context"] * pairs
+
+    def _token_costs(self, ask: RouteAsk) -> tuple[Floats, NDArray[np.bool_]]:
+        """As CostModel._decode_cost, without a handoff; and which engines have no room."""
         of, rules, prompt, horizon = self._columns, self._rules, ask.prompt_tokens, expected_output(ask.max_tokens)
         tpot = of["base"] + of["per_token"] * (of["rows"] + 1) + of["per_context"] * (of["context"] + prompt)
         surplus = (of["reserved"] + prompt + horizon - of["room"]) / of["room"]
         missing = np.maximum(np.maximum(0.0, of["requests"] + 1 - of["max_rows"]) / of["max_rows"], surplus)
         wait = np.maximum(0.0, missing) * tpot * horizon
-        fetch = rules.fetch_seconds_per_token * uncached
-        return rules.gap_weight * (wait + fetch) + rules.tpot_weight * tpot * horizon + _LAST * (missing > 0)
+        return rules.gap_weight * wait + rules.tpot_weight * tpot * horizon, missing > 0
 
 
 def _values(view: EngineView) -> tuple[float, ...]:
