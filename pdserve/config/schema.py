@@ -201,7 +201,10 @@ class RoutingConfig(Section):
     decode_local_below: Annotated[int, Field(ge=0)] = 32
     """Prompts with fewer tokens than this left to compute are read by the decode engine itself."""
     policy: NonEmpty = "kv_aware"
-    """kv_aware, prefix, least_loaded, round_robin, or a class of your own as "module:Class"."""
+    """kv_aware, prefix, least_loaded, round_robin, to compare with dynamo and llm_d, or a class of your own as
+    "module:Class"."""
+    index_blocks: Positive = 10_000_000
+    """Blocks the router remembers, each once per engine that holds it, at 0.2 kB. Of more, the oldest are forgotten."""
     fallback: bool = True
     """Whether one pool may serve whole requests while the other has no engine, or every decode engine is full."""
     fetch: bool = True

@@ -96,6 +96,8 @@ class EngineView:
     load and capacity are None until the engine has sent them. load_at is when load arrived (monotonic
     seconds). others_requests: requests in the last snapshot that this gateway had not booked.
     recent_work: seconds of prompt computing booked there, fading with the time constant RECENT_SECONDS.
+    kv_filled: share of its device pool that holds KV worth keeping, by its own events, at most 1: what it computes when
+    that is full takes the place of other KV.
     lost_links: engines it should fetch no KV from now, because the link to them was lost. fetch_speeds: seconds per
     token its fetches from other engines take, where that was measured.
     """
@@ -108,6 +110,7 @@ class EngineView:
     booked: Booked = Booked()
     others_requests: int = 0
     recent_work: float = 0.0
+    kv_filled: float = 0.0
     lost_links: frozenset[EngineKey] = frozenset()
     fetch_speeds: Mapping[EngineKey, float] = field(default_factory=dict)
 

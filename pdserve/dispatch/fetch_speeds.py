@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import FETCH_SECONDS, EngineKey, Link
@@ -18,33 +19,68 @@ class _Speed:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of fetches to one engine, until a monotonic time."""
+
+    speeds: Mapping[EngineKey, float]
+    until: float
+
+
+NO_SPEEDS: Mapping[EngineKey, float] = MappingProxyType({})
+
+
 class FetchSpeeds:
     """Seconds per token by (source, target), without FETCH_SECONDS."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._speeds: dict[Link, _Speed] = {}
+        self._speeds: dict[EngineKey, dict[EngineKey, _Speed]] = {}
+        """Target → source → speed."""
+        self._known: dict[EngineKey, _Known] = {}
 
     def fetched(self, link: Link, tokens: int, seconds: float) -> None:
         """A fetch of so many tokens took so long."""
         if tokens <= 0 or seconds <= 0:
             return
+        source, target = link
         new, now = max(seconds - FETCH_SECONDS, seconds / 10) / tokens, self._clock.monotonic()
-        old = self._known(link)
-        self._speeds[link] = _Speed(new if old is None else old + _NEW_SHARE * (new - old), now)
+        there = self._speeds.setdefault(target, {})
+        old = there.get(source)
+        if old and now - old.at < FORGOTTEN:
+            new = old.seconds_per_token + _NEW_SHARE * (new - old.seconds_per_token)
+        there[source] = _Speed(new, now)
+        for end in link:
+            self._known.pop(end, None)
 
     def to(self, target: EngineKey) -> Mapping[EngineKey, float]:
-        """By source. Where only the other direction was measured, that counts."""
-        known = {link: speed for link in self._speeds if (speed := self._known(link)) is not None}
-        there = {source: speed for (source, end), speed in known.items() if end == target}
-        back = {end: speed for (start, end), speed in known.items() if start == target}
-        return back | there
+        """By source. Where only the other direction was measured, that counts. The same object as long as nothing has
+        changed."""
+        if not self._speeds:
+            return NO_SPEEDS
+        known, now = self._known.get(target), self._clock.monotonic()
+        if known is None or now >= known.until:
+            known = self._known[target] = self._look(target, now)
+        return known.speeds
 
     def keep(self, live: Iterable[EngineKey]) -> None:
         """Forget incarnations that have left."""
         there = set(live)
-        self._speeds = {link: speed for link, speed in self._speeds.items() if there.issuperset(link)}
+        self._speeds = {
+            target: {source: speed for source, speed in sources.items() if source in there}
+            for target, sources in self._speeds.items()
+            if target in there
+        }
+        self._known.clear()
 
-    def _known(self, link: Link) -> float | None:
-        speed = self._speeds.get(link)
-        return speed.seconds_per_token if speed and self._clock.monotonic() - speed.at < FORGOTTEN else None
+    def _look(self, target: EngineKey, now: float) -> _Known:
+        back = {source: there[target] for source, there in self._speeds.items() if target in there}
+        there = self._speeds.get(target, {})
+        fresh = {
+            source: speed
+            for sources in (back, there)
+            for source, speed in sources.items()
+            if now - speed.at < FORGOTTEN
+        }
+        until = min((speed.at for speed in fresh.values()), default=now) + FORGOTTEN
+        return _Known({source: speed.seconds_per_token for source, speed in fresh.items()} or NO_SPEEDS, until)

@@ -1,6 +1,6 @@
 """What a gateway knows of one engine incarnation: its reports, and the load this gateway has booked on it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import exp
 
@@ -18,6 +18,7 @@ from pdserve.core.cluster import (
     expected_output,
 )
 from pdserve.core.endpoint import Endpoint, EngineCapacity, EngineState, LoadSnapshot
+from pdserve.dispatch.fetch_speeds import NO_SPEEDS
 from pdserve.router.calibration import StepCalibrator
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.load import PromptWork
@@ -44,11 +45,14 @@ class EngineLedger:
         pool: PoolModel[EngineKey],
         prior: StepModel | None = None,
         on_load: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """pool: shared by the ledgers of the engine's peers. on_load: called after each snapshot."""
+        """pool: shared by the ledgers of the engine's peers. on_load: called after each snapshot; on_change whenever
+        the next view will differ."""
         self._key = key
         self._pool = pool
         self._on_load = on_load
+        self._on_change = on_change
         self._index = index
         self._clock = clock
         self._calibrator = StepCalibrator(prior)
@@ -81,14 +85,15 @@ class EngineLedger:
 
     def described(self, capacity: EngineCapacity) -> None:
         self._capacity = capacity
-        self._view = None
+        self._outdate()
 
     def loaded(self, load: LoadSnapshot) -> None:
         now = self._clock.monotonic()
         self._calibrator.update(load.steps)
+        self._pool.refresh(now)
         self._load, self._load_at = load, now
         self._others = max(0, load.running + load.waiting - len(self._decoding.keys() | self._prompts.keys()))
-        self._view = None
+        self._outdate()
         self._on_load()
 
     def kv_changed(self, events: Sequence[KVEvent]) -> bool:
@@ -101,10 +106,13 @@ class EngineLedger:
 
     def tokens_arrived(self, request_id: str, count: int) -> None:
         """The request's prompt is computed, and the engine has sent so many tokens more."""
-        self._prompts.pop(request_id, None)
+        if self._prompts.pop(request_id, None):
+            self._outdate()
         if request_id in self._written:
+            expected = self._row(request_id) if request_id in self._decoding else None
             self._written[request_id] += count
-        self._view = None
+            if expected and self._row(request_id) != expected:
+                self._outdate()
 
     def book(self, reservation: Reservation) -> None:
         """Both shares of the request that fall to this engine."""
@@ -112,13 +120,13 @@ class EngineLedger:
             self._book_prompt(reservation)
         if reservation.decode == self._key:
             self.book_decode(reservation)
-        self._view = None
+        self._outdate()
 
     def book_decode(self, reservation: Reservation) -> None:
         self._decoding[reservation.request_id] = reservation
         self._written.setdefault(reservation.request_id, 0)
         self._reserved += _reserved_by(reservation)
-        self._view = None
+        self._outdate()
 
     def release(self, request_id: str) -> None:
         """Whatever is still booked for the request here."""
@@ -132,7 +140,7 @@ class EngineLedger:
         reservation = self._decoding.pop(request_id, None)
         if reservation is not None:
             self._reserved -= _reserved_by(reservation)
-        self._view = None
+        self._outdate()
 
     def decoding(self, request_id: str) -> DecodingRequest | None:
         """The request, if it is booked to decode here."""
@@ -148,25 +156,40 @@ class EngineLedger:
         self._index.drop(self._key)
         self._pool.forget(self._key)
 
-    def view(self, endpoint: Endpoint, *, usable: bool) -> EngineView:
-        """The engine for a routing decision; an engine that is not heard from is suspect at most."""
-        now = self._clock.monotonic()
-        self._pool.refresh(now)
+    def view(
+        self,
+        endpoint: Endpoint,
+        now: float,
+        *,
+        usable: bool,
+        lost_links: frozenset[EngineKey] = frozenset(),
+        fetch_speeds: Mapping[EngineKey, float] = NO_SPEEDS,
+    ) -> EngineView:
+        """The engine for a routing decision; an engine that is not heard from is suspect at most. The same object as
+        long as nothing has changed. now: monotonic seconds."""
         view = self._view
         if (
             view is None
             or now >= self._view_until
             or view.endpoint is not endpoint
+            or view.fetch_speeds is not fetch_speeds
+            or view.lost_links != lost_links
             or self._view_version != self._pool.version
         ):
-            view = self._view = self._look(endpoint, now)
+            view = self._view = self._look(endpoint, now, lost_links, fetch_speeds)
             self._view_until = now + _VIEW_LIFE
             self._view_version = self._pool.version
         if endpoint.state is EngineState.READY and not usable:
             return replace(view, endpoint=replace(endpoint, state=EngineState.SUSPECT))
         return view
 
-    def _look(self, endpoint: Endpoint, now: float) -> EngineView:
+    def _outdate(self) -> None:
+        self._view = None
+        self._on_change()
+
+    def _look(
+        self, endpoint: Endpoint, now: float, lost_links: frozenset[EngineKey], fetch_speeds: Mapping[EngineKey, float]
+    ) -> EngineView:
         model = self._step_model()
         return EngineView(
             endpoint=endpoint,
@@ -177,7 +200,14 @@ class EngineLedger:
             booked=self._booked(),
             others_requests=self._others,
             recent_work=self._recent_work(now).seconds(model),
+            kv_filled=self._kv_filled(),
+            lost_links=lost_links,
+            fetch_speeds=fetch_speeds,
         )
+
+    def _kv_filled(self) -> float:
+        blocks = self._capacity.num_blocks if self._capacity else 0
+        return min(1.0, self._index.held_by(self._key) / blocks) if blocks else 0.0
 
     def _step_model(self) -> StepModel:
         """As the pool sees it, or the prior."""

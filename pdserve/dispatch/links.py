@@ -58,10 +58,14 @@ class LostLinks:
         there = set(live)
         self._losses = {link: loss for link, loss in self._losses.items() if there.issuperset(link)}
 
-    def avoided(self, decode: EngineKey) -> frozenset[EngineKey]:
-        """Prefill engines whose KV no request should fetch to this decode engine now."""
+    def avoided(self) -> dict[EngineKey, frozenset[EngineKey]]:
+        """By the engine that would fetch: those whose KV no request should have it fetch now."""
         now = self._clock.monotonic()
-        return frozenset(p for (p, d), loss in self._losses.items() if d == decode and loss.until > now)
+        avoided: dict[EngineKey, frozenset[EngineKey]] = {}
+        for (source, target), loss in self._losses.items():
+            if loss.until > now:
+                avoided[target] = avoided.get(target, frozenset()) | {source}
+        return avoided
 
     def next_try(self) -> float | None:
         """When (monotonic) the next link may be tried; None when none is avoided."""

@@ -29,6 +29,7 @@ from pdserve.dispatch.fetch_speeds import FetchSpeeds
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.links import LostLinks
 from pdserve.dispatch.pair_watch import PairWatch
+from pdserve.dispatch.views import Views
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.pool_model import PoolModel
 from pdserve.router.rebalancing import DecodingRequest
@@ -38,6 +39,7 @@ _log = structlog.get_logger(__name__)
 
 _LINK_ERRORS = (LinkLost.code, TransferFailed.code, TransferTimeout.code)
 """What an engine reports when nothing came over a link."""
+_NO_LINKS: frozenset[EngineKey] = frozenset()
 
 
 class Connection(EngineClient, Protocol):
@@ -45,7 +47,8 @@ class Connection(EngineClient, Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether the engine has been heard from recently enough to get new work."""
+        """Whether the engine has been heard from recently enough to get new work; on_change is called when it
+        changes."""
         ...
 
     @property
@@ -89,6 +92,11 @@ class SessionPool:
         self._links = LostLinks(times, clock)
         self._watch = PairWatch()
         self._speeds = FetchSpeeds(clock)
+        self._views = Views(self._view)
+        self._versions: list[int] = []
+        """Of the pools' models, when views were looked at last."""
+        self._lost: dict[EngineKey, frozenset[EngineKey]] = {}
+        """Links that were avoided then."""
         self._bad_link_backoff = times.link_backoff_max
         self._mixture: frozenset[str] = frozenset()
         """Of numerics, as told last."""
@@ -107,19 +115,34 @@ class SessionPool:
         for key, endpoint in live.items():
             if key not in self._connections:
                 self._ledgers[key] = EngineLedger(
-                    key, self.index, self._clock, self._pools[endpoint.role], self._prior(endpoint), self._note_load
+                    key,
+                    self.index,
+                    self._clock,
+                    self._pools[endpoint.role],
+                    self._prior(endpoint),
+                    on_load=self._note_load,
+                    on_change=partial(self._views.outdate, (key,)),
                 )
                 self._open(key, endpoint)
         self._links.keep(live)
         self._watch.keep(live)
         self._speeds.keep(live)
+        self._views.follow(endpoints)
         self._note_change()
 
     def state(self) -> ClusterState:
-        """What routing decides on: registry, heartbeats and own bookings together."""
-        return ClusterState(
-            now=self._clock.monotonic(), engines=tuple(self._view(endpoint) for endpoint in self._endpoints)
-        )
+        """What routing decides on: registry, heartbeats and own bookings together. Engines of which nothing has changed
+        since the last state are the same objects."""
+        now = self._clock.monotonic()
+        versions = [pool.version for pool in self._pools.values()]
+        if versions != self._versions:
+            self._versions = versions
+            self._views.outdate_all()
+        lost = self._links.avoided()
+        if lost != self._lost:
+            self._views.outdate(key for key in lost.keys() | self._lost.keys() if lost.get(key) != self._lost.get(key))
+            self._lost = lost
+        return ClusterState(now=now, engines=self._views.at(now))
 
     def client(self, endpoint: Endpoint) -> Connection:
         """Raises EngineDied if this incarnation has left meanwhile."""
@@ -152,6 +175,7 @@ class SessionPool:
         """How fetching a prompt's beginning over a link went."""
         if not fetch.error:
             self._speeds.fetched(link, fetch.tokens, fetch.seconds - fetch.restore_seconds)
+            self._views.outdate(link)
             self.link_works(link)
         elif fetch.error in _LINK_ERRORS:
             self.link_lost(link)
@@ -215,6 +239,7 @@ class SessionPool:
         task.add_done_callback(self._closing.discard)
 
     def _note_change(self) -> None:
+        self._views.outdate_all()
         before, self.draining = self.draining, self._find_draining()
         if self.draining - before:
             for told in self.on_draining:
@@ -242,14 +267,18 @@ class SessionPool:
         listed = {(e.engine_id, e.epoch) for e in self._endpoints if e.state is EngineState.DRAINING}
         return frozenset(told | listed & loads.keys())
 
-    def _view(self, endpoint: Endpoint) -> EngineView:
+    def _view(self, endpoint: Endpoint, now: float) -> EngineView:
         key = endpoint.engine_id, endpoint.epoch
         ledger = self._ledgers.get(key)
         if ledger is None:
             return EngineView(endpoint=endpoint, load=None)
-        view = ledger.view(endpoint, usable=self._connections[key].usable)
-        lost, speeds = self._links.avoided(key), self._speeds.to(key)
-        return replace(view, lost_links=lost, fetch_speeds=speeds) if lost or speeds else view
+        return ledger.view(
+            endpoint,
+            now,
+            usable=self._connections[key].usable,
+            lost_links=self._lost.get(key, _NO_LINKS),
+            fetch_speeds=self._speeds.to(key),
+        )
 
     def _prior(self, newcomer: Endpoint) -> StepModel | None:
         """What a peer of the same role has learned of its steps."""

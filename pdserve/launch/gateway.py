@@ -28,10 +28,12 @@ from pdserve.launch.ports import local_address
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
+from pdserve.router.kv_index import KVIndex
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
 from pdserve.telemetry.engine_watch import EngineWatch
+from pdserve.telemetry.index_metrics import IndexSizes
 from pdserve.telemetry.logs import configure_logs
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     config = from_wire(json.dumps(payload["config"]))
     configure_logs(json=config.log.format == "json", level=config.log.level)
     clock = SystemClock()
-    sessions = SessionPool(config.times, clock)
+    sessions = SessionPool(config.times, clock, index=KVIndex(max_blocks=config.routing.index_blocks))
     dispatcher = Dispatcher(
         sessions,
         router(config, sessions),
@@ -63,6 +65,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         order_engine=partial(order_engine, payload["registry"]),
         move_request=dispatcher.move,
     )
+    gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
@@ -85,8 +88,12 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
 
 def router(config: Config, sessions: SessionPool) -> Router:
     """Raises ConfigError when the configured policy cannot be had."""
-    rules = RoutingRules(**config.routing.model_dump(exclude={"policy"}))
+    rules = RoutingRules(**config.routing.model_dump(exclude={"policy", "index_blocks"}))
     return Router(load_policy(config.routing.policy, rules), sessions.index, rules)
+
+
+def _index_sizes(index: KVIndex) -> IndexSizes:
+    return IndexSizes(len(index), index.num_expected, index.num_forgotten)
 
 
 def model_info(config: Config) -> ModelInfo:

@@ -24,7 +24,7 @@ from pdserve.core.cluster import (
 from pdserve.router import load
 from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import LocalOption, Options
-from pdserve.router.rendezvous import rendezvous
+from pdserve.router.rendezvous import name_bits, turn
 from pdserve.router.rules import RoutingRules
 
 PROMPT_TIE = 1e-4
@@ -62,7 +62,10 @@ class CostModel:
         self._rules = rules
         self._sources = sources
         self._horizon = expected_output(ask.max_tokens)
+        self._name = name_bits(ask.prompt_name)
         self._known_ways: dict[EngineKey, tuple[_Way, ...]] = {}
+        self._known_queues: dict[EngineKey, float] = {}
+        self._known_decodes: dict[EngineKey, tuple[float, float]] = {}
 
     def pair(self, prefill: EngineView, decode: EngineView) -> Prediction:
         """Disaggregated: the prompt on one engine, the tokens on another."""
@@ -85,9 +88,9 @@ class CostModel:
         tokens = self._rules.tpot_weight * prediction.tpot * self._horizon
         return max(0.0, prediction.cost - tokens), tokens
 
-    def turn(self, view: EngineView) -> bytes:
+    def turn(self, view: EngineView) -> int:
         """Of engines that cost the same the one with the least gets this prompt."""
-        return rendezvous(self._ask.prompt_name, view.endpoint.engine_id)
+        return turn(self._name, view.endpoint.engine_id)
 
     def _best(self, views: tuple[EngineView, ...], cost: Callable[[EngineView], float]) -> list[EngineView]:
         return nsmallest(self._rules.pool_top, views, key=lambda view: (cost(view), self.turn(view)))
@@ -102,7 +105,7 @@ class CostModel:
             gap=self._rules.handoff_seconds + max(0.0, fetch - way.compute) + wait,
             tpot=tpot,
             way=way,
-            utilisation=self._utilisation(prefill),
+            crowding=self._crowding(prefill),
         )
 
     def _local(self, view: EngineView, way: _Way) -> Prediction:
@@ -112,14 +115,13 @@ class CostModel:
             gap=0.0,
             tpot=tpot,
             way=way,
-            utilisation=self._utilisation(view),
+            crowding=self._crowding(view),
         )
 
     def _prefill_cost(self, view: EngineView) -> float:
-        weight, queue, utilisation = self._rules.ttft_weight, self._queue(view), self._utilisation(view)
+        weight, queue, crowding = self._rules.ttft_weight, self._queue(view), self._crowding(view)
         return min(
-            weight * (queue + way.seconds + self._doubt(way)) + self._work(way.burden, utilisation)
-            for way in self._ways(view)
+            weight * (queue + way.seconds + self._doubt(way)) + crowding * way.burden for way in self._ways(view)
         )
 
     def _decode_cost(self, view: EngineView) -> float:
@@ -127,16 +129,13 @@ class CostModel:
         fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(view.key)
         return self._rules.gap_weight * (wait + fetch) + self._rules.tpot_weight * tpot * self._horizon
 
-    def _work(self, compute: float, utilisation: float) -> float:
-        return (self._rules.work_weight + self._rules.spread_weight * utilisation) * compute
-
-    def _weighed(self, *, ttft: float, gap: float, tpot: float, way: _Way, utilisation: float) -> Prediction:
+    def _weighed(self, *, ttft: float, gap: float, tpot: float, way: _Way, crowding: float) -> Prediction:
         rules = self._rules
         cost = (
             rules.ttft_weight * (ttft + self._doubt(way))
             + rules.gap_weight * gap
             + rules.tpot_weight * tpot * self._horizon
-            + self._work(way.burden, utilisation)
+            + crowding * way.burden
         )
         return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost, fetch=way.fetch)
 
@@ -155,7 +154,11 @@ class CostModel:
         return ways
 
     def _queue(self, view: EngineView) -> float:
-        return load.backlog_tokens(view, self._now) * load.seconds_per_prompt_token(view)
+        seconds = self._known_queues.get(view.key)
+        if seconds is None:
+            seconds = load.backlog_tokens(view, self._now) * load.seconds_per_prompt_token(view)
+            self._known_queues[view.key] = seconds
+        return seconds
 
     def _compute(self, view: EngineView) -> float:
         """With what a tier gives back in time; what takes longer than computing, the engine computes."""
@@ -171,6 +174,8 @@ class CostModel:
     def _decode(self, view: EngineView) -> tuple[float, float]:
         """Seconds per token with this request among the rows, and until there is room for it: the share of
         the engine that is asked for too much, times what a request of this one's length takes."""
+        if known := self._known_decodes.get(view.key):
+            return known
         prompt = self._ask.prompt_tokens
         rows, context = load.beside(view, prompt, self._horizon)
         tpot = view.step_model.seconds(rows + 1, context + prompt)
@@ -179,11 +184,14 @@ class CostModel:
         if room := load.kv_tokens(view):
             wanted = load.reserved_tokens(view) + prompt + self._horizon
             missing = max(missing, (wanted - room) / room)
-        return tpot, missing * tpot * self._horizon
+        self._known_decodes[view.key] = tpot, missing * tpot * self._horizon
+        return self._known_decodes[view.key]
 
-    def _utilisation(self, view: EngineView) -> float:
-        """Share of its recent time the engine was given prompts for: the likelihood of meeting another."""
-        return min(1.0, view.recent_work / RECENT_SECONDS)
+    def _crowding(self, view: EngineView) -> float:
+        """What a second of computing there costs others: those that meet it, the likelier the larger the share of its
+        recent time the engine was given prompts for; and those whose KV has to make room."""
+        utilisation = min(1.0, view.recent_work / RECENT_SECONDS)
+        return self._rules.evict_weight * view.kv_filled + self._rules.spread_weight * utilisation
 
 
 def _cost(prediction: Prediction) -> float:

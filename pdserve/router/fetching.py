@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from heapq import nsmallest
 from math import ceil, inf
+from typing import NamedTuple
 
 from pdserve.core.cluster import FETCH_SECONDS, ClusterState, EngineView, FetchPlan, RouteAsk
 from pdserve.core.endpoint import EngineState, most_lent
@@ -34,67 +35,85 @@ def find_sources(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> tup
     return tuple(nsmallest(rules.pool_top, holders, key=rank))
 
 
+class _Option(NamedTuple):
+    """One way to fetch. net: seconds it takes, less what it saves; saved and per_token in seconds, the latter with what
+    the source takes to restore."""
+
+    net: float
+    engine_id: str
+    source: EngineView
+    blocks: int
+    per_token: float
+    saved: float
+
+
 def best_fetch(
     ask: RouteAsk, target: EngineView, sources: Iterable[EngineView], rules: RoutingRules
 ) -> FetchPlan | None:
     """The fetch after which the target has computed the prompt soonest, whether or not that is sooner than without;
     None when nobody has more of it than the target. Ties go to the lower engine id."""
-    plans = [
-        plan
+    if target.capacity is None or not target.capacity.prefix_caching:
+        return None
+    cached = ask.prompt_tokens - ask.uncached(target.key)
+    alone = _compute(ask, target, cached)
+    options = [
+        option
         for source in sources
-        for tokens in _reaches(ask, target, source)
-        if (plan := _plan(ask, target, source, tokens, rules))
+        if source.key != target.key and source.key not in target.lost_links
+        for tokens in _reaches(ask, source, cached)
+        if (option := _option(ask, target, source, tokens, cached, alone, rules))
     ]
-    return min(plans, key=lambda plan: (plan.seconds - plan.saved_seconds, plan.source.engine_id), default=None)
+    return _plan(min(options, key=lambda option: option[:2]), target, cached, rules) if options else None
 
 
-def _reaches(ask: RouteAsk, target: EngineView, source: EngineView) -> tuple[int, ...]:
-    """How many tokens a source may be asked for, up to what it lends behind those the target holds: those in its pool,
-    or also those in its tiers as far as it has blocks to restore them into."""
+def _reaches(ask: RouteAsk, source: EngineView, cached: int) -> tuple[int, ...]:
+    """How many tokens a source may be asked for, up to what it lends behind those the target has cached: those in its
+    pool, or also those in its tiers as far as it has blocks to restore them into."""
     hit = ask.hits[source.key]
     if source.capacity is None:
         return (hit.pool_tokens,)
     size = source.capacity.block_size
-    most = _held(ask, target) + most_lent(source.capacity.num_blocks) * size
+    most = cached + most_lent(source.capacity.num_blocks) * size
     in_pool = min(most, hit.pool_tokens)
     if not hit.restored_tokens or source.load is None:
         return (in_pool,)
-    return in_pool, min(most, hit.tokens, _here(ask, target, source) + source.load.blocks.spare * size)
+    return in_pool, min(most, hit.tokens, max(hit.pool_tokens, cached) + source.load.blocks.spare * size)
 
 
-def _held(ask: RouteAsk, target: EngineView) -> int:
-    """Tokens the target need not fetch."""
-    return ask.prompt_tokens - ask.uncached(target.key)
-
-
-def _here(ask: RouteAsk, target: EngineView, source: EngineView) -> int:
-    """Tokens that the source need not restore to lend them, or that are not fetched from it."""
-    return max(ask.hits[source.key].pool_tokens, _held(ask, target))
-
-
-def _restore_seconds(ask: RouteAsk, target: EngineView, source: EngineView, tokens: int) -> float:
-    """What the source takes to restore what lies in its tiers of the prompt's first tokens, and is fetched."""
-    hit, restored = ask.hits[source.key], tokens - _here(ask, target, source)
-    return hit.restore_seconds * restored / hit.restored_tokens if restored > 0 else 0.0
-
-
-def _plan(ask: RouteAsk, target: EngineView, source: EngineView, reach: int, rules: RoutingRules) -> FetchPlan | None:
-    if source.key == target.key or source.key in target.lost_links or target.capacity is None:
-        return None
-    size = target.capacity.block_size
+def _option(
+    ask: RouteAsk,
+    target: EngineView,
+    source: EngineView,
+    reach: int,
+    cached: int,
+    alone: float,
+    rules: RoutingRules,
+) -> _Option | None:
+    """cached: tokens the target has; alone: seconds it would compute the others."""
+    assert target.capacity is not None
+    hit, size = ask.hits[source.key], target.capacity.block_size
     blocks = min(reach, ask.prompt_tokens - 1) // size
-    cached = _held(ask, target)
     tokens = blocks * size
-    if not target.capacity.prefix_caching or tokens <= cached:
+    if tokens <= cached:
         return None
     per_token = target.fetch_speeds.get(source.key, rules.fetch_seconds_per_token)
-    per_token += _restore_seconds(ask, target, source, tokens) / (tokens - cached)
-    saved = _compute(ask, target, cached) - _compute(ask, target, tokens)
+    # What lies in its pool, or is not fetched from it, the source need not restore.
+    if (restored := tokens - max(hit.pool_tokens, cached)) > 0:
+        per_token += hit.restore_seconds * restored / hit.restored_tokens / (tokens - cached)
+    saved = alone - _compute(ask, target, tokens)
+    net = FETCH_SECONDS + per_token * (tokens - cached) - saved
+    return _Option(net, source.endpoint.engine_id, source, blocks, per_token, saved)
+
+
+def _plan(option: _Option, target: EngineView, cached: int, rules: RoutingRules) -> FetchPlan:
+    assert target.capacity is not None
+    size, blocks = target.capacity.block_size, option.blocks
+    fetched = blocks * size - cached
     least = _break_even(
         FETCH_SECONDS * (1 + rules.fetch_margin),
-        saved / (tokens - cached) - per_token * (1 + rules.fetch_margin),
+        option.saved / fetched - option.per_token * (1 + rules.fetch_margin),
     )
-    endpoint = source.endpoint
+    endpoint = option.source.endpoint
     return FetchPlan(
         source=KVSource(
             engine_id=endpoint.engine_id,
@@ -103,9 +122,9 @@ def _plan(ask: RouteAsk, target: EngineView, source: EngineView, reach: int, rul
             num_blocks=blocks,
             least_blocks=max(1, min(blocks, ceil(least / size))) if least < inf else blocks,
         ),
-        tokens=tokens,
-        seconds=FETCH_SECONDS + per_token * (tokens - cached),
-        saved_seconds=saved,
+        tokens=blocks * size,
+        seconds=FETCH_SECONDS + option.per_token * fetched,
+        saved_seconds=option.saved,
     )
 
 

@@ -1,18 +1,25 @@
 """Which engine holds the KV of which blocks: exact, from the engines' own numbered events."""
 
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
 
 from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot, Tier
 from pdserve.core.cluster import EngineKey
+from pdserve.router.expected_blocks import ExpectedBlocks
 
-_NOBODY = 0, 0.0
-"""No engine is expected to hold a block, until time 0."""
+_FORGOTTEN_AT_ONCE = 64
+"""Of an engine's entries one in so many is forgotten when there are too many: finding the oldest costs a walk over the
+gaps that forgetting leaves, which this makes rare."""
+_INTERNED_MASKS = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class BlockHit:
+class BlockHit(NamedTuple):
     """Leading blocks of a chain: those announced, and those announced or expected. Of the announced ones, in_host and
     in_disk lie in a tier below the device pool."""
 
@@ -27,7 +34,8 @@ class _Slot:
     """One incarnation's bit in the holders' masks. A bit is used again only once it is swept from all masks."""
 
     bit: int
-    hashes: set[BlockHash] = field(default_factory=set)
+    hashes: dict[BlockHash, None] = field(default_factory=dict)
+    """As an ordered set: the oldest first."""
     below: dict[BlockHash, Tier] = field(default_factory=dict)
     """Those of them that lie in a tier only."""
     last_number: int | None = None
@@ -37,61 +45,79 @@ class _Slot:
 
 
 class KVIndex:
-    """Block hash → engines, as bit masks, so that one walk along a chain finds every engine's longest prefix.
+    """Block hash → engines, as bit masks, so that a few looks along a chain find every engine's longest prefix.
+
+    A chain is searched by bisection: engines keep the earlier blocks of a chain longer than the later ones, so the
+    masks along it only lose bits. Should an engine have lost a block in the middle, its prefix may be taken for longer
+    than it is; the engine then computes the block and announces it.
 
     Not thread-safe. Events of one incarnation must be applied in the order they came in; a gap is noticed by
     their numbers and answered by asking for a snapshot. An incarnation that is dropped is forgotten at once;
-    its memory is reclaimed a little with every later event. At most max_blocks hashes are kept per engine,
-    and max_expected expectations in all.
+    its memory is reclaimed a little with every later event. Of more than max_blocks entries, each of one block on one
+    engine, the engine that has most loses its oldest.
 
     `expect` notes blocks of a prompt just dispatched: they count as likely until the engine announces them, which
-    tells more, until `retract`, and for `patience` seconds at most.
+    tells more, until `retract`, and for `patience` seconds at most. Of more than max_expected the oldest go.
     """
 
-    def __init__(self, *, max_blocks: int = 1 << 20, max_expected: int = 1 << 16, patience: float = 10.0) -> None:
+    def __init__(self, *, max_blocks: int = 10_000_000, max_expected: int = 1 << 20, patience: float = 10.0) -> None:
         self._max_blocks = max_blocks
-        self._max_expected = max_expected
-        self._patience = patience
         self._slots: dict[EngineKey, _Slot] = {}
         self._keys: dict[int, EngineKey] = {}
+        """By the place of their bit."""
+        self._tiered: set[EngineKey] = set()
+        """Those that have announced blocks in a tier."""
+        self._live = 0
+        """The bits of all of them."""
         self._holders: dict[BlockHash, int] = {}
-        self._expected: OrderedDict[BlockHash, tuple[int, float]] = OrderedDict()
+        self._masks: dict[int, int] = {}
+        """Equal masks are one object: most blocks are held by one of few combinations of engines."""
+        self._expected = ExpectedBlocks(patience, max_expected)
         self._retired: deque[_Slot] = deque()
         self._free_bits: list[int] = []
         self._num_bits = 0
+        self._num_blocks = 0
+        self.num_forgotten = 0
+        """Entries given up for lack of room since the start."""
 
     def __len__(self) -> int:
         """Blocks known of live engines, each counted once per engine."""
-        return sum(len(slot.hashes) for slot in self._slots.values())
+        return self._num_blocks
+
+    def held_by(self, key: EngineKey) -> int:
+        """Blocks known of one engine."""
+        slot = self._slots.get(key)
+        return len(slot.hashes) if slot else 0
 
     def match(self, hashes: Sequence[BlockHash], now: float) -> dict[EngineKey, BlockHit]:
-        """Longest known prefix of a chain per engine; engines that hold none of it are left out."""
-        holders, expected = self._holders, self._expected
-        exact = likely = sum(self._keys)
-        blocks: dict[int, int] = {}
-        likely_blocks: dict[int, int] = {}
-        for depth, block_hash in enumerate(hashes):
-            held = holders.get(block_hash, 0)
-            some = held | self._expected_mask(block_hash, now) if expected else held
-            if gone := exact & ~held:
-                blocks.update(dict.fromkeys(_bits(gone), depth))
-                exact &= held
-            if gone := likely & ~some:
-                likely_blocks.update(dict.fromkeys(_bits(gone), depth))
-                likely &= some
-                if not likely:
-                    break
-        blocks.update(dict.fromkeys(_bits(exact), len(hashes)))
-        likely_blocks.update(dict.fromkeys(_bits(likely), len(hashes)))
-        found = {self._keys[bit]: (blocks[bit], depth) for bit, depth in likely_blocks.items() if depth}
-        return {key: self._hit(key, hashes[:exact], exact, depth) for key, (exact, depth) in found.items()}
+        """Longest known prefix of a chain per engine; engines that hold none of it are left out. What is expected
+        counts where it goes on from what is announced."""
+        found: dict[EngineKey, BlockHit] = {}
+        for depth, mask in self._depths(hashes):
+            found.update(dict.fromkeys(map(self._keys.__getitem__, _bits(mask)), BlockHit(depth, depth)))
+        for key, blocks in self._expected.by_engine.items():
+            held = found[key].blocks if key in found else 0
+            if held < len(hashes) and blocks.get(hashes[held], now) > now:
+                likely = _end_of_run(hashes, held, partial(_is_awaited, blocks, now))
+                found[key] = BlockHit(held, likely)
+        for key in self._tiered & found.keys():
+            found[key] = self._with_tiers(key, hashes, found[key])
+        return found
 
-    def _hit(self, key: EngineKey, chain: Sequence[BlockHash], blocks: int, likely_blocks: int) -> BlockHit:
+    def _depths(self, hashes: Sequence[BlockHash]) -> Iterator[tuple[int, int]]:
+        """(depth, mask of the engines that hold so many leading blocks and no more), the deepest last."""
+        holders, depth = self._holders, 0
+        mask = holders.get(hashes[0], 0) & self._live if hashes else 0
+        while mask:
+            held = mask
+            depth = _end_of_run(hashes, depth, lambda block_hash, all_of=held: not all_of & ~holders.get(block_hash, 0))
+            mask = holders.get(hashes[depth], 0) & held if depth < len(hashes) else 0
+            yield depth, held & ~mask
+
+    def _with_tiers(self, key: EngineKey, chain: Sequence[BlockHash], hit: BlockHit) -> BlockHit:
         below = self._slots[key].below
-        if not below:
-            return BlockHit(blocks, likely_blocks)
-        tiers = [below[block_hash] for block_hash in chain if block_hash in below]
-        return BlockHit(blocks, likely_blocks, tiers.count(Tier.HOST), tiers.count(Tier.DISK))
+        tiers = [below[block_hash] for block_hash in chain[: hit.blocks] if block_hash in below]
+        return BlockHit(hit.blocks, hit.likely_blocks, tiers.count(Tier.HOST), tiers.count(Tier.DISK))
 
     def apply(self, key: EngineKey, events: Sequence[KVEvent]) -> bool:
         """Take in events of one incarnation; False when some before them are missing, or no snapshot has
@@ -102,7 +128,7 @@ class KVIndex:
                 slot.lost = True
                 return False
             if event.number == slot.last_number + 1:
-                self._take(slot, event)
+                self._take(key, slot, event)
                 slot.last_number = event.number
         self._sweep(1024)
         return True
@@ -112,7 +138,7 @@ class KVIndex:
         if snapshot.first:
             self.drop(key)
         slot = self._slot(key)
-        self._store(slot, snapshot.hashes, snapshot.tier)
+        self._store(key, slot, snapshot.hashes, snapshot.tier)
         if snapshot.last:
             slot.last_number = snapshot.number
             slot.lost = False
@@ -120,24 +146,14 @@ class KVIndex:
 
     def expect(self, key: EngineKey, hashes: Sequence[BlockHash], now: float) -> None:
         """The engine is about to hold these blocks, if it does not already."""
-        slot, until = self._slot(key), now + self._patience
-        bit = slot.bit
-        for block_hash in hashes:
-            if block_hash in slot.hashes:
-                continue
-            mask, old = self._expected.pop(block_hash, _NOBODY)
-            self._expected[block_hash] = (mask | bit if now < old else bit, until)
-        while self._expected and (len(self._expected) > self._max_expected or self._oldest_until() <= now):
-            self._expected.popitem(last=False)
+        bit, holders = self._slot(key).bit, self._holders
+        held = _end_of_run(hashes, 0, lambda block_hash: bool(holders.get(block_hash, 0) & bit))
+        if held < len(hashes):
+            self._expected.add(key, hashes[held:], now)
 
     def retract(self, key: EngineKey, hashes: Sequence[BlockHash], since: float) -> None:
         """What was expected at that time will not come. Blocks that somebody has expected anew are left alone."""
-        slot, until = self._slots.get(key), since + self._patience
-        if slot is None:
-            return
-        for block_hash in hashes:
-            if self._expected.get(block_hash, _NOBODY)[1] == until:
-                self._forget_expectation(block_hash, slot.bit)
+        self._expected.retract(key, hashes, since)
 
     @property
     def num_expected(self) -> int:
@@ -146,9 +162,13 @@ class KVIndex:
 
     def drop(self, key: EngineKey) -> None:
         """Forget an incarnation."""
+        self._expected.forget(key)
+        self._tiered.discard(key)
         slot = self._slots.pop(key, None)
         if slot is not None:
-            del self._keys[slot.bit]
+            del self._keys[_place(slot.bit)]
+            self._live &= ~slot.bit
+            self._num_blocks -= len(slot.hashes)
             self._retired.append(slot)
 
     def _slot(self, key: EngineKey) -> _Slot:
@@ -158,81 +178,100 @@ class KVIndex:
                 self._free_bits.append(1 << self._num_bits)
                 self._num_bits += 1
             slot = self._slots[key] = _Slot(self._free_bits.pop())
-            self._keys[slot.bit] = key
+            self._keys[_place(slot.bit)] = key
+            self._live |= slot.bit
         return slot
 
-    def _take(self, slot: _Slot, event: KVEvent) -> None:
+    def _take(self, key: EngineKey, slot: _Slot, event: KVEvent) -> None:
         match event.kind:
             case KVEventKind.STORED:
-                self._store(slot, event.hashes, event.tier)
+                self._store(key, slot, event.hashes, event.tier)
             case KVEventKind.REMOVED:
                 self._remove(slot, event.hashes)
             case KVEventKind.CLEARED:
                 self._remove(slot, tuple(slot.hashes))
 
-    def _store(self, slot: _Slot, hashes: Sequence[BlockHash], tier: Tier | None) -> None:
+    def _store(self, key: EngineKey, slot: _Slot, hashes: Sequence[BlockHash], tier: Tier | None) -> None:
+        holders, own, bit = self._holders, slot.hashes, slot.bit
         for block_hash in hashes:
-            if block_hash not in slot.hashes:
-                if len(slot.hashes) >= self._max_blocks:
-                    continue
-                slot.hashes.add(block_hash)
-                self._holders[block_hash] = self._holders.get(block_hash, 0) | slot.bit
-                self._forget_expectation(block_hash, slot.bit)
-            if tier is None:
-                slot.below.pop(block_hash, None)
-            else:
+            if block_hash not in own:
+                own[block_hash] = None
+                mask = holders.get(block_hash, 0)
+                holders[block_hash] = self._interned(mask | bit) if mask else bit
+                self._num_blocks += 1
+            if tier is not None:
                 slot.below[block_hash] = tier
+                self._tiered.add(key)
+            elif slot.below:
+                slot.below.pop(block_hash, None)
+        self._expected.arrived(key, hashes)
+        if self._num_blocks > self._max_blocks:
+            self._make_room()
 
     def _remove(self, slot: _Slot, hashes: Sequence[BlockHash]) -> None:
         for block_hash in hashes:
             if block_hash in slot.hashes:
-                slot.hashes.remove(block_hash)
+                del slot.hashes[block_hash]
                 slot.below.pop(block_hash, None)
                 self._clear(block_hash, slot.bit)
+                self._num_blocks -= 1
+
+    def _make_room(self) -> None:
+        """The engine that has most loses its oldest entries."""
+        while self._num_blocks > self._max_blocks:
+            slot = max(self._slots.values(), key=lambda slot: len(slot.hashes))
+            surplus = max(self._num_blocks - self._max_blocks, len(slot.hashes) // _FORGOTTEN_AT_ONCE)
+            oldest = tuple(islice(slot.hashes, min(surplus, len(slot.hashes))))
+            self._remove(slot, oldest)
+            self.num_forgotten += len(oldest)
 
     def _clear(self, block_hash: BlockHash, bit: int) -> None:
         mask = self._holders[block_hash] & ~bit
         if mask:
-            self._holders[block_hash] = mask
+            self._holders[block_hash] = self._interned(mask)
         else:
             del self._holders[block_hash]
+
+    def _interned(self, mask: int) -> int:
+        if len(self._masks) >= _INTERNED_MASKS:
+            self._masks.clear()
+        return self._masks.setdefault(mask, mask)
 
     def _sweep(self, most: int) -> None:
         """Reclaim up to so many entries of dropped incarnations."""
         while self._retired and most:
             slot = self._retired[0]
             while slot.hashes and most:
-                self._clear(slot.hashes.pop(), slot.bit)
+                self._clear(slot.hashes.popitem()[0], slot.bit)
                 most -= 1
             if slot.hashes:
                 return
-            self._forget_expectations(slot.bit)
             self._free_bits.append(slot.bit)
             self._retired.popleft()
 
-    def _forget_expectations(self, bit: int) -> None:
-        for block_hash in list(self._expected):
-            self._forget_expectation(block_hash, bit)
 
-    def _forget_expectation(self, block_hash: BlockHash, bit: int) -> None:
-        mask, until = self._expected.get(block_hash, _NOBODY)
-        if mask == bit:
-            del self._expected[block_hash]
-        elif mask & bit:
-            self._expected[block_hash] = (mask & ~bit, until)
-
-    def _oldest_until(self) -> float:
-        """All wait equally long, so the oldest expectation is the first to end."""
-        return next(iter(self._expected.values()))[1]
-
-    def _expected_mask(self, block_hash: BlockHash, now: float) -> int:
-        mask, until = self._expected.get(block_hash, _NOBODY)
-        return mask if now < until else 0
+def _end_of_run(hashes: Sequence[BlockHash], start: int, is_in: Callable[[BlockHash], bool]) -> int:
+    """The first place from start on whose hash is not in, given that those before a hash that is in are in, too."""
+    end = len(hashes)
+    while start < end:
+        middle = (start + end) // 2
+        if is_in(hashes[middle]):
+            start = middle + 1
+        else:
+            end = middle
+    return start
 
 
-def _bits(mask: int) -> Iterator[int]:
-    """The set bits of a mask, each as a mask."""
-    while mask:
-        bit = mask & -mask
-        yield bit
-        mask ^= bit
+def _place(bit: int) -> int:
+    return bit.bit_length() - 1
+
+
+def _is_awaited(until: Mapping[BlockHash, float], now: float, block_hash: BlockHash) -> bool:
+    return until.get(block_hash, now) > now
+
+
+def _bits(mask: int) -> list[int]:
+    """The places of a mask's set bits."""
+    as_bytes = np.frombuffer(mask.to_bytes(mask.bit_length() // 8 + 1, "little"), np.uint8)
+    places: list[int] = np.flatnonzero(np.unpackbits(as_bytes, bitorder="little")).tolist()
+    return places

@@ -41,11 +41,18 @@ def backlog_tokens(view: EngineView, now: float) -> float:
     However slow it is: prompts behind one that has no first token yet are all ahead."""
     if view.load is None:
         return view.booked.prompt_tokens
+    return max(float(view.booked.behind_tokens), (busy_until(view) - now) / seconds_per_prompt_token(view))
+
+
+def busy_until(view: EngineView) -> float:
+    """When (monotonic seconds) it will have had time for the prompts ahead; -inf before it has told its load."""
+    if view.load is None:
+        return -inf
     per_token = seconds_per_prompt_token(view)
-    busy_until = view.load_at + view.load.backlog_tokens * per_token
+    until = view.load_at + view.load.backlog_tokens * per_token
     for tokens, since in view.booked.unseen:
-        busy_until = max(busy_until, since) + tokens * per_token
-    return max(float(view.booked.behind_tokens), (busy_until - now) / per_token)
+        until = max(until, since) + tokens * per_token
+    return until
 
 
 def requests(view: EngineView) -> int:

@@ -6,8 +6,10 @@ from pdserve.core.cluster import ClusterState, EngineView, Mode, Route, RouteAsk
 from pdserve.router import load
 from pdserve.router.cost import as_candidate, explain, ranked, to_compute
 from pdserve.router.options import find_options
+from pdserve.router.peer_policies import Dynamo, LlmD
 from pdserve.router.policy import RoutingPolicy, route_by_scores
 from pdserve.router.rules import RoutingRules
+from pdserve.router.shortlist import Shortlist
 
 
 class RoundRobin:
@@ -65,8 +67,10 @@ class KVAware:
 
     def __init__(self, rules: RoutingRules) -> None:
         self._rules = rules
+        self._shortlist = Shortlist(rules)
 
     def choose(self, ask: RouteAsk, state: ClusterState) -> Route:
+        state = self._shortlist.of(ask, state)
         options = find_options(ask, state, self._rules)
         best, *others = ranked(ask, options, state, self._rules)
         prediction, prefill, decode, option = best
@@ -88,4 +92,6 @@ BUILT_IN: dict[str, Callable[[RoutingRules], RoutingPolicy]] = {
     "least_loaded": LeastLoaded,
     "prefix": LongestPrefix,
     "kv_aware": KVAware,
+    "dynamo": Dynamo,
+    "llm_d": LlmD,
 }

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from pdserve.core.cluster import Candidate, ClusterState, EngineView, Mode, Route, RouteAsk
 from pdserve.router.options import LocalOption, Options
-from pdserve.router.rendezvous import rendezvous
+from pdserve.router.rendezvous import name_bits, turn
 
 Score = Callable[[EngineView], float]
 """Lower is better."""
@@ -53,8 +53,9 @@ def route_by_scores(options: Options, ask: RouteAsk, prefill: Score, decode: Sco
     )
 
 
-def _by(score: Score, ask: RouteAsk) -> Callable[[EngineView], tuple[float, bytes]]:
-    return lambda view: (score(view), rendezvous(ask.prompt_name, view.endpoint.engine_id))
+def _by(score: Score, ask: RouteAsk) -> Callable[[EngineView], tuple[float, int]]:
+    name = name_bits(ask.prompt_name)
+    return lambda view: (score(view), turn(name, view.endpoint.engine_id))
 
 
 def _local_route(options: tuple[LocalOption, ...], ask: RouteAsk, score: Score) -> Route:

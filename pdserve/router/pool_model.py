@@ -7,7 +7,7 @@ What an engine has shown fades while it is idle: one that was slow once gets ano
 """
 
 from collections.abc import Hashable
-from math import copysign, exp, log, sqrt
+from math import copysign, exp, isclose, log, sqrt
 from typing import Generic, TypeVar
 
 from pdserve.core.cluster import StepModel
@@ -23,6 +23,11 @@ REFRESH_SECONDS = 1.0
 
 MEMORY_SECONDS = 30.0
 """Time constant with which the steps of an engine that takes none lose weight."""
+
+
+TOLERANCE = 0.01
+"""Models stay as they are until a term of one has changed by more than this share: every change means looking at all
+engines anew."""
 
 
 LEAST_WEIGHT = 1e-9
@@ -58,8 +63,11 @@ class PoolModel(Generic[Key]):
             return
         self._stale_at = now + REFRESH_SECONDS
         weights = {key: self._weight(key, calibrator, now) for key, calibrator in knowing.items()}
-        self._shared = shared = fit_together([(knowing[key], weight) for key, weight in weights.items()])
-        self._models = {key: scaled(shared, _certain(knowing[key], weight, shared)) for key, weight in weights.items()}
+        shared = fit_together([(knowing[key], weight) for key, weight in weights.items()])
+        models = {key: scaled(shared, _certain(knowing[key], weight, shared)) for key, weight in weights.items()}
+        if models.keys() == self._models.keys() and all(_alike(models[key], self._models[key]) for key in models):
+            return
+        self._shared, self._models = shared, models
         self.version += 1
 
     def model(self, key: Key) -> StepModel | None:
@@ -73,6 +81,17 @@ class PoolModel(Generic[Key]):
             at = now
             self._heard[key] = calibrator.reports, now
         return max(LEAST_WEIGHT, exp((at - now) / MEMORY_SECONDS))
+
+
+def _alike(one: StepModel, other: StepModel) -> bool:
+    return all(
+        isclose(mine, its, rel_tol=TOLERANCE)
+        for mine, its in (
+            (one.base, other.base),
+            (one.per_token, other.per_token),
+            (one.per_context, other.per_context),
+        )
+    )
 
 
 def _certain(calibrator: StepCalibrator, weight: float, shared: StepModel) -> float:

@@ -21,6 +21,7 @@ from pdserve.core.endpoint import Endpoint, EngineCapacity, LoadSnapshot, Role
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
 from pdserve.router.cost import CostModel
+from pdserve.router.directory import Directory, Naming, naming
 from pdserve.router.kv_index import BlockHit, KVIndex
 from pdserve.router.load import is_full, max_len
 from pdserve.router.options import alike, answer_room, find_options, ready_engines
@@ -28,8 +29,6 @@ from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rebalancing import DecodingRequest, Move, rebalance
 from pdserve.router.rules import RoutingRules
 
-_Naming = tuple[str, int]
-"""(model revision, block size): what block hashes depend on besides tokens and salt."""
 _KEPT_CHAINS = 128
 
 
@@ -40,7 +39,8 @@ class Router:
         self._policy = policy
         self._index = index
         self._rules = rules
-        self._chains: OrderedDict[tuple[str, _Naming], tuple[BlockHash, ...]] = OrderedDict()
+        self._directory = Directory()
+        self._chains: OrderedDict[tuple[str, Naming], tuple[BlockHash, ...]] = OrderedDict()
 
     @property
     def rebalances(self) -> bool:
@@ -55,6 +55,12 @@ class Router:
         except Unavailable:
             return False
         return True
+
+    def prepare(self, request: Request, state: ClusterState) -> None:
+        """Hash the request's prompt, so that routing it need not."""
+        self._directory.follow(state)
+        for capacity in self._directory.namings.values():
+            self._chain(request, capacity)
 
     def route(
         self,
@@ -71,7 +77,7 @@ class Router:
         """
         ask = self._ask(request, state, excluded, parted, numerics)
         route = self._policy.choose(ask, state)
-        view = _find(state, _key(route.prefill))
+        view = self._directory.find(_key(route.prefill))
         if view is not None and view.capacity is not None and view.capacity.prefix_caching:
             self._index.expect(view.key, self._chain(request, view.capacity), state.now)
         return route
@@ -114,7 +120,7 @@ class Router:
         others = alike(ask, others) if current is None else tuple(v for v in others if v.numerics == current.numerics)
         if current is None and not others:
             raise Unavailable("no decode engine is ready; try again in a few seconds")
-        prefill = _find(state, source)
+        prefill = self._directory.find(source)
         if prefill is None or not others:
             return route if current else _moved(route, others[0])
         model = CostModel(ask, state.now, self._rules)
@@ -132,7 +138,8 @@ class Router:
         """Where a request that decodes on source would best go on, and as far as it might there.
 
         Raises Unavailable when no other engine can take it."""
-        here = _find(state, source)
+        self._directory.follow(state)
+        here = self._directory.find(source)
         ask = self._ask(request, state, frozenset({source}), frozenset(), here.numerics if here else "")
         need = ask.prompt_tokens + expected_output(ask.max_tokens)
         longest = min(ask.prompt_tokens + ask.max_tokens, max_len(here) if here else inf)
@@ -162,43 +169,42 @@ class Router:
         parted: frozenset[EngineKey],
         numerics: str,
     ) -> RouteAsk:
+        self._directory.follow(state)
         return RouteAsk(
             request_id=request.id,
             prompt_tokens=len(request.prompt_token_ids),
             max_tokens=request.sampling.max_tokens,
-            prompt_name=self._name(request, state),
-            hits=self._hits(request, state),
+            prompt_name=self._name(request),
+            hits=self._hits(request, state.now),
             excluded=excluded,
             parted=parted,
             numerics=numerics,
         )
 
-    def _hits(self, request: Request, state: ClusterState) -> dict[EngineKey, PrefixHit]:
-        """One walk of the index per way of naming blocks; all engines of a deployment share one."""
-        capacities = {view.key: view.capacity for view in state.engines if view.capacity}
-        loads = {view.key: view.load for view in state.engines}
+    def _hits(self, request: Request, now: float) -> dict[EngineKey, PrefixHit]:
+        """One look along the prompt's chain per way of naming blocks; all engines of a deployment share one."""
         hits: dict[EngineKey, PrefixHit] = {}
-        for naming in {_naming(capacity): capacity for capacity in capacities.values()}.values():
-            size = naming.block_size
-            for key, hit in self._index.match(self._chain(request, naming), state.now).items():
-                if key in capacities and _naming(capacities[key]) == _naming(naming):
-                    seconds = _restore_seconds(hit, loads[key]) if hit.in_host or hit.in_disk else 0.0
-                    hits[key] = PrefixHit(
-                        tokens=hit.blocks * size,
-                        likely_tokens=hit.likely_blocks * size,
-                        restored_tokens=(hit.in_host + hit.in_disk) * size,
-                        restore_seconds=seconds,
-                    )
+        for capacity in self._directory.namings.values():
+            found = self._index.match(self._chain(request, capacity), now)
+            # Hundreds of engines may hold as much of a prompt as one another.
+            known = {hit: _prefix_hit(hit, capacity.block_size) for hit in set(found.values())}
+            hits.update(zip(found, map(known.__getitem__, found.values()), strict=True))
+            if any(hit.restored_tokens for hit in known.values()):
+                hits.update((key, self._restored(key, hit, known[hit])) for key, hit in found.items())
         return hits
 
-    def _name(self, request: Request, state: ClusterState) -> bytes:
+    def _restored(self, key: EngineKey, block_hit: BlockHit, hit: PrefixHit) -> PrefixHit:
+        view = self._directory.find(key)
+        return replace(hit, restore_seconds=_restore_seconds(block_hit, view.load if view else None))
+
+    def _name(self, request: Request) -> bytes:
         """The prompt's last block hash; of a prompt without a block, the request's id."""
-        capacity = next((view.capacity for view in state.engines if view.capacity), None)
+        capacity = next(iter(self._directory.namings.values()), None)
         chain = self._chain(request, capacity) if capacity else ()
         return chain[-1] if chain else request.id.encode()
 
     def _chain(self, request: Request, capacity: EngineCapacity) -> tuple[BlockHash, ...]:
-        key = request.id, _naming(capacity)
+        key = request.id, naming(capacity)
         chain = self._chains.get(key)
         if chain is None:
             namespace = hash_namespace(request.salt, capacity.model_revision)
@@ -209,16 +215,16 @@ class Router:
         return chain
 
 
-def _naming(capacity: EngineCapacity) -> _Naming:
-    return capacity.model_revision, capacity.block_size
+def _prefix_hit(hit: BlockHit, block_size: int) -> PrefixHit:
+    return PrefixHit(
+        tokens=hit.blocks * block_size,
+        likely_tokens=hit.likely_blocks * block_size,
+        restored_tokens=(hit.in_host + hit.in_disk) * block_size,
+    )
 
 
 def _key(endpoint: Endpoint) -> EngineKey:
     return endpoint.engine_id, endpoint.epoch
-
-
-def _find(state: ClusterState, key: EngineKey) -> EngineView | None:
-    return next((view for view in state.engines if view.key == key), None)
 
 
 def _moved(route: Route, decode: EngineView) -> Route:

@@ -13,7 +13,7 @@ class RoutingRules:
     leased gets new prompts only when all others have too.
 
     cost = ttft_weight · TTFT + gap_weight · handoff gap + tpot_weight · TPOT · expected output
-    + (work_weight + spread_weight · recent utilisation) · own compute, in seconds (router.cost). The last term is
+    + (evict_weight + spread_weight · recent utilisation) · own compute, in seconds (router.cost). The last term is
     for the others: computing what lies in a cache elsewhere makes them wait, the likelier the busier the engine.
     local_advantage: a short prompt stays on its decode engine unless a pair costs this many times less.
     handoff_seconds and fetch_seconds_per_token price a handoff. fetch: an engine may fetch a prompt's beginning from
@@ -33,7 +33,7 @@ class RoutingRules:
     ttft_weight: float = 1.0
     gap_weight: float = 1.0
     tpot_weight: float = 1.0
-    work_weight: float = 0.5
+    evict_weight: float = 4.0
     spread_weight: float = 0.5
     local_advantage: float = 1.5
     handoff_seconds: float = 0.005
@@ -47,5 +47,5 @@ class RoutingRules:
     rebalance_kv: float = 0.9
     rebalance_margin: float = 1.0
     rebalance_seconds: float = 0.1
-    pool_top: int = 6
+    pool_top: int = 4
     max_alternatives: int = 8

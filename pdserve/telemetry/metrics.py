@@ -12,6 +12,7 @@ from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import Cancelled, TransferError
 from pdserve.core.request import EngineTrace, PrefixFetch
+from pdserve.telemetry.index_metrics import INDEX_METRICS, IndexCollector, IndexSizes
 from pdserve.telemetry.record import Migration, RequestRecord
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 
@@ -54,6 +55,9 @@ class Metrics:
         ]
         self.described += [
             Description(name, kind, labels, documentation) for name, kind, documentation, labels, _ in TIER_METRICS
+        ]
+        self.described += [
+            Description(name, kind, labels, documentation) for name, kind, documentation, labels in INDEX_METRICS
         ]
         self.time_to_first_token = self._histogram(
             "pdserve_time_to_first_token_seconds", "From the request's arrival to its first token.", _REQUEST_BUCKETS
@@ -217,6 +221,10 @@ class Metrics:
     def watch_engines(self, engines: Callable[[], Iterable[EngineView]]) -> None:
         """Export the engines' load; read anew at every scrape."""
         self.registry.register(_EngineCollector(engines))
+
+    def watch_index(self, sizes: Callable[[], IndexSizes]) -> None:
+        """Export what the router's KV index knows; read anew at every scrape."""
+        self.registry.register(IndexCollector(sizes))
 
     def exposition(self) -> bytes:
         """The Prometheus text format; its media type is CONTENT_TYPE."""

@@ -132,17 +132,27 @@ def test_all_engines_get_their_share_of_different_prompts(policy: RoutingPolicy)
     for number in range(24):
         route = policy.choose(replace(ask(500), request_id=f"r{number}"), cluster(*views.values()))
         chosen |= {route.prefill.engine_id, route.decode.engine_id}
-        for engine_id, more in ((route.prefill.engine_id, 500), (route.decode.engine_id, 0)):
-            booked = views[engine_id].booked
-            views[engine_id] = replace(
-                views[engine_id],
-                booked=replace(
-                    booked,
-                    decoding=(*booked.decoding, BookedDecode(32, 500)),
-                    unseen=(*booked.unseen, BookedPrompt(more, 0.0)),
-                ),
-            )
+        _book(views, route)
     assert chosen == views.keys()
+
+
+def _book(views: dict[str, EngineView], route: Route) -> None:
+    """A prompt of 500 tokens and an answer of 32, as a ledger books them."""
+    prefill = views[route.prefill.engine_id]
+    booked = replace(
+        prefill.booked,
+        prefilling=prefill.booked.prefilling + 1,
+        prompt_tokens=prefill.booked.prompt_tokens + 500,
+        unseen=(*prefill.booked.unseen, BookedPrompt(500, 0.0)),
+    )
+    views[route.prefill.engine_id] = replace(prefill, booked=booked)
+    decode = views[route.decode.engine_id]
+    booked = replace(
+        decode.booked,
+        decoding=(*decode.booked.decoding, BookedDecode(32, 500)),
+        reserved_tokens=decode.booked.reserved_tokens + 532,
+    )
+    views[route.decode.engine_id] = replace(decode, booked=booked)
 
 
 def test_round_robin_takes_turns_and_prefix_goes_where_the_prefix_is() -> None:
@@ -157,10 +167,22 @@ def test_round_robin_takes_turns_and_prefix_goes_where_the_prefix_is() -> None:
     assert load_policy("least_loaded", RULES).choose(holder, busy).prefill.engine_id == "p0"
 
 
+def test_the_scores_of_peers_weigh_a_prefix_against_load_as_published() -> None:
+    def chosen(policy: str, backlog: int, used: int) -> str:
+        """480 of 500 tokens are cached on p1, which has that backlog and so many of 1,024 blocks in use."""
+        prefills = view("p0", Role.PREFILL), view("p1", Role.PREFILL, backlog=backlog, used=used)
+        state = cluster(*prefills, view("d0", Role.DECODE))
+        return load_policy(policy, RULES).choose(ask(500, p1=480), state).prefill.engine_id
+
+    assert chosen("dynamo", 160, 19) == "p1", "10 + 1.25 + 19 blocks are fewer than 31.25"
+    assert chosen("dynamo", 320, 19) == "p0"
+    assert chosen("llm_d", 0, 1024) == "p1", "3 · 0.96 for the prefix are more than 2 for an empty memory"
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("fastest", "neither one of kv_aware, least_loaded, prefix, round_robin nor of the form"),
+        ("fastest", "neither one of dynamo, kv_aware, least_loaded, llm_d, prefix, round_robin nor of the form"),
         ("no.such.module:Policy", "cannot import no.such.module"),
         ("json:Policy", "module json has no Policy"),
         ("builtins:object", "must take the RoutingRules as its only argument"),

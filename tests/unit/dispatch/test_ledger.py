@@ -67,7 +67,10 @@ class Bench:
 
     @property
     def view(self) -> EngineView:
-        return self.ledger.view(ENDPOINT, usable=True)
+        return self.look()
+
+    def look(self, *, usable: bool = True) -> EngineView:
+        return self.ledger.view(ENDPOINT, self.clock.monotonic(), usable=usable)
 
     @property
     def booked(self) -> Booked:
@@ -165,16 +168,16 @@ def test_requests_of_other_gateways_are_what_the_snapshot_has_beyond_ours(bench:
 
 async def test_recent_work_fades(bench: Bench) -> None:
     bench.book("a")
-    before = bench.ledger.view(ENDPOINT, usable=True).recent_work
+    before = bench.view.recent_work
     await bench.clock.advance(RECENT_SECONDS)
     assert before > 0
-    assert bench.ledger.view(ENDPOINT, usable=True).recent_work == pytest.approx(before / 2.71828, rel=1e-3)
+    assert bench.view.recent_work == pytest.approx(before / 2.71828, rel=1e-3)
 
 
 def test_an_engine_that_is_not_heard_from_is_suspect(bench: Bench) -> None:
-    assert bench.ledger.view(ENDPOINT, usable=True).endpoint.state is EngineState.READY
-    assert bench.ledger.view(ENDPOINT, usable=False).endpoint.state is EngineState.SUSPECT
-    assert bench.ledger.view(ENDPOINT, usable=True).endpoint.state is EngineState.READY
+    assert bench.view.endpoint.state is EngineState.READY
+    assert bench.look(usable=False).endpoint.state is EngineState.SUSPECT
+    assert bench.view.endpoint.state is EngineState.READY
 
 
 def test_step_times_and_size_come_with_the_view(bench: Bench) -> None:

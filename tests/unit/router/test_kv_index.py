@@ -43,6 +43,9 @@ class Sender:
         self.lost = False
 
     def change(self, kind: KVEventKind, hashes: tuple[BlockHash, ...], tier: Tier | None) -> None:
+        """An engine stores no block without those before it, and keeps none longer than they."""
+        if kind is not KVEventKind.CLEARED:
+            hashes = tuple({near for block in hashes for near in _kin(block, later=kind is KVEventKind.REMOVED)})
         self.number += 1
         self.unsent.append(KVEvent(number=self.number, kind=kind, hashes=hashes, tier=tier))
         self.held = _after(self.held, self.unsent[-1])
@@ -57,6 +60,12 @@ class Sender:
                 self.taken = _after(self.taken, event)
                 self.taken_number = event.number
         return True
+
+
+def _kin(block: BlockHash, *, later: bool) -> set[BlockHash]:
+    """The block, and those after or before it in any chain."""
+    places = [(chain, chain.index(block)) for chain in CHAINS if block in chain]
+    return {near for chain, at in places for near in (chain[at:] if later else chain[: at + 1])}
 
 
 def _after(held: Held, event: KVEvent) -> Held:
@@ -208,12 +217,19 @@ def test_what_will_not_come_is_expected_no_longer_unless_somebody_else_expects_i
 
 def test_expectations_and_entries_are_bounded() -> None:
     index = KVIndex(max_blocks=3, max_expected=2)
-    chain = tuple(block_hashes(range(10), 1, bytes(32)))
-    index.restore(("a", 1), snapshot(0, *chain))
-    assert index.match(chain, 0.0) == {("a", 1): BlockHit(3, 3)}
-    index.expect(("b", 1), chain, now=0.0)
-    assert ("b", 1) not in index.match(chain, 0.0)
-    assert index.match(chain[8:], 0.0) == {("b", 1): BlockHit(0, 2)}
+    older, newer = CHAINS[0][:2], CHAINS[3][:3]
+    index.restore(("a", 1), snapshot(0, *older))
+    index.restore(("b", 1), snapshot(0))
+    assert index.apply(("a", 1), [stored(1, *newer)])
+    assert index.match(older, 0.0) == {}
+    assert index.match(newer, 0.0) == {("a", 1): BlockHit(3, 3)}
+    assert (len(index), index.num_forgotten, index.held_by(("a", 1))) == (3, 2, 3)
+    assert index.apply(("b", 1), [stored(1, older[0])])
+    assert index.match(older, 0.0) == {("b", 1): BlockHit(1, 1)}
+    assert (len(index), index.num_forgotten, index.held_by(("a", 1))) == (3, 3, 2)
+    index.expect(("b", 1), CHAINS[1], now=0.0)
+    assert index.num_expected == 2
+    assert index.match(CHAINS[1][2:], 0.0) == {("b", 1): BlockHit(0, 2)}
 
 
 def test_expectations_that_came_to_nothing_do_not_pile_up() -> None:
@@ -230,6 +246,16 @@ def test_an_expectation_dies_with_its_engine() -> None:
     index.restore(("b", 1), snapshot(0))
     index.restore(("c", 1), snapshot(0))
     assert index.match(CHAINS[0], 0.0) == {}
+
+
+@given(st.sets(st.integers(0, 19)))
+def test_a_lost_block_in_the_middle_may_lengthen_a_prefix_but_nothing_shortens_it(held: set[int]) -> None:
+    index = KVIndex()
+    chain = tuple(block_hashes(range(20), 1, bytes(32)))
+    index.restore(("a", 1), snapshot(0, *(chain[place] for place in held)))
+    hit = index.match(chain, 0.0).get(("a", 1))
+    unbroken = next(place for place in range(21) if place not in held)
+    assert unbroken <= (hit.blocks if hit else 0) <= max(held, default=-1) + 1
 
 
 @given(st.dictionaries(st.integers(0, 300), st.integers(0, 20), max_size=60))

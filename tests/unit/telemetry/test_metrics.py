@@ -8,6 +8,7 @@ import pytest
 from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role
 from pdserve.core.errors import DigestMismatch
+from pdserve.telemetry.index_metrics import IndexSizes
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.metrics_table import document
 from tests.unit.telemetry.records import START, disaggregated, fetching, moved, replayed, route
@@ -116,9 +117,21 @@ def test_the_documented_table_is_that_of_the_code() -> None:
     assert documented.read_text(encoding="utf-8") == document(), "run `make metrics-table`"
 
 
+def test_what_the_index_knows_is_read_at_every_scrape() -> None:
+    metrics, sizes = Metrics(), [IndexSizes(announced=5, expected=2, forgotten=0)]
+    metrics.watch_index(lambda: sizes[-1])
+    assert 'pdserve_kv_index_blocks{kind="announced"} 5.0' in metrics.exposition().decode()
+    sizes.append(IndexSizes(announced=4, expected=0, forgotten=1))
+    text = metrics.exposition().decode()
+    assert 'pdserve_kv_index_blocks{kind="announced"} 4.0' in text
+    assert 'pdserve_kv_index_blocks{kind="expected"} 0.0' in text
+    assert "pdserve_kv_index_forgotten_total 1.0" in text
+
+
 def test_the_table_has_every_exported_metric() -> None:
     metrics = Metrics()
     metrics.watch_engines(lambda: [view(free=1)])
+    metrics.watch_index(lambda: IndexSizes(1, 2, 3))
     exported = {line.split()[2] for line in metrics.exposition().decode().splitlines() if line.startswith("# TYPE")}
     described = {description.name for description in metrics.described}
     assert described == {name for name in exported if not name.endswith("_created")}

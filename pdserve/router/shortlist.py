@@ -1,0 +1,196 @@
+"""The few engines of many that come into question for a request, so that candidates are priced exactly of those alone.
+
+Costs are estimated of all engines at once as router.cost prices them, but as if all links were as fast as one another,
+and every running answer as long as the horizon. On the list are the cheapest of each role, and those that have
+announced most of the prompt: sources of a fetch, whether or not they may get the request.
+"""
+
+from itertools import compress
+from operator import is_not
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdserve.core.cluster import (
+    FETCH_SECONDS,
+    OUTPUT_HORIZON,
+    RECENT_SECONDS,
+    ClusterState,
+    EngineKey,
+    EngineView,
+    RouteAsk,
+    expected_output,
+)
+from pdserve.core.endpoint import EngineState, Role
+from pdserve.router import load
+from pdserve.router.rendezvous import engine_bits, name_bits, turns
+from pdserve.router.rules import RoutingRules
+
+Floats = NDArray[np.float64]
+
+_LISTED = 2
+"""Of each role so many times pool_top engines are listed: estimates are not exact."""
+_LAST = 1e9
+"""Seconds added to the cost of engines that come into question only where no others do."""
+_COLUMN_NAMES = (
+    "ready",
+    "busy_until",
+    "behind",
+    "per_prompt_token",
+    "base",
+    "per_token",
+    "per_context",
+    "step",
+    "utilisation",
+    "kv_filled",
+    "rows",
+    "context",
+    "requests",
+    "max_rows",
+    "room",
+    "reserved",
+    "leased",
+    "max_len",
+)
+
+
+class Shortlist:
+    """Keeps what it knows of each engine until its view changes, so that a request costs what has changed."""
+
+    def __init__(self, rules: RoutingRules) -> None:
+        self._rules = rules
+        self._views: tuple[EngineView, ...] = ()
+        self._rows: dict[EngineKey, int] = {}
+        self._columns: dict[str, Floats] = {}
+        self._roles: dict[Role, NDArray[np.intp]] = {}
+        self._bits = np.empty(0, np.uint64)
+
+    def of(self, ask: RouteAsk, state: ClusterState) -> ClusterState:
+        """The state with the listed engines alone; unchanged where there are few, and for a request that has to go around lost
+        links or among engines that round alike."""
+        if len(state.engines) <= 2 * _LISTED * self._rules.pool_top or ask.parted or ask.numerics:
+            return state
+        self._follow(state.engines)
+        rows = sorted(self._listed(ask, state.now))
+        few = ClusterState(now=state.now, engines=tuple(state.engines[row] for row in rows))
+        return state if any(view.lost_links for view in few.engines) else few
+
+    def _follow(self, views: tuple[EngineView, ...]) -> None:
+        """Take in what has changed since the last request."""
+        if len(views) != len(self._views):
+            self._views = ()
+        changed = (
+            list(compress(range(len(views)), map(is_not, views, self._views))) if self._views else range(len(views))
+        )
+        if any(not self._views or views[row].endpoint != self._views[row].endpoint for row in changed):
+            self._begin(views)
+            changed = range(len(views))
+        if changed:
+            rows = list(changed)
+            values = np.array([_values(views[row]) for row in rows]).T
+            for column, fresh in zip(self._columns.values(), values, strict=True):
+                column[rows] = fresh
+        self._views = views
+
+    def _begin(self, views: tuple[EngineView, ...]) -> None:
+        """Engines have joined, left or changed their state."""
+        self._rows = {view.key: row for row, view in enumerate(views)}
+        self._columns = {name: np.zeros(len(views)) for name in _COLUMN_NAMES}
+        self._bits = np.array([engine_bits(view.endpoint.engine_id) for view in views], np.uint64)
+        self._roles = {
+            role: np.array([row for row, view in enumerate(views) if view.endpoint.role is role], np.intp)
+            for role in Role
+        }
+
+    def _listed(self, ask: RouteAsk, now: float) -> set[int]:
+        likely, announced = np.zeros(len(self._views)), np.zeros(len(self._views))
+        for key, hit in ask.hits.items():
+            if (row := self._rows.get(key)) is not None:
+                likely[row] = hit.likely_tokens
+                announced[row] = hit.tokens
+        uncached = ask.prompt_tokens - np.minimum(likely, ask.prompt_tokens - 1)
+        ready = self._columns["ready"] > 0
+        for key in ask.excluded:
+            if (row := self._rows.get(key)) is not None:
+                ready[row] = False
+        reach = int(min(announced.max(), ask.prompt_tokens - 1))
+        prompts, (tokens, full) = self._prompt_costs(ask, uncached, reach, now), self._token_costs(ask)
+        handoff = self._rules.gap_weight * self._rules.fetch_seconds_per_token * uncached
+        short = self._shorter_than(ask.prompt_tokens + ask.max_tokens)
+        late = self._columns["leased"] >= self._rules.leased_watermark
+        costs = {
+            Role.PREFILL: prompts + _LAST * (late | self._shorter_than(ask.prompt_tokens + 1)),
+            Role.DECODE: tokens + handoff + _LAST * (full | short),
+            Role.UNIFIED: prompts + tokens + _LAST * short,
+        }
+        order = turns(name_bits(ask.prompt_name), self._bits)
+        listed = self._cheapest(np.flatnonzero(ready & (announced > 0)), -announced, order, self._rules.pool_top)
+        for role, rows in self._roles.items():
+            listed |= self._cheapest(rows[ready[rows]], costs[role], order, _LISTED * self._rules.pool_top)
+        return listed
+
+    def _shorter_than(self, tokens: int) -> NDArray[np.bool_]:
+        """Engines at which a sequence may not have so many tokens, nor as many as at another."""
+        longest = self._columns["max_len"]
+        return longest < min(tokens, longest.max(initial=0.0))
+
+    @staticmethod
+    def _cheapest(rows: NDArray[np.intp], costs: Floats, order: NDArray[np.uint64], count: int) -> set[int]:
+        if len(rows) > count:
+            rows = rows[np.lexsort((order[rows], costs[rows]))[:count]]
+        return set(rows.tolist())
+
+    def _prompt_costs(self, ask: RouteAsk, uncached: Floats, reach: int, now: float) -> Floats:
+        """As CostModel._prefill_cost; what others have announced, up to reach, may be fetched from them."""
+        of, rules = self._columns, self._rules
+        queue = np.maximum(of["behind"] * of["per_prompt_token"], of["busy_until"] - now)
+        compute = self._compute(ask.prompt_tokens, uncached)
+        seconds = compute
+        if rules.fetch and reach:
+            lacking = np.maximum(0, reach - (ask.prompt_tokens - uncached))
+            fetch = (1 + rules.fetch_margin) * (FETCH_SECONDS + rules.fetch_seconds_per_token * lacking)
+            seconds = np.minimum(compute, self._compute(ask.prompt_tokens, uncached - lacking) + fetch)
+        crowding = rules.evict_weight * of["kv_filled"] + rules.spread_weight * of["utilisation"]
+        return rules.ttft_weight * (queue + seconds) + crowding * compute
+
+    def _compute(self, prompt: int, uncached: Floats) -> Floats:
+        """As load.prompt_seconds."""
+        of = self._columns
+        pairs = (prompt**2 - (prompt - uncached) ** 2) / (2 * of["step"])
+        return of["base"] * np.ceil(uncached / of["step"]) + of["per_token"] * uncached + of["per_context"] * pairs
+
+    def _token_costs(self, ask: RouteAsk) -> tuple[Floats, NDArray[np.bool_]]:
+        """As CostModel._decode_cost, without a handoff; and which engines have no room."""
+        of, rules, prompt, horizon = self._columns, self._rules, ask.prompt_tokens, expected_output(ask.max_tokens)
+        tpot = of["base"] + of["per_token"] * (of["rows"] + 1) + of["per_context"] * (of["context"] + prompt)
+        surplus = (of["reserved"] + prompt + horizon - of["room"]) / of["room"]
+        missing = np.maximum(np.maximum(0.0, of["requests"] + 1 - of["max_rows"]) / of["max_rows"], surplus)
+        wait = np.maximum(0.0, missing) * tpot * horizon
+        return rules.gap_weight * wait + rules.tpot_weight * tpot * horizon, missing > 0
+
+
+def _values(view: EngineView) -> tuple[float, ...]:
+    """In the order of _COLUMN_NAMES."""
+    ready = view.endpoint.state is EngineState.READY and not (view.load and view.load.draining)
+    model, others = view.step_model, view.others_requests
+    rows, context = load.beside(view, 0, OUTPUT_HORIZON)
+    return (
+        ready,
+        load.busy_until(view),
+        view.booked.behind_tokens if view.load else view.booked.prompt_tokens,
+        load.seconds_per_prompt_token(view),
+        model.base,
+        model.per_token,
+        model.per_context,
+        load.tokens_per_step(view.capacity),
+        min(1.0, view.recent_work / RECENT_SECONDS),
+        view.kv_filled,
+        rows,
+        context,
+        len(view.booked.decoding) + view.booked.prefilling + others,
+        load.max_rows(view),
+        load.kv_tokens(view) or np.inf,
+        load.reserved_tokens(view),
+        load.leased_share(view),
+        load.max_len(view),
+    )
