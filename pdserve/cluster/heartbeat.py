@@ -51,10 +51,11 @@ async def heartbeats(address: str, epoch: int) -> AsyncGenerator[LoadSnapshot, N
     channel = open_channel(address)
     try:
         with suppress(grpc.aio.AioRpcError):
-            async for event in EngineServiceStub(channel).Session():
-                if event.HasField("description") and event.description.epoch != epoch:
-                    raise StaleEpoch(f"{address} is served by another incarnation of {event.description.engine_id}")
-                if event.HasField("load"):
-                    yield convert.load_from_proto(event.load)
+            async for message in EngineServiceStub(channel).Session():
+                for event in message.events:
+                    if event.HasField("description") and event.description.epoch != epoch:
+                        raise StaleEpoch(f"{address} is served by another incarnation of {event.description.engine_id}")
+                    if event.HasField("load"):
+                        yield convert.load_from_proto(event.load)
     finally:
         await channel.close()

@@ -1,9 +1,8 @@
 """One engine incarnation over one gRPC session: submits requests and hands each its own deltas."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
 import grpc
 
@@ -14,73 +13,39 @@ from pdserve.core.errors import EngineDied, PdserveError
 from pdserve.core.request import Request, TokenDelta
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.ledger import EngineLedger
+from pdserve.dispatch.pacing import Pacer
+from pdserve.dispatch.request_stream import RequestStream
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
 from pdserve.rpc.failure import root_cause
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import EngineServiceStub
 
-_SessionCall = grpc.aio.StreamStreamCall[pb.SessionCommand, pb.SessionEvent]
+_SessionCall = grpc.aio.StreamStreamCall[pb.SessionCommands, pb.SessionEvents]
 
 
-class StreamOwner(Protocol):
-    """Whom a stream tells that its request is to end, or has ended."""
-
-    def cancel(self, request_id: str) -> None: ...
-
-    def forget(self, request_id: str) -> None: ...
-
-
-class RequestStream:
-    """core.protocols.DeltaStream over a session. Holds at most what the request may produce."""
-
-    def __init__(self, connection: StreamOwner, request_id: str) -> None:
-        self._connection = connection
-        self._request_id = request_id
-        self._items: asyncio.Queue[TokenDelta | TransferTicket | PdserveError] = asyncio.Queue()
-        self._ended = False
-        self.ended_at: float | None = None
-
-    def push(self, item: TokenDelta | TransferTicket | PdserveError) -> None:
-        if isinstance(item, TokenDelta) and item.finish_reason:
-            self.ended_at = asyncio.get_running_loop().time()
-        self._items.put_nowait(item)
-
-    def __aiter__(self) -> AsyncIterator[TokenDelta | TransferTicket]:
-        return self
-
-    async def __anext__(self) -> TokenDelta | TransferTicket:
-        if self._ended:
-            raise StopAsyncIteration
-        item = await self._items.get()
-        if isinstance(item, PdserveError):
-            self._finish()
-            raise item
-        if isinstance(item, TokenDelta) and item.finish_reason:
-            self._finish()
-        return item
-
-    async def aclose(self) -> None:
-        if not self._ended:
-            self._finish()
-            self._connection.cancel(self._request_id)
-
-    def _finish(self) -> None:
-        self._ended = True
-        self._connection.forget(self._request_id)
+_COMMANDS_AT_ONCE = 16
+"""In one message, which has room for so many prompts of a million tokens."""
 
 
 class EngineConnection:
     """core.protocols.EngineClient for one (engine, epoch). `close` fails whatever still streams.
 
     What the engine reports of itself goes to the ledger. on_change is called when the engine becomes usable, when it
-    begins to drain and when it is lost.
+    begins to drain and when it is lost. pacer lets tokens wait for one another while this process is busy.
     """
 
     def __init__(
-        self, endpoint: Endpoint, ledger: EngineLedger, times: Times, clock: Clock, on_change: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        ledger: EngineLedger,
+        times: Times,
+        clock: Clock,
+        on_change: Callable[[], None],
+        pacer: Pacer | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self._pacer = pacer
         self._ledger = ledger
         self._on_change = on_change
         self._times = times
@@ -114,7 +79,7 @@ class EngineConnection:
         ticket: TransferTicket | None = None,
         source: KVSource | None = None,
     ) -> RequestStream:
-        stream = RequestStream(self, request.id)
+        stream = RequestStream(self, request.id, self._pacer)
         if self._error:
             stream.push(self._error)
             return stream
@@ -169,35 +134,42 @@ class EngineConnection:
 
     async def _write(self, session: _SessionCall) -> None:
         while True:
-            await session.write(await self._outbox.get())
+            commands = [await self._outbox.get()]
+            while len(commands) < _COMMANDS_AT_ONCE and not self._outbox.empty():
+                commands.append(self._outbox.get_nowait())
+            await session.write(pb.SessionCommands(commands=commands))
 
     async def _read(self, session: _SessionCall) -> None:
-        async for event in session:
+        async for message in session:
             self._last_heard = self._clock.monotonic()
-            match event.WhichOneof("event"):
-                case "description":
-                    self._check_epoch(event.description.epoch)
-                    self._ledger.described(convert.capacity_from_proto(event.description))
-                case "step":
-                    self._check_epoch(event.step.epoch)
-                    for message in event.step.deltas:
-                        self._push(message.request_id, convert.delta_from_proto(message))
-                case "load":
-                    self._check_epoch(event.load.epoch)
-                    self._on_load(convert.load_from_proto(event.load))
-                case "ticket":
-                    self._push(event.ticket.request_id, convert.ticket_from_proto(event.ticket))
-                case "departure":
-                    departure = convert.departure_from_proto(event.departure)
-                    settle_departure(self._departing.get(event.departure.request_id), departure)
-                case "kv_events":
-                    self._check_epoch(event.kv_events.epoch)
-                    self._on_kv_events(event.kv_events)
-                case "kv_snapshot":
-                    self._check_epoch(event.kv_snapshot.epoch)
-                    self._ledger.kv_restored(convert.kv_snapshot_from_proto(event.kv_snapshot))
-                    self._kv_asked = self._kv_asked and not event.kv_snapshot.last
+            for event in message.events:
+                self._take(event)
         raise EngineDied(f"{self.endpoint.engine_id} ended its session")
+
+    def _take(self, event: pb.SessionEvent) -> None:
+        match event.WhichOneof("event"):
+            case "description":
+                self._check_epoch(event.description.epoch)
+                self._ledger.described(convert.capacity_from_proto(event.description))
+            case "step":
+                self._check_epoch(event.step.epoch)
+                for message in event.step.deltas:
+                    self._push(message.request_id, convert.delta_from_proto(message))
+            case "load":
+                self._check_epoch(event.load.epoch)
+                self._on_load(convert.load_from_proto(event.load))
+            case "ticket":
+                self._push(event.ticket.request_id, convert.ticket_from_proto(event.ticket))
+            case "departure":
+                departure = convert.departure_from_proto(event.departure)
+                settle_departure(self._departing.get(event.departure.request_id), departure)
+            case "kv_events":
+                self._check_epoch(event.kv_events.epoch)
+                self._on_kv_events(event.kv_events)
+            case "kv_snapshot":
+                self._check_epoch(event.kv_snapshot.epoch)
+                self._ledger.kv_restored(convert.kv_snapshot_from_proto(event.kv_snapshot))
+                self._kv_asked = self._kv_asked and not event.kv_snapshot.last
 
     def _check_epoch(self, epoch: int) -> None:
         if epoch != self.endpoint.epoch:

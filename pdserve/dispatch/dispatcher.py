@@ -1,13 +1,13 @@
 """One request from route to last token, whatever dies on the way."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import TypeVar
 
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import ClusterState, EngineView, Route
+from pdserve.core.deadline import Deadline
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
@@ -17,8 +17,6 @@ from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRul
 from pdserve.dispatch.sessions import Booking, SessionPool
 from pdserve.router.router import Router
 from pdserve.telemetry.record import RequestRecord
-
-T = TypeVar("T")
 
 _DEADLINE_GRACE = 1.0
 """Seconds an engine gets to report an expired deadline itself, with its trace."""
@@ -70,7 +68,7 @@ class Dispatcher:
         TransferError when that is impossible, DeadlineExceeded, or what an engine refused it with.
         """
         record.stamp("received", self._clock.unix())
-        deadline = asyncio.get_running_loop().time() + request.timeout + _DEADLINE_GRACE
+        deadline = Deadline(asyncio.get_running_loop().time() + request.timeout + _DEADLINE_GRACE)
         history = ReplayHistory(self._replay)
         emitted: list[int] = []
         try:
@@ -91,16 +89,17 @@ class Dispatcher:
                         self._sessions.link_damaged(loss.damaging)
                     history.note(loss)
                     record.give_up(loss.error, len(emitted), self._clock.unix())
-                    await _before(deadline, self._budget.admit())
+                    await deadline.before(self._budget.admit())
         except TimeoutError:
             raise DeadlineExceeded(f"the request took longer than {request.timeout:g} s") from None
         finally:
+            deadline.close()
             record.stamp("finished", self._clock.unix())
 
     async def _attempt(
-        self, share: Request, history: ReplayHistory, record: RequestRecord, deadline: float
+        self, share: Request, history: ReplayHistory, record: RequestRecord, deadline: Deadline
     ) -> AsyncGenerator[TokenDelta, None]:
-        route, decided = await _before(deadline, self._route(share, history))
+        route, decided = await deadline.before(self._route(share, history))
         record.route = route
         record.stamp("routed", self._clock.unix())
         try:
@@ -109,7 +108,7 @@ class Dispatcher:
                 movable = partial(self._migrator.movable, booking)
                 attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)
                 async with aclosing(attempt.deltas(share)) as deltas:
-                    while delta := await _before(deadline, anext(deltas, None)):
+                    while delta := await deadline.before(anext(deltas, None)):
                         yield delta
         except BaseException:
             self._router.retract(share, route, decided)
@@ -166,9 +165,3 @@ class Dispatcher:
 
 def _numerics(engine: Endpoint, state: ClusterState) -> str:
     return next((view.numerics for view in state.engines if view.endpoint == engine), "")
-
-
-async def _before(deadline: float, work: Awaitable[T]) -> T:
-    """The result, awaited no longer than the deadline in event-loop seconds. Raises TimeoutError."""
-    async with asyncio.timeout_at(deadline):
-        return await work

@@ -102,6 +102,8 @@ def continued(request: Request, emitted: Sequence[int], name: str) -> Request:
 
 def rebased(delta: TokenDelta, request_id: str, offset: int) -> TokenDelta:
     """A continuation's delta as part of the whole answer."""
+    if not offset and delta.request_id == request_id:
+        return delta
     return replace(delta, request_id=request_id, index=delta.index + offset)
 
 

@@ -28,6 +28,7 @@ from pdserve.dispatch.connection import EngineConnection
 from pdserve.dispatch.fetch_speeds import FetchSpeeds
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.links import LostLinks
+from pdserve.dispatch.pacing import Pacer
 from pdserve.dispatch.pair_watch import PairWatch
 from pdserve.dispatch.views import Views
 from pdserve.router.kv_index import KVIndex
@@ -76,7 +77,7 @@ class SessionPool:
         self.index = index or KVIndex()
         self._clock = clock
         self._retry = times.heartbeat
-        self._connect = connect or partial(_connect, times, clock)
+        self._connect = connect or partial(_connect, times, clock, Pacer())
         self._endpoints: tuple[Endpoint, ...] = ()
         self._connections: dict[EngineKey, Connection] = {}
         self._ledgers: dict[EngineKey, EngineLedger] = {}
@@ -351,6 +352,6 @@ def _named(link: Link) -> dict[str, str]:
 
 
 def _connect(
-    times: Times, clock: Clock, endpoint: Endpoint, ledger: EngineLedger, on_change: Callable[[], None]
+    times: Times, clock: Clock, pacer: Pacer, endpoint: Endpoint, ledger: EngineLedger, on_change: Callable[[], None]
 ) -> Connection:
-    return EngineConnection(endpoint, ledger, times, clock, on_change)
+    return EngineConnection(endpoint, ledger, times, clock, on_change, pacer)

@@ -27,7 +27,7 @@ from pdserve.rpc.generated.pdserve.v1.pair_check_pb2_grpc import add_PairCheckSe
 
 _log = structlog.get_logger(__name__)
 
-_SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommand], AsyncIterator[pb.SessionEvent]]
+_SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommands], AsyncIterator[pb.SessionEvents]]
 _DrainContext = grpc.aio.ServicerContext[pb.DrainRequest, Awaitable[pb.DrainResponse]]
 _ConnectContext = grpc.aio.ServicerContext[pb.PeerHello, Awaitable[pb.PeerHello]]
 _HandoffContext = grpc.aio.ServicerContext[AsyncIterator[pb.HandoffCommand], AsyncIterator[pb.HandoffEvent]]
@@ -77,14 +77,14 @@ class _EngineService(pb_grpc.EngineServiceServicer):
         self._times = times
 
     async def Session(
-        self, commands: AsyncIterator[pb.SessionCommand], context: _SessionContext
-    ) -> AsyncIterator[pb.SessionEvent]:
+        self, commands: AsyncIterator[pb.SessionCommands], context: _SessionContext
+    ) -> AsyncIterator[pb.SessionEvents]:
         session = EngineSession(self._engine, self._times)
         reader = asyncio.create_task(_obey_all(commands, session))
         try:
             async with aclosing(session.events()) as events:
-                async for event in events:
-                    yield event
+                async for message in events:
+                    yield message
         finally:
             session.close()
             reader.cancel()
@@ -95,15 +95,16 @@ class _EngineService(pb_grpc.EngineServiceServicer):
         return pb.DrainResponse(drained=await self._engine.drain(request.timeout))
 
 
-async def _obey_all(commands: AsyncIterator[pb.SessionCommand], session: EngineSession) -> None:
+async def _obey_all(messages: AsyncIterator[pb.SessionCommands], session: EngineSession) -> None:
     """A command that cannot be obeyed ends the session: one that lives on deaf would lose every request after it."""
-    async for command in commands:
-        try:
-            session.obey(command)
-        except Exception:
-            _log.exception("a session failed internally", command=command.WhichOneof("command"))
-            session.end()
-            return
+    async for message in messages:
+        for command in message.commands:
+            try:
+                session.obey(command)
+            except Exception:
+                _log.exception("a session failed internally", command=command.WhichOneof("command"))
+                session.end()
+                return
 
 
 class HandoffService(pb_grpc.HandoffServiceServicer):

@@ -55,17 +55,17 @@ class EngineSession:
                 request_id = command.depart_request_id
                 self._engine.depart(request_id, lambda answer: self._answer_departure(request_id, answer))
 
-    async def events(self) -> AsyncGenerator[pb.SessionEvent, None]:
+    async def events(self) -> AsyncGenerator[pb.SessionEvents, None]:
         """Description first, then steps as they come and a LoadSnapshot per heartbeat; with either, what has
         changed in the prefix cache."""
-        yield pb.SessionEvent(description=self._describe())
+        yield pb.SessionEvents(events=[pb.SessionEvent(description=self._describe())])
         beating = asyncio.create_task(self._beat())
         self._engine.drain_watchers.add(self._report_load)
         try:
             while not self._over:
                 self._fresh.clear()
-                for event in self._drain():
-                    yield event
+                for message in self._drain():
+                    yield message
                 await self._fresh.wait()
         finally:
             self._engine.drain_watchers.discard(self._report_load)
@@ -112,32 +112,35 @@ class EngineSession:
             )
             self.deliver([refusal])
 
-    def _drain(self) -> list[pb.SessionEvent]:
+    def _drain(self) -> list[pb.SessionEvents]:
+        """All that waits, in one message; but parts of a snapshot, which are large, each in one of its own before."""
+        news = self._kv.news()
+        epoch = self._engine.endpoint.epoch
+        parts = [convert.kv_snapshot_to_proto(epoch, item) for item in news if isinstance(item, KVSnapshot)]
+        messages = [pb.SessionEvents(events=[pb.SessionEvent(kv_snapshot=part)]) for part in parts]
+        events = []
+        if changes := [item for item in news if isinstance(item, KVEvent)]:
+            events.append(pb.SessionEvent(kv_events=convert.kv_events_to_proto(epoch, changes)))
+        events += self._drain_requests()
+        if self._load_due:
+            self._load_due = False
+            events.append(pb.SessionEvent(load=convert.load_to_proto(self._engine.snapshot())))
+        if events:
+            messages.append(pb.SessionEvents(events=events))
+        return messages
+
+    def _drain_requests(self) -> list[pb.SessionEvent]:
         tickets, self._tickets = self._tickets, []
         deltas, self._deltas = self._deltas, []
-        events = self._drain_kv()
-        events += [pb.SessionEvent(ticket=convert.ticket_to_proto(ticket)) for ticket in tickets]
+        departures, self._departures = self._departures, []
+        events = [pb.SessionEvent(ticket=convert.ticket_to_proto(ticket)) for ticket in tickets]
         if deltas:
             step = pb.StepEvent(
                 epoch=self._engine.endpoint.epoch, deltas=[convert.delta_to_proto(delta) for delta in deltas]
             )
             events.append(pb.SessionEvent(step=step))
-        departures, self._departures = self._departures, []
         events += [pb.SessionEvent(departure=departure) for departure in departures]
-        if self._load_due:
-            self._load_due = False
-            events.append(pb.SessionEvent(load=convert.load_to_proto(self._engine.snapshot())))
         return events
-
-    def _drain_kv(self) -> list[pb.SessionEvent]:
-        epoch = self._engine.endpoint.epoch
-        news = self._kv.news()
-        parts = [item for item in news if isinstance(item, KVSnapshot)]
-        events = [item for item in news if isinstance(item, KVEvent)]
-        messages = [pb.SessionEvent(kv_snapshot=convert.kv_snapshot_to_proto(epoch, part)) for part in parts]
-        if events:
-            messages.append(pb.SessionEvent(kv_events=convert.kv_events_to_proto(epoch, events)))
-        return messages
 
     def _describe(self) -> pb.EngineDescription:
         engine = self._engine

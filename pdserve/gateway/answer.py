@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from pdserve.core.clock import Clock
+from pdserve.core.deadline import Deadline
 from pdserve.core.errors import Cancelled, DeadlineExceeded, PdserveError
 from pdserve.core.request import FinishReason, Request, TokenDelta
 from pdserve.gateway.detokenizer import Detokenizer, TextDelta
@@ -49,8 +50,8 @@ class Answer:
         self._detokenizer = detokenizer
         waited = max(0.0, context.clock.unix() - record.stamps[0][1]) if record.stamps else 0.0
         self._arrived = context.clock.monotonic() - waited
-        self._deadline = asyncio.get_running_loop().time() + request.timeout + _BACKSTOP
-        self._timer: asyncio.Timeout | None = None
+        self._give_up = asyncio.get_running_loop().time() + request.timeout + _BACKSTOP
+        self._deadline: Deadline | None = None
         self._aborted = False
         self._first_token: float | None = None
         self._last_token = 0.0
@@ -74,8 +75,8 @@ class Answer:
     def abort(self) -> None:
         """End the request from elsewhere; whoever iterates deltas() gets Cancelled."""
         self._aborted = True
-        if self._timer is not None:
-            self._timer.reschedule(0)
+        if self._deadline is not None:
+            self._deadline.move(0)
 
     async def deltas(self) -> AsyncGenerator[TextDelta, None]:
         """The text as it grows; the last delta has a finish_reason. Closing it cancels the request.
@@ -84,9 +85,10 @@ class Answer:
         status: str | None = Cancelled.code
         self._context.intake.enter(self)
         self._context.ring.add(self.record)
+        deadline = self._deadline = Deadline(0 if self._aborted else self._give_up)
         try:
             async with aclosing(self._context.generator.generate(self.request, self.record)) as source:
-                while (delta := await self._next_text(source)).finish_reason is None:
+                while (delta := await self._next_text(source, deadline)).finish_reason is None:
                     if delta.text or delta.tokens:
                         yield delta
             self.record.finish_reason = delta.finish_reason.value
@@ -97,24 +99,19 @@ class Answer:
             status = error.code if isinstance(error, PdserveError) else PdserveError.code
             raise
         finally:
+            deadline.close()
             if status is not None:
                 self._end(status)
 
-    async def _next_text(self, source: AsyncIterator[TokenDelta]) -> TextDelta:
-        deadline = 0 if self._aborted else self._deadline
+    async def _next_text(self, source: AsyncIterator[TokenDelta], deadline: Deadline) -> TextDelta:
         try:
-            async with asyncio.timeout_at(deadline) as self._timer:
-                delta = await anext(source)
+            delta = await deadline.before(anext(source))
         except TimeoutError:
-            if self._timer is None or not self._timer.expired():
-                raise
             if self._aborted:
                 raise Cancelled("the request was aborted") from None
             raise DeadlineExceeded(f"the answer was not complete after {self.request.timeout:g} s") from None
         except StopAsyncIteration:
             raise PdserveError("the answer ended without a finish reason") from None
-        finally:
-            self._timer = None
         if delta.finish_reason not in (None, FinishReason.STOP, FinishReason.LENGTH):
             raise Cancelled(f"the engine ended the request: {delta.finish_reason}")
         self._measure(len(delta.token_ids))

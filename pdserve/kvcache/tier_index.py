@@ -5,7 +5,6 @@ from collections.abc import ItemsView, Iterable, Sequence
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import Tier, TierNews
 
-
 _MOST_DISTRUSTED = 1 << 16
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
+import uvloop
+
 from pdserve.core.errors import PdserveError
 from pdserve.core.parent_death import die_with_parent
 
@@ -57,7 +59,8 @@ def run_child(main: Main) -> NoReturn:
     die_with_parent(int(payload["parent_pid"]))
     parent = Parent(int(payload["ready_fd"]))
     try:
-        asyncio.run(_until_done(main, payload, parent))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_done(main, payload, parent))
     except PdserveError as error:
         if parent.answered:
             raise

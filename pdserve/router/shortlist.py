@@ -66,8 +66,8 @@ class Shortlist:
         self._bits = np.empty(0, np.uint64)
 
     def of(self, ask: RouteAsk, state: ClusterState) -> ClusterState:
-        """The state with the listed engines alone; unchanged where there are few, and for a request that has to go around lost
-        links or among engines that round alike."""
+        """The state with the listed engines alone; unchanged where there are few, and for a request that has to go around
+        lost links, or to stay among engines that round alike."""
         if len(state.engines) <= 2 * _LISTED * self._rules.pool_top or ask.parted or ask.numerics:
             return state
         self._follow(state.engines)
@@ -132,7 +132,8 @@ class Shortlist:
     def _shorter_than(self, tokens: int) -> NDArray[np.bool_]:
         """Engines at which a sequence may not have so many tokens, nor as many as at another."""
         longest = self._columns["max_len"]
-        return longest < min(tokens, longest.max(initial=0.0))
+        short: NDArray[np.bool_] = longest < min(tokens, longest.max(initial=0.0))
+        return short
 
     @staticmethod
     def _cheapest(rows: NDArray[np.intp], costs: Floats, order: NDArray[np.uint64], count: int) -> set[int]:

@@ -11,8 +11,9 @@ from pdserve.core.endpoint import LoadSnapshot
 from pdserve.core.errors import EngineDied, PdserveError
 from pdserve.core.request import FinishReason, Request, TokenDelta
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
-from pdserve.dispatch.connection import RequestStream, settle_departure
+from pdserve.dispatch.connection import settle_departure
 from pdserve.dispatch.ledger import EngineLedger
+from pdserve.dispatch.request_stream import RequestStream
 from pdserve.engine.engine import EngineItem
 from pdserve.engine.kv_feed import KVReader
 from pdserve.simulator.engines import SimEngine

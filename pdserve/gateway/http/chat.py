@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -8,7 +9,7 @@ from pdserve.gateway.answer import Answer
 from pdserve.gateway.detokenizer import OutputToken, TextDelta
 from pdserve.gateway.gateway import Ask, Gateway
 from pdserve.gateway.http.body import route_class
-from pdserve.gateway.http.respond import respond, usage
+from pdserve.gateway.http.respond import TextChunk, respond, usage
 from pdserve.gateway.http.schemas import ChatBody
 from pdserve.gateway.vocabulary import Vocabulary
 
@@ -56,12 +57,15 @@ class ChatFormat:
         self._include_usage = include_usage
         self._logprobs = ask.sampling.logprobs
         self._head = {"id": ask.id, "created": int(gateway.clock.unix()), "model": gateway.model.name}
+        self._text_chunk = TextChunk(lambda text: self._chunk({"content": text}))
 
     def opening(self) -> list[dict[str, object]]:
         return [self._chunk({"role": "assistant", "content": ""})]
 
-    def chunk(self, delta: TextDelta) -> dict[str, object]:
-        return self._chunk({"content": delta.text}, logprobs=self._logprobs_of(delta.tokens))
+    def chunk(self, delta: TextDelta) -> bytes:
+        if not self._logprobs:
+            return self._text_chunk(delta.text)
+        return orjson.dumps(self._chunk({"content": delta.text}, logprobs=self._logprobs_of(delta.tokens)))
 
     def closing(self, answer: Answer, reason: FinishReason) -> list[dict[str, object]]:
         final = self._chunk({}, finish_reason=reason.value) | {"pdserve": answer.record.to_dict()}

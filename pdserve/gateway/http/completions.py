@@ -1,5 +1,6 @@
 """POST /v1/completions."""
 
+import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -9,7 +10,7 @@ from pdserve.gateway.answer import Answer
 from pdserve.gateway.detokenizer import OutputToken, TextDelta
 from pdserve.gateway.gateway import Ask, Gateway
 from pdserve.gateway.http.body import route_class
-from pdserve.gateway.http.respond import respond, usage
+from pdserve.gateway.http.respond import TextChunk, respond, usage
 from pdserve.gateway.http.schemas import CompletionBody
 
 DEFAULT_MAX_TOKENS = 16
@@ -63,12 +64,15 @@ class CompletionFormat:
             "created": int(gateway.clock.unix()),
             "model": gateway.model.name,
         }
+        self._text_chunk = TextChunk(lambda text: self._body(self._choice(text, (), None)))
 
     def opening(self) -> list[dict[str, object]]:
         return []
 
-    def chunk(self, delta: TextDelta) -> dict[str, object]:
-        return self._body(self._choice(delta.text, delta.tokens, None))
+    def chunk(self, delta: TextDelta) -> bytes:
+        if not self._logprobs:
+            return self._text_chunk(delta.text)
+        return orjson.dumps(self._body(self._choice(delta.text, delta.tokens, None)))
 
     def closing(self, answer: Answer, reason: FinishReason) -> list[dict[str, object]]:
         final = self._body(self._choice("", (), reason)) | {"pdserve": answer.record.to_dict()}

@@ -1,7 +1,7 @@
 """An answer as one JSON object or as a stream of server-sent events, whatever the endpoint."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from pdserve.core.deadline import Deadline
 from pdserve.core.errors import Cancelled, PdserveError
 from pdserve.core.request import FinishReason
 from pdserve.gateway.answer import Answer
@@ -28,7 +29,9 @@ class Format(Protocol):
         """Chunks before any text."""
         ...
 
-    def chunk(self, delta: TextDelta) -> dict[str, object]: ...
+    def chunk(self, delta: TextDelta) -> bytes:
+        """As JSON: there is one for each token, of which only the text differs."""
+        ...
 
     def closing(self, answer: Answer, reason: FinishReason) -> list[dict[str, object]]:
         """Chunks after the text: the one with finish_reason and record, then the usage if asked for."""
@@ -37,6 +40,19 @@ class Format(Protocol):
     def whole(self, answer: Answer, delta: TextDelta) -> dict[str, object]:
         """The unstreamed body; delta is all deltas in one."""
         ...
+
+
+class TextChunk:
+    """The JSON of a chunk in which only the text differs from one to the next."""
+
+    _TEXT = "\ue000 the text \ue001"
+    """Private use: in no other field, names of models included."""
+
+    def __init__(self, chunk: Callable[[str], dict[str, object]]) -> None:
+        self._before, _, self._behind = orjson.dumps(chunk(self._TEXT)).partition(orjson.dumps(self._TEXT))
+
+    def __call__(self, text: str) -> bytes:
+        return self._before + orjson.dumps(text) + self._behind
 
 
 def usage(answer: Answer) -> dict[str, object]:
@@ -83,13 +99,17 @@ class EventStream(StreamingResponse):
             log.warning("client reads nothing", request_id=scope["state"]["id"], seconds=self._send_timeout)
 
     async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._source), aclosing(self._events):
-            async with asyncio.timeout(self._send_timeout):
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for event in self._events:
-                async with asyncio.timeout(self._send_timeout):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        time = asyncio.get_running_loop().time
+        deadline = Deadline(time() + self._send_timeout)
+        try:
+            async with aclosing(self._source), aclosing(self._events):
+                await deadline.before(send({"type": "http.response.start", "status": 200, "headers": self.raw_headers}))
+                async for event in self._events:
+                    deadline.move(time() + self._send_timeout)
+                    await deadline.before(send({"type": "http.response.body", "body": event, "more_body": True}))
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            deadline.close()
 
 
 async def _events(
@@ -102,7 +122,7 @@ async def _events(
                 yield _event(chunk)
             async for delta in _chain(first, rest):
                 if delta.text or delta.tokens:
-                    yield _event(wording.chunk(delta))
+                    yield b"data: %b\n\n" % wording.chunk(delta)
                     answer.sent()
                 if delta.finish_reason is not None:
                     for chunk in wording.closing(answer, delta.finish_reason):

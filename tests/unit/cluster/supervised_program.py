@@ -15,7 +15,7 @@ from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
 
-_SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommand], AsyncIterator[pb.SessionEvent]]
+_SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommands], AsyncIterator[pb.SessionEvents]]
 
 _DrainContext = grpc.aio.ServicerContext[pb.DrainRequest, Awaitable[pb.DrainResponse]]
 
@@ -25,11 +25,13 @@ class Heartbeats(pb_grpc.EngineServiceServicer):
         self._epoch = epoch
 
     async def Session(
-        self, commands: AsyncIterator[pb.SessionCommand], context: _SessionContext
-    ) -> AsyncIterator[pb.SessionEvent]:
-        yield pb.SessionEvent(description=pb.EngineDescription(engine_id="p", epoch=self._epoch, pid=os.getpid()))
+        self, commands: AsyncIterator[pb.SessionCommands], context: _SessionContext
+    ) -> AsyncIterator[pb.SessionEvents]:
+        description = pb.EngineDescription(engine_id="p", epoch=self._epoch, pid=os.getpid())
+        yield pb.SessionEvents(events=[pb.SessionEvent(description=description)])
         while True:
-            yield pb.SessionEvent(load=pb.LoadSnapshot(engine_id="p", epoch=self._epoch))
+            load = pb.LoadSnapshot(engine_id="p", epoch=self._epoch)
+            yield pb.SessionEvents(events=[pb.SessionEvent(load=load)])
             await asyncio.sleep(0.1)
 
     async def Drain(self, request: pb.DrainRequest, context: _DrainContext) -> pb.DrainResponse:

@@ -34,17 +34,18 @@ class ScriptedEngine(pb_grpc.EngineServiceServicer):
 
     async def Session(
         self,
-        commands: AsyncIterator[pb.SessionCommand],
-        context: grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommand], AsyncIterator[pb.SessionEvent]],
-    ) -> AsyncIterator[pb.SessionEvent]:
+        commands: AsyncIterator[pb.SessionCommands],
+        context: grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommands], AsyncIterator[pb.SessionEvents]],
+    ) -> AsyncIterator[pb.SessionEvents]:
         async def listen() -> None:
-            async for command in commands:
-                self.told.put_nowait(command)
+            async for message in commands:
+                for command in message.commands:
+                    self.told.put_nowait(command)
 
         listener = asyncio.create_task(listen())
         try:
             while True:
-                yield await self.say.get()
+                yield pb.SessionEvents(events=[await self.say.get()])
         finally:
             listener.cancel()
 
@@ -213,14 +214,14 @@ async def test_reports_of_another_epoch_end_the_session(bench: Bench, report: pb
 class EndedCall:
     """A call that has ended, as a write meets it before the read does."""
 
-    def __aiter__(self) -> AsyncIterator[pb.SessionEvent]:
+    def __aiter__(self) -> AsyncIterator[pb.SessionEvents]:
         return self
 
-    async def __anext__(self) -> pb.SessionEvent:
+    async def __anext__(self) -> pb.SessionEvents:
         await asyncio.Event().wait()
         raise StopAsyncIteration
 
-    async def write(self, command: pb.SessionCommand) -> None:
+    async def write(self, message: pb.SessionCommands) -> None:
         raise asyncio.InvalidStateError("RPC already finished.")
 
 

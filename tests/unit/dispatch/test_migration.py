@@ -21,10 +21,10 @@ from pdserve.core.endpoint import (
 from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, TransferFailed, TransferTimeout, Unavailable
 from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
-from pdserve.dispatch.connection import RequestStream
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.migration import MigrationRules
+from pdserve.dispatch.request_stream import RequestStream
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router

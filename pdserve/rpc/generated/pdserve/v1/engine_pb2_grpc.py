@@ -38,8 +38,8 @@ class EngineServiceStub(object):
         """
         self.Session = channel.stream_stream(
                 '/pdserve.v1.EngineService/Session',
-                request_serializer=pdserve_dot_v1_dot_engine__pb2.SessionCommand.SerializeToString,
-                response_deserializer=pdserve_dot_v1_dot_engine__pb2.SessionEvent.FromString,
+                request_serializer=pdserve_dot_v1_dot_engine__pb2.SessionCommands.SerializeToString,
+                response_deserializer=pdserve_dot_v1_dot_engine__pb2.SessionEvents.FromString,
                 _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/pdserve.v1.EngineService/Drain',
@@ -57,6 +57,7 @@ class EngineServiceServicer(object):
         """One long-lived session per (client process, engine). The server's first event is the
         EngineDescription, then a KVSnapshot; then one StepEvent per engine step that concerns this session, a
         LoadSnapshot per heartbeat, and KVEvents along with either. Ending the session cancels its requests.
+        What waits at either end goes into one message: a message costs more than what is in it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,8 +75,8 @@ def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
-                    request_deserializer=pdserve_dot_v1_dot_engine__pb2.SessionCommand.FromString,
-                    response_serializer=pdserve_dot_v1_dot_engine__pb2.SessionEvent.SerializeToString,
+                    request_deserializer=pdserve_dot_v1_dot_engine__pb2.SessionCommands.FromString,
+                    response_serializer=pdserve_dot_v1_dot_engine__pb2.SessionEvents.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -110,8 +111,8 @@ class EngineService(object):
             request_iterator,
             target,
             '/pdserve.v1.EngineService/Session',
-            pdserve_dot_v1_dot_engine__pb2.SessionCommand.SerializeToString,
-            pdserve_dot_v1_dot_engine__pb2.SessionEvent.FromString,
+            pdserve_dot_v1_dot_engine__pb2.SessionCommands.SerializeToString,
+            pdserve_dot_v1_dot_engine__pb2.SessionEvents.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,10 +18,11 @@ class EngineServiceStub:
     """---- gateway ↔ engine ------------------------------------------------------------------------"""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Session: _aio.StreamStreamMultiCallable[_engine_pb2.SessionCommand, _engine_pb2.SessionEvent]
+    Session: _aio.StreamStreamMultiCallable[_engine_pb2.SessionCommands, _engine_pb2.SessionEvents]
     """One long-lived session per (client process, engine). The server's first event is the
     EngineDescription, then a KVSnapshot; then one StepEvent per engine step that concerns this session, a
     LoadSnapshot per heartbeat, and KVEvents along with either. Ending the session cancels its requests.
+    What waits at either end goes into one message: a message costs more than what is in it.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_engine_pb2.DrainRequest, _engine_pb2.DrainResponse]
     """Stop accepting requests, finish what runs and what is leased, then answer."""
@@ -32,12 +33,13 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Session(
         self,
-        request_iterator: _abc.AsyncIterator[_engine_pb2.SessionCommand],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_engine_pb2.SessionCommand], _abc.AsyncIterator[_engine_pb2.SessionEvent]],
-    ) -> _abc.AsyncIterator[_engine_pb2.SessionEvent]:
+        request_iterator: _abc.AsyncIterator[_engine_pb2.SessionCommands],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_engine_pb2.SessionCommands], _abc.AsyncIterator[_engine_pb2.SessionEvents]],
+    ) -> _abc.AsyncIterator[_engine_pb2.SessionEvents]:
         """One long-lived session per (client process, engine). The server's first event is the
         EngineDescription, then a KVSnapshot; then one StepEvent per engine step that concerns this session, a
         LoadSnapshot per heartbeat, and KVEvents along with either. Ending the session cancels its requests.
+        What waits at either end goes into one message: a message costs more than what is in it.
         """
 
     @_abc_1.abstractmethod
