@@ -106,10 +106,9 @@ def test_a_drained_engine_restarts_and_its_sixteen_streams_go_on_elsewhere(runni
         port = deployment.address.rpartition(":")[2]
         result = CliRunner().invoke(app, ["drain", "decode-0", "--port", port])
         assert "it starts again" in result.output
-        assert not all(stream.done() for stream in streams), "the engine waited for its streams instead of moving them"
         done = judge(running, asks, streams)
     moves = [move for stream in done for move in stream.record["migrations"]]
-    assert moves
+    assert moves, "the engine waited for its streams instead of moving them"
     assert {(move["from"], move["to"], move["outcome"]) for move in moves} == {("decode-0", "decode-1", "ok")}
     assert not any(stream.record["failed_attempts"] for stream in done)
     assert deployment.engines()["decode-0"]["epoch"] != before["epoch"]
@@ -125,7 +124,6 @@ def test_an_engine_that_is_told_to_end_by_its_machine_loses_nothing(running: Run
         before = deployment.engines()["decode-0"]
         os.kill(before["pid"], signal.SIGTERM)
         deployment.eventually(lambda: deployment.engines()["decode-0"]["epoch"] != before["epoch"])
-        assert not all(stream.done() for stream in streams)
         done = judge(running, asks, streams)
     assert any(stream.record["migrations"] for stream in done)
     assert not any(stream.record["failed_attempts"] for stream in done)

@@ -358,6 +358,7 @@ def test_deterministic_steps_are_recorded_too(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(1, 7))
 async def test_tokens_are_those_of_torch_in_any_schedule(
     seed: int, kernels: LoadedModel, in_torch: LoadedModel
