@@ -103,6 +103,7 @@ class Engine:
             self.loaded, WorkerOptions(num_blocks=-(-num_tokens // block_size), block_size=block_size)
         )
         self.kv = KVTensors(self.layout, device=DEVICE)
+        self.kv.memory.view(self.loaded.dtype).normal_()  # zeros cost a device less power, and so less time
         attention = TritonAttention(
             heads=shape.heads,
             kv_heads=shape.kv_heads,

@@ -19,7 +19,7 @@ from pathlib import Path
 TOTAL_SECONDS = 530.0
 SIDE_BY_SIDE = max(2, min(8, (os.cpu_count() or 2) // 2))
 """Most of the time kernels are compiled, each on one core."""
-SUITE = ("-c", "tests/gpu/pytest.ini", "--rootdir=.")
+SUITE = ("-c", "tests/gpu/suite.ini", "--rootdir=.")
 
 
 @dataclass(frozen=True, slots=True)
