@@ -62,6 +62,7 @@ def run_function(function: str, suite: Sequence[str], folder: Path, ends: float)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
     ) as process:
         try:
