@@ -247,7 +247,13 @@ def main() -> None:
         if arguments.out:
             arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
-    print(json.dumps(measure(arguments.device, arguments.mib * MIB, arguments.repetitions, tell=keep), indent=1))
+    result = measure(arguments.device, arguments.mib * MIB, arguments.repetitions, tell=keep)
+    print(json.dumps(result, indent=1))
+    errors = [
+        part["error"] for parts in result.values() if isinstance(parts, list) for part in parts if "error" in part
+    ]
+    if errors:
+        raise SystemExit(f"not all was measured: {errors[0]}")
 
 
 if __name__ == "__main__":

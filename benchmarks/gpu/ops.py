@@ -109,9 +109,9 @@ def copy_case(model: Model, blocks: int, *, block_major: bool) -> Case:
     def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
         shape = (total, layers, 2, model.kv_heads, 16, model.dim)
         if block_major:
-            kv = torch.zeros(shape, dtype=BF16, device=DEVICE)
+            kv = torch.randn(shape, dtype=BF16, device=DEVICE)
         else:
-            kv = torch.zeros(layers, total, *shape[2:], dtype=BF16, device=DEVICE).transpose(0, 1)
+            kv = torch.randn(layers, total, *shape[2:], dtype=BF16, device=DEVICE).transpose(0, 1)
         chosen = torch.randperm(total, device=DEVICE)[:blocks]
         heads = (0, model.kv_heads)
         return lambda: gather_blocks(kv, chosen, heads), lambda: kv.index_select(0, chosen)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 TOTAL_SECONDS = 570.0
@@ -34,8 +35,10 @@ class Section:
     seconds: float
 
 
+SHAPES = ("Llama-3.1-8B", "Qwen3-8B", "Qwen3-0.6B")
+MODES = {"": False, " deterministic": True}
 SECTIONS = (
-    Section(("compile Llama-3.1-8B", "compile Qwen3-8B", "compile Qwen3-0.6B"), 100),
+    Section(tuple(f"compile {shape}{mode}" for shape in SHAPES for mode in MODES), 100),
     Section(("offline Qwen3-0.6B",), 50),
     Section(("steps",), 55),
     Section(("latency",), 40),
@@ -64,7 +67,9 @@ def measure(name: str, emit: Callable[[dict[str, Any]], None], *, dry: bool, sec
     }
     for shape in (LLAMA_8B, QWEN3_8B, QWEN3_06B):
         chosen = run.shapes(shape)[0]
-        table[f"compile {shape.name}"] = partial(sections.compile_kernels, shape=chosen)
+        for mode, deterministic in MODES.items():
+            compiled = partial(sections.compile_kernels, shape=chosen, deterministic=deterministic)
+            table[f"compile {shape.name}{mode}"] = compiled
         table[f"offline {shape.name}"] = partial(sections.offline, shape=chosen)
     table[name](run)
 
@@ -80,8 +85,7 @@ class Child:
 
     @classmethod
     def start(cls, name: str, folder: Path, seconds: float, *, dry: bool) -> "Child":
-        lines = folder / f"{name.replace(' ', '_')}.jsonl"
-        lines.unlink(missing_ok=True)
+        lines = folder / f"{name}.jsonl"
         return cls(name, subprocess.Popen(_command(name, str(lines), seconds, dry)), lines, time.monotonic())
 
     def result(self, ends: float) -> dict[str, Any]:
@@ -106,8 +110,7 @@ def _command(name: str, lines: str, seconds: float, dry: bool) -> list[str]:
 
 def run_all(out: Path, only: str, total: float, *, dry: bool) -> dict[str, Any]:
     """All sections whose name contains `only`; the JSON grows with each."""
-    folder = out.parent / f"{out.stem}_parts"
-    folder.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + total
     report: dict[str, Any] = {"facts": facts(), "dry": dry, "sections": {}}
     for section in SECTIONS:
@@ -118,10 +121,10 @@ def run_all(out: Path, only: str, total: float, *, dry: bool) -> dict[str, Any]:
             out.write_text(json.dumps(report, indent=1) + "\n")
             continue
         until = time.monotonic() + budget + _GRACE
-        children = [Child.start(name, folder, budget, dry=dry) for name in names]
-        for child in children:
-            report["sections"][child.name] = child.result(until)
-            print(f"{child.name}: {report['sections'][child.name]['outcome']}", flush=True)
+        with TemporaryDirectory() as folder:
+            for child in [Child.start(name, Path(folder), budget, dry=dry) for name in names]:
+                report["sections"][child.name] = child.result(until)
+                print(f"{child.name}: {report['sections'][child.name]['outcome']}", flush=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
     return report
 

@@ -81,13 +81,13 @@ def _recorded(launches: Sequence[Callable[[], object]]) -> Callable[[], object]:
 def copy_bytes_per_second() -> float:
     """The ceiling: a device copy of 2 GiB, bytes read and written."""
     size = 2 << 30 if HAS_GPU else 1 << 20
-    source, target = (torch.empty(size, dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    source, target = (torch.empty(size, dtype=torch.uint8, device=DEVICE).random_() for _ in range(2))
     return 2 * source.numel() / device_seconds([lambda: target.copy_(source)]).median
 
 
 def read_bytes_per_second() -> float:
     """What reading alone reaches, by the faster of torch's reductions over 4 GiB."""
-    data = torch.ones((1 << 30) if HAS_GPU else (1 << 18), dtype=torch.float32, device=DEVICE)
+    data = torch.rand((1 << 30) if HAS_GPU else (1 << 18), dtype=torch.float32, device=DEVICE)
     return 4 * data.numel() / min(device_seconds([reduce]).median for reduce in (data.sum, data.amax))
 
 

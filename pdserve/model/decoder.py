@@ -12,7 +12,8 @@ from pdserve.model.ops import Residual
 from pdserve.model.rope import Rotary
 
 LayersDone = Callable[[int, int], None]
-"""Called as (first, end) once the KV of layers [first, end) of the step is written."""
+"""Called as (first, end) once the KV of layers [first, end) of the step is written; on a GPU, once its writing is
+submitted to the current stream."""
 
 
 class Decoder(nn.Module):

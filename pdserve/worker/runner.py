@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pdserve.worker.kernel_sampler import KernelSampler
 
 BatchLayersDone = Callable[[Batch, int, int], None]
-"""Called as (batch, first, end) on the thread that computes, once layers [first, end) have written the batch's KV."""
+"""Called as (batch, first, end) on the thread that computes, once layers [first, end) have written the batch's KV. On a
+GPU they have it once all is done that the thread's current stream holds by then."""
 
 
 class Runner:

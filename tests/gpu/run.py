@@ -19,7 +19,7 @@ from pathlib import Path
 TOTAL_SECONDS = 530.0
 SIDE_BY_SIDE = max(2, min(8, (os.cpu_count() or 2) // 2))
 """Most of the time kernels are compiled, each on one core."""
-SUITE = ("-c", "tests/gpu/pytest.ini", "--rootdir=.")
+SUITE = ("-c", "tests/gpu/suite.ini", "--rootdir=.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ def run_function(function: str, suite: Sequence[str], folder: Path, ends: float)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
     ) as process:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pdserve.core.batch import Batch
+from pdserve.core.batch import Batch, SamplerInit
 from pdserve.core.endpoint import EngineLimits
 from pdserve.model.loader import LoadedModel, load_model
 from tests.checkpoints import make_checkpoint
@@ -77,13 +77,14 @@ def test_a_replay_has_the_bits_of_the_work_itself(loaded: LoadedModel, fixed: bo
 
 
 def test_steps_are_submitted_without_waiting_for_the_device(loaded: LoadedModel, fixed: bool) -> None:
-    """Of either kind: a prompt beside a decoding sequence, and recorded ones."""
+    """Of either kind: a prompt, whose history a penalty looks at, beside a decoding sequence, and recorded ones."""
     from tests.unit.worker.test_graph_runner import decode_row, graph_runner, prompt_row
 
     runner = graph_runner(loaded, 4, deterministic=fixed)
+    penalised = SamplerInit(repetition_penalty=1.2, prompt_len=3, seen_token_ids=(5, 6, 7))
     steps = (
         (prompt_row(1, 2),),
-        (decode_row(1, 2), prompt_row(2, 3)),
+        (decode_row(1, 2), prompt_row(2, 3, sampler=penalised)),
         (decode_row(1, 2, 4), decode_row(2, 3)),
         (decode_row(1, 2, 5), decode_row(2, 3, 4)),
     )

@@ -87,7 +87,7 @@ def test_a_case_that_fails_leaves_the_others_as_they_are(monkeypatch: pytest.Mon
     monkeypatch.setattr("benchmarks.gpu.ops.measured", broken)
     monkeypatch.setattr("benchmarks.gpu.sections._op_cases", lambda *_: [ops.norm_case(16, 2)])
     uneven, prompt, norm = results("kernels")[1:]
-    assert uneven["bandwidth"] > 0
+    assert uneven.get("microseconds", 0) > 0, uneven
     assert prompt["torch_over_kernel"] is None
     assert norm["error"] == "OutOfMemoryError: too much"
 

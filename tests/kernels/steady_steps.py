@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -110,7 +111,8 @@ def main(folder: Path, deterministic: bool) -> dict[str, Any]:
     asked = Specialisations()
     driver.set_active(Hopper())
     knobs.runtime.jit_cache_hook = asked.hook
-    torch.empty, torch.Tensor.new_empty = torch.zeros, torch.Tensor.new_zeros  # what no kernel writes are no tokens
+    for owner, name, zeros in ((torch, "empty", torch.zeros), (Tensor, "new_empty", Tensor.new_zeros)):
+        setattr(owner, name, zeros)  # what no kernel writes must still be tokens
     triton_backend._multiprocessors = lambda device: MULTIPROCESSORS
     make_checkpoint(folder, "qwen3", max_position_embeddings=1024, num_hidden_layers=1)
     loaded = load_model(folder, dtype="bfloat16", kernels=True, deterministic=deterministic)

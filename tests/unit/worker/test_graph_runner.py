@@ -293,6 +293,21 @@ def test_a_sequence_that_comes_back_with_other_blocks_is_read_from_them(kernels:
     assert outputs[2:] == outputs[:2]
 
 
+@pytest.mark.slow
+def test_warming_up_leaves_nothing_behind(kernels: LoadedModel) -> None:
+    outputs = []
+    for warm in (False, True):
+        runner = graph_runner(kernels, 4)
+        if warm:
+            runner.warm_up()
+            assert not runner._kv.layers[0][0].any()
+            assert runner._kv.layers[0][1:].isnan().all()
+        for step, rows in enumerate(((prompt_row(-1, 2), prompt_row(2, 3)), (decode_row(-1, 2), decode_row(2, 3)))):
+            batch = Batch(step=step, rows=rows)
+            outputs.append(runner.sample(batch, runner.forward(batch)).rows)
+    assert outputs[:2] == outputs[2:]
+
+
 @pytest.mark.parametrize("beside", [(), (prompt_row(3, 1),)], ids=["recorded", "staged"])
 async def test_an_error_ends_the_executor_and_every_step(beside: tuple[Row, ...], kernels: LoadedModel) -> None:
     executor = OverlappedExecutor(graph_runner(kernels, 4))
