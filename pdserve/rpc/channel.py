@@ -26,8 +26,8 @@ def open_channel(address: str) -> grpc.aio.Channel:
 
 
 def new_server(*, keepalive: float = 10.0, answer: float = 5.0) -> grpc.aio.Server:
-    """Ends the calls of a client whose host or network is gone: after keepalive seconds of silence it is pinged, and has
-    answer seconds. Its kernel tells of a process that has died, but nobody tells of a host."""
+    """Ends the calls of a client whose host or network is gone: after keepalive seconds of silence it is pinged, and
+    has answer seconds. Its kernel tells of a process that has died, but nobody tells of a host."""
     liveness = (
         ("grpc.keepalive_time_ms", int(1000 * keepalive)),
         ("grpc.keepalive_timeout_ms", int(1000 * answer)),
