@@ -30,6 +30,9 @@ class Talker(EngineServiceServicer):
         finally:
             self.ended.set()
 
+    async def Drain(self, request: pb.DrainRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.DrainResponse:
+        raise AssertionError("nobody asks for it")
+
 
 class Wire:
     """Carries bytes between a client and a server until it is cut, which neither end is told."""
