@@ -76,8 +76,13 @@ class TierStore:
             if (slot := self._slot_for(block_hash)) is None:
                 continue
             view = self._host.view(slot)
-            self._device.read(block, view)
-            checksum = self.checksum(block_hash, view)
+            try:
+                self._device.read(block, view)
+                checksum = self.checksum(block_hash, view)
+            except BaseException:
+                with self._lock:
+                    self._host.give_back(slot)
+                raise
             with self._lock:
                 self._host.put(block_hash, slot, checksum)
                 self._counts[Tier.HOST].saved += 1

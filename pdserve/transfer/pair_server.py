@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from hmac import compare_digest
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 GREETING_LIMIT = 5.0
 """Seconds a target may take to introduce itself."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds until the next attempt when accepting failed, as it does while there are too many open files."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +65,13 @@ class PairServer:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                with self._lock:
+                    if self._closed:
+                        return
+                _log.warning("a %s pair could not be accepted: %s", self._kind, error)
+                time.sleep(ACCEPT_PAUSE)
+                continue
             line = ControlLine(connection)
             with self._lock:
                 self._lines.add(line)

@@ -62,6 +62,21 @@ def settle(store: TierStore) -> None:
     raise AssertionError("spilling did not end")
 
 
+def test_a_block_that_cannot_be_read_costs_the_host_tier_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(block: int, into: Bytes) -> None:
+        raise RuntimeError("the copy failed")
+
+    with opened(None, host_slots=2) as (device, store, restorer):
+        with monkeypatch.context() as broken:
+            broken.setattr(device.blocks, "read", fail)
+            for number in (1, 2, 3):
+                with pytest.raises(RuntimeError):
+                    save(device, store, number)
+        save(device, store, 4, 5)
+        assert restore(device, restorer, 4, 5) == 2
+        assert tally(store, Tier.HOST).refused == 0
+
+
 def test_a_chain_comes_back_up_to_the_first_block_that_is_not_there() -> None:
     with opened(None, host_slots=4) as (device, store, restorer):
         save(device, store, 1, 2, 3)

@@ -1,5 +1,7 @@
 """What a two-sided backend's target does when its source goes away unnoticed by the library between them."""
 
+import errno
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -56,3 +58,19 @@ def test_reads_of_a_source_that_has_gone_end_at_once_though_the_library_waits(mo
         assert [ended(read) for read in reads] == [TransferState.ERROR] * 2
         assert ended(post(target)) is TransferState.ERROR, "it does not wait behind the first"
         gone.set()
+
+
+def test_a_source_that_could_not_take_a_target_on_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, refusals = socket.socket.accept, [errno.ECONNABORTED, errno.EMFILE]
+
+    def refuse_first(listener: socket.socket) -> tuple[socket.socket, object]:
+        if refusals:
+            raise OSError(refusals.pop(), "no connection")
+        return accept(listener)
+
+    with opened(1) as source, opened(2) as first, opened(3) as second:
+        monkeypatch.setattr(socket.socket, "accept", refuse_first)
+        first.connect("source", source.metadata())
+        second.connect("source", source.metadata())
+        assert not refusals
+        assert ended(post(second)) is TransferState.DONE
