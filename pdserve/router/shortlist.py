@@ -60,7 +60,9 @@ class Shortlist:
         self._rules = rules
         self._views: tuple[EngineView, ...] = ()
         self._rows: dict[EngineKey, int] = {}
+        self._table: Floats = np.zeros((0, 0))
         self._columns: dict[str, Floats] = {}
+        """The table's, by name."""
         self._roles: dict[Role, NDArray[np.intp]] = {}
         self._bits = np.empty(0, np.uint64)
 
@@ -81,20 +83,18 @@ class Shortlist:
         changed = (
             list(compress(range(len(views)), map(is_not, views, self._views))) if self._views else range(len(views))
         )
-        if any(not self._views or views[row].endpoint != self._views[row].endpoint for row in changed):
+        if not self._views or any(views[row].key != self._views[row].key for row in changed):
             self._begin(views)
             changed = range(len(views))
         if changed:
-            rows = list(changed)
-            values = np.array([_values(views[row]) for row in rows]).T
-            for column, fresh in zip(self._columns.values(), values, strict=True):
-                column[rows] = fresh
+            self._table[:, list(changed)] = np.array([_values(views[row]) for row in changed]).T
         self._views = views
 
     def _begin(self, views: tuple[EngineView, ...]) -> None:
-        """Engines have joined, left or changed their state."""
+        """Engines have joined or left."""
         self._rows = {view.key: row for row, view in enumerate(views)}
-        self._columns = {name: np.zeros(len(views)) for name in _COLUMN_NAMES}
+        self._table = np.zeros((len(_COLUMN_NAMES), len(views)))
+        self._columns = dict(zip(_COLUMN_NAMES, self._table, strict=True))
         self._bits = np.array([engine_bits(view.endpoint.engine_id) for view in views], np.uint64)
         self._roles = {
             role: np.array([row for row, view in enumerate(views) if view.endpoint.role is role], np.intp)
@@ -102,11 +102,12 @@ class Shortlist:
         }
 
     def _listed(self, ask: RouteAsk, now: float) -> set[int]:
-        likely, announced = np.zeros(len(self._views)), np.zeros(len(self._views))
-        for key, hit in ask.hits.items():
-            if (row := self._rows.get(key)) is not None:
-                likely[row] = hit.likely_tokens
-                announced[row] = hit.tokens
+        # One place more, for engines that hold some of the prompt and are not here.
+        likely, announced = np.zeros((2, len(self._views) + 1))
+        rows = [self._rows.get(key, -1) for key in ask.hits]
+        likely[rows] = [hit.likely_tokens for hit in ask.hits.values()]
+        announced[rows] = [hit.tokens for hit in ask.hits.values()]
+        likely, announced = likely[:-1], announced[:-1]
         uncached = ask.prompt_tokens - np.minimum(likely, ask.prompt_tokens - 1)
         ready = self._columns["ready"] > 0
         for key in ask.excluded:
@@ -118,13 +119,16 @@ class Shortlist:
         late = self._columns["leased"] >= self._rules.leased_watermark
         costs = {
             Role.PREFILL: prompts + _LAST * late,
-            Role.DECODE: tokens + handoff + _LAST * full,
+            Role.DECODE: tokens + handoff,
             Role.UNIFIED: prompts + tokens,
         }
         order = turns(name_bits(ask.prompt_name), self._bits)
         listed = self._cheapest(np.flatnonzero(ready & (announced > 0)), -announced, order, self._rules.pool_top)
-        for role, rows in self._roles.items():
-            listed |= self._cheapest(rows[ready[rows]], costs[role], order, _LISTED * self._rules.pool_top)
+        # Whether every decode engine is full decides what else may be done, so one with room must not be missed.
+        roomy = self._roles[Role.DECODE][(ready & ~full)[self._roles[Role.DECODE]]]
+        listed |= self._cheapest(roomy, costs[Role.DECODE], order, 1)
+        for role, pool in self._roles.items():
+            listed |= self._cheapest(pool[ready[pool]], costs[role], order, _LISTED * self._rules.pool_top)
         return listed
 
     @staticmethod
