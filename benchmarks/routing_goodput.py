@@ -3,8 +3,8 @@
     python -m benchmarks.routing_goodput TRACE… --engines 1p1d 2p2d 4p4d 6p2d
 
 A trace's first requests arrive at their own pace, made faster or slower as a whole; paces are those of a geometric
-scale with four steps to the double, searched by bisection. The SLO is that of Mooncake (Qin et al., FAST'25, fig. 15): TTFT
-within 10 s and TPOT within 100 ms, here for nine requests of ten. The other figures are those of the highest rate.
+scale with four steps to the double, searched by bisection. The SLO is that of Mooncake (Qin et al., FAST'25, fig. 15),
+TTFT within 10 s and TPOT within 100 ms, here for nine requests of ten. The other figures are those of the highest rate.
 """
 
 import argparse

@@ -28,8 +28,8 @@ from pdserve.router.rules import RoutingRules
 
 Floats = NDArray[np.float64]
 
-_LISTED = 2
-"""Of each role so many times pool_top engines are listed: estimates are not exact."""
+_MORE = 2
+"""Of each role so many more engines than pool_top are listed: estimates are not exact."""
 _LAST = 1e9
 """Seconds added to the cost of engines that come into question only where no others do."""
 _COLUMN_NAMES = (
@@ -69,7 +69,7 @@ class Shortlist:
     def of(self, ask: RouteAsk, state: ClusterState) -> ClusterState:
         """The state with the listed engines alone; unchanged where there are few, or where a request has to go around
         lost links."""
-        if len(state.engines) <= 2 * _LISTED * self._rules.pool_top or ask.parted:
+        if len(state.engines) <= 4 * self._rules.pool_top or ask.parted:
             return state
         self._follow(state.engines)
         rows = sorted(self._listed(ask, state.now))
@@ -128,7 +128,7 @@ class Shortlist:
         roomy = self._roles[Role.DECODE][(ready & ~full)[self._roles[Role.DECODE]]]
         listed |= self._cheapest(roomy, costs[Role.DECODE], order, 1)
         for role, pool in self._roles.items():
-            listed |= self._cheapest(pool[ready[pool]], costs[role], order, _LISTED * self._rules.pool_top)
+            listed |= self._cheapest(pool[ready[pool]], costs[role], order, self._rules.pool_top + _MORE)
         return listed
 
     @staticmethod
