@@ -67,14 +67,14 @@ class Shortlist:
         self._bits = np.empty(0, np.uint64)
 
     def of(self, ask: RouteAsk, state: ClusterState) -> ClusterState:
-        """The state with the listed engines alone; unchanged where there are few, or where a request has to go around
-        lost links."""
+        """The state with the listed engines alone; unchanged where there are few, where none of those on the list can
+        hand over to one another, or where the request has lost a link."""
         if len(state.engines) <= 4 * self._rules.pool_top or ask.parted:
             return state
         self._follow(state.engines)
         rows = sorted(self._listed(ask, state.now))
-        few = ClusterState(now=state.now, engines=tuple(state.engines[row] for row in rows))
-        return state if any(view.lost_links for view in few.engines) else few
+        few = tuple(state.engines[row] for row in rows)
+        return ClusterState(now=state.now, engines=few) if _joined(few) else state
 
     def _follow(self, views: tuple[EngineView, ...]) -> None:
         """Take in what has changed since the last request."""
@@ -164,6 +164,13 @@ class Shortlist:
         missing = np.maximum(np.maximum(0.0, of["requests"] + 1 - of["max_rows"]) / of["max_rows"], surplus)
         wait = np.maximum(0.0, missing) * tpot * horizon
         return rules.gap_weight * wait + rules.tpot_weight * tpot * horizon, missing > 0
+
+
+def _joined(views: tuple[EngineView, ...]) -> bool:
+    """Whether a handoff between two of them is possible, if they are of both kinds."""
+    prefills = [view.key for view in views if view.endpoint.role is Role.PREFILL]
+    decodes = [view.lost_links for view in views if view.endpoint.role is Role.DECODE]
+    return not (prefills and decodes) or any(key not in lost for lost in decodes for key in prefills)
 
 
 def _values(view: EngineView) -> tuple[float, ...]:
