@@ -2,8 +2,9 @@
 
 A decision is what a gateway does between a request and its route: the state of all engines, the index, the policy, what
 is noted for the next one. Engines are real ledgers with bookings, fed as sessions feed them; nothing is computed. Every
-prompt has 32k tokens: a system prompt that all share and one of many conversations, each on a few engines. Hashing is
-told apart. Before each decision a tenth of the engines have sent tokens and one has told its load.
+prompt has 32k tokens: a system prompt that all engines hold, and one of many conversations, each on a few. Before each
+decision a tenth of the engines have sent tokens and one has told its load. Hashing is told apart, and so is processor
+time, which says more on a machine that others use.
 """
 
 import argparse
@@ -82,19 +83,19 @@ class Deployment:
         self._fill()
         self._lasting: deque[tuple[Route, Request, Booking]] = deque()
 
-    def decide(self, number: int) -> tuple[float, float]:
-        """Seconds of hashing one prompt, and of the decision."""
+    def decide(self, number: int) -> tuple[float, float, float]:
+        """Seconds of hashing one prompt, of the decision, and of this thread's processor during it."""
         request = replace(self._rng.choice(self.prompts), id=f"r{number}")
         self._meanwhile()
         begun = time.perf_counter()
         self.router.prepare(request, self.pool.state())
-        hashed = time.perf_counter()
+        hashed, busy = time.perf_counter(), time.thread_time()
         route = self.router.route(request, self.pool.state())
-        ended = time.perf_counter()
+        busy, ended = time.thread_time() - busy, time.perf_counter()
         self._lasting.append((route, request, self.pool.book(request, route).__enter__()))
         while len(self._lasting) > KEPT * len(self.ledgers):
             self._lasting.popleft()[2].release()
-        return hashed - begun, ended - hashed
+        return hashed - begun, ended - hashed, busy
 
     def _meanwhile(self) -> None:
         for ledger, endpoint in self._rng.sample(self.ledgers, 1):
@@ -168,12 +169,15 @@ def decisions(engines: int, count: int, policy: str, seed: int) -> dict[str, flo
         deployment.decide(-number)
     gc.collect()
     gc.freeze()
-    both = [deployment.decide(number) for number in range(count)]
+    taken = [deployment.decide(number) for number in range(count)]
     gc.unfreeze()
-    hashing, deciding = ([1e3 * seconds for seconds in each] for each in zip(*both, strict=True))
+    hashing, deciding, busy = ([1e3 * seconds for seconds in each] for each in zip(*taken, strict=True))
     return {
         "decision_p50": statistics.median(deciding),
         "decision_p99": statistics.quantiles(deciding, n=100)[98],
+        "decision_max": max(deciding),
+        "processor_p50": statistics.median(busy),
+        "processor_p99": statistics.quantiles(busy, n=100)[98],
         "hashing_p50": statistics.median(hashing),
     }
 

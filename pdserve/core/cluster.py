@@ -113,10 +113,11 @@ class EngineView:
     kv_filled: float = 0.0
     lost_links: frozenset[EngineKey] = frozenset()
     fetch_speeds: Mapping[EngineKey, float] = field(default_factory=dict)
+    key: EngineKey = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> EngineKey:
-        return self.endpoint.engine_id, self.endpoint.epoch
+    def __post_init__(self) -> None:
+        # Kept, because a decision asks for it hundreds of times.
+        object.__setattr__(self, "key", (self.endpoint.engine_id, self.endpoint.epoch))
 
     @property
     def numerics(self) -> str:

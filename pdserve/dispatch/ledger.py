@@ -176,7 +176,8 @@ class EngineLedger:
             or view.lost_links != lost_links
             or self._view_version != self._pool.version
         ):
-            view = self._view = self._look(endpoint, now, lost_links, fetch_speeds)
+            fresh = self._look(endpoint, now, lost_links, fetch_speeds)
+            view = self._view = view if fresh == view else fresh
             self._view_until = now + _VIEW_LIFE
             self._view_version = self._pool.version
         if endpoint.state is EngineState.READY and not usable:

@@ -6,7 +6,8 @@ from pdserve.core.cluster import EngineKey, EngineView
 from pdserve.core.endpoint import Endpoint
 
 _LOOK_AGAIN = 1.0
-"""Seconds after which every engine is looked at though nothing was heard of it, for what fades or ends by itself."""
+"""Seconds in which every engine is looked at though nothing was heard of it, one after the other, for what fades or
+ends by itself."""
 
 
 class Views:
@@ -19,7 +20,10 @@ class Views:
         self._places: dict[EngineKey, int] = {}
         self._views: tuple[EngineView, ...] = ()
         self._stale: set[EngineKey] = set()
-        self._all_stale_at = 0.0
+        self._all_stale = True
+        self._looked_at = 0.0
+        self._next = 0
+        """Whose turn it is, modulo their number."""
 
     def follow(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = tuple(endpoints)
@@ -31,19 +35,23 @@ class Views:
         self._stale.update(keys)
 
     def outdate_all(self) -> None:
-        self._all_stale_at = 0.0
+        self._all_stale = True
 
     def at(self, now: float) -> tuple[EngineView, ...]:
         """Engines of which nothing has changed are the same objects as before. now: monotonic seconds."""
-        if now >= self._all_stale_at:
+        count = len(self._endpoints)
+        due = count if self._all_stale else min(count, int(count * (now - self._looked_at) / _LOOK_AGAIN))
+        if due:
+            self._looked_at = now
+        if due == count:
             self._views = tuple(self._look(endpoint, now) for endpoint in self._endpoints)
-            self._all_stale_at = now + _LOOK_AGAIN
-            self._stale.clear()
-        elif self._stale:
+        elif due or self._stale:
             views = list(self._views)
-            for key in self._stale & self._places.keys():
-                place = self._places[key]
+            places = {self._places[key] for key in self._stale & self._places.keys()}
+            for place in places.union((self._next + n) % count for n in range(due)):
                 views[place] = self._look(self._endpoints[place], now)
             self._views = tuple(views)
-            self._stale.clear()
+            self._next += due
+        self._stale.clear()
+        self._all_stale = False
         return self._views

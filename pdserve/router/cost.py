@@ -69,7 +69,9 @@ class CostModel:
 
     def pair(self, prefill: EngineView, decode: EngineView) -> Prediction:
         """Disaggregated: the prompt on one engine, the tokens on another."""
-        return min((self._pair(prefill, decode, way) for way in self._ways(prefill)), key=_cost)
+        ways = self._ways(prefill)
+        first = self._pair(prefill, decode, ways[0])
+        return min(first, self._pair(prefill, decode, ways[1]), key=_cost) if len(ways) > 1 else first
 
     def local(self, view: EngineView) -> Prediction:
         """One engine: the prompt waits for room there as well."""
@@ -149,7 +151,10 @@ class CostModel:
             compute = self._compute(view)
             ways = (_Way(compute),)
             if plan := best_fetch(self._ask, view, self._sources, self._rules):
-                ways += (_Way(compute - plan.saved_seconds, plan),)
+                fetching = _Way(compute - plan.saved_seconds, plan)
+                # One that is no sooner is no better otherwise: the others bear as much, and more of a handoff shows.
+                if fetching.seconds + self._doubt(fetching) < compute:
+                    ways += (fetching,)
             self._known_ways[view.key] = ways
         return ways
 
@@ -229,8 +234,11 @@ def _settled(found: list[Choice], model: CostModel) -> Choice:
     """Of the choices that cost about as little as the cheapest, and are of its kind, the one to take."""
     cheapest, _, _, local = found[0]
     limits = [part * (1 + tie) for part, tie in zip(model.parts(cheapest), (PROMPT_TIE, TOKENS_TIE), strict=True)]
+    most = sum(limits)
 
     def tied(choice: Choice) -> bool:
+        if choice[0].cost > most:
+            return False
         within = all(part <= limit for part, limit in zip(model.parts(choice[0]), limits, strict=True))
         return within and (choice[3] is None) is (local is None)
 

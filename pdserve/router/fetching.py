@@ -11,6 +11,9 @@ from pdserve.core.ticket import KVSource
 from pdserve.router import load
 from pdserve.router.rules import RoutingRules
 
+_SOURCES = 3
+"""One of them may be the engine that fetches, and another's link slow."""
+
 
 def find_sources(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> tuple[EngineView, ...]:
     """Engines that have announced KV of the prompt's beginning and may be asked for it: the few that hold most, in
@@ -32,7 +35,7 @@ def find_sources(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> tup
         hit = ask.hits[view.key]
         return -hit.tokens, hit.restore_seconds, view.endpoint.engine_id
 
-    return tuple(nsmallest(rules.pool_top, holders, key=rank))
+    return tuple(nsmallest(_SOURCES, holders, key=rank))
 
 
 class _Option(NamedTuple):

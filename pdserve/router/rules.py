@@ -13,8 +13,9 @@ class RoutingRules:
     leased gets new prompts only when all others have too.
 
     cost = ttft_weight · TTFT + gap_weight · handoff gap + tpot_weight · TPOT · expected output
-    + (evict_weight + spread_weight · recent utilisation) · own compute, in seconds (router.cost). The last term is
-    for the others: computing what lies in a cache elsewhere makes them wait, the likelier the busier the engine.
+    + (evict_weight · filled share of KV + spread_weight · recent utilisation) · own compute, in seconds (router.cost).
+    The last term is for the others: computing what lies in a cache elsewhere makes them wait, the likelier the busier
+    the engine; and takes the place of their KV, once the engine's is full.
     local_advantage: a short prompt stays on its decode engine unless a pair costs this many times less.
     handoff_seconds and fetch_seconds_per_token price a handoff. fetch: an engine may fetch a prompt's beginning from
     another's cache where that is predicted to be sooner there than computed; where no fetch was measured,
@@ -23,8 +24,7 @@ class RoutingRules:
     rebind_seconds. rebalance: what decodes may move to even out load (router.rebalancing), away from an engine whose
     pressure is rebalance_apart times another's; KV beyond the share rebalance_kv of it presses. The move must save more
     than it costs by this share of that (rebalance_margin) and by rebalance_seconds.
-    pool_top: pairs are formed of so many of the best engines of each pool, and so many of those that hold most of a
-    prompt come into question as sources of a fetch.
+    pool_top: pairs are formed of so many of the best engines of each pool.
     """
 
     decode_local_below: int = 32

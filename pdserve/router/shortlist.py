@@ -28,8 +28,8 @@ from pdserve.router.rules import RoutingRules
 
 Floats = NDArray[np.float64]
 
-_LISTED = 2
-"""Of each role so many times pool_top engines are listed: estimates are not exact."""
+_MORE = 2
+"""Of each role so many more engines than pool_top are listed: estimates are not exact."""
 _LAST = 1e9
 """Seconds added to the cost of engines that come into question only where no others do."""
 _COLUMN_NAMES = (
@@ -61,19 +61,21 @@ class Shortlist:
         self._rules = rules
         self._views: tuple[EngineView, ...] = ()
         self._rows: dict[EngineKey, int] = {}
+        self._table: Floats = np.zeros((0, 0))
         self._columns: dict[str, Floats] = {}
+        """The table's, by name."""
         self._roles: dict[Role, NDArray[np.intp]] = {}
         self._bits = np.empty(0, np.uint64)
 
     def of(self, ask: RouteAsk, state: ClusterState) -> ClusterState:
-        """The state with the listed engines alone; unchanged where there are few, and for a request that has to go around
-        lost links, or to stay among engines that round alike."""
-        if len(state.engines) <= 2 * _LISTED * self._rules.pool_top or ask.parted or ask.numerics:
+        """The state with the listed engines alone; unchanged where there are few, where none of those on the list can
+        hand over to one another, or where the request has lost a link or is to stay among engines that round alike."""
+        if len(state.engines) <= 4 * self._rules.pool_top or ask.parted or ask.numerics:
             return state
         self._follow(state.engines)
         rows = sorted(self._listed(ask, state.now))
-        few = ClusterState(now=state.now, engines=tuple(state.engines[row] for row in rows))
-        return state if any(view.lost_links for view in few.engines) else few
+        few = tuple(state.engines[row] for row in rows)
+        return ClusterState(now=state.now, engines=few) if _joined(few) else state
 
     def _follow(self, views: tuple[EngineView, ...]) -> None:
         """Take in what has changed since the last request."""
@@ -82,20 +84,18 @@ class Shortlist:
         changed = (
             list(compress(range(len(views)), map(is_not, views, self._views))) if self._views else range(len(views))
         )
-        if any(not self._views or views[row].endpoint != self._views[row].endpoint for row in changed):
+        if not self._views or any(views[row].key != self._views[row].key for row in changed):
             self._begin(views)
             changed = range(len(views))
         if changed:
-            rows = list(changed)
-            values = np.array([_values(views[row]) for row in rows]).T
-            for column, fresh in zip(self._columns.values(), values, strict=True):
-                column[rows] = fresh
+            self._table[:, list(changed)] = np.array([_values(views[row]) for row in changed]).T
         self._views = views
 
     def _begin(self, views: tuple[EngineView, ...]) -> None:
-        """Engines have joined, left or changed their state."""
+        """Engines have joined or left."""
         self._rows = {view.key: row for row, view in enumerate(views)}
-        self._columns = {name: np.zeros(len(views)) for name in _COLUMN_NAMES}
+        self._table = np.zeros((len(_COLUMN_NAMES), len(views)))
+        self._columns = dict(zip(_COLUMN_NAMES, self._table, strict=True))
         self._bits = np.array([engine_bits(view.endpoint.engine_id) for view in views], np.uint64)
         self._roles = {
             role: np.array([row for row, view in enumerate(views) if view.endpoint.role is role], np.intp)
@@ -103,11 +103,12 @@ class Shortlist:
         }
 
     def _listed(self, ask: RouteAsk, now: float) -> set[int]:
-        likely, announced = np.zeros(len(self._views)), np.zeros(len(self._views))
-        for key, hit in ask.hits.items():
-            if (row := self._rows.get(key)) is not None:
-                likely[row] = hit.likely_tokens
-                announced[row] = hit.tokens
+        # One place more, for engines that hold some of the prompt and are not here.
+        likely, announced = np.zeros((2, len(self._views) + 1))
+        rows = [self._rows.get(key, -1) for key in ask.hits]
+        likely[rows] = [hit.likely_tokens for hit in ask.hits.values()]
+        announced[rows] = [hit.tokens for hit in ask.hits.values()]
+        likely, announced = likely[:-1], announced[:-1]
         uncached = ask.prompt_tokens - np.minimum(likely, ask.prompt_tokens - 1)
         ready = self._columns["ready"] > 0
         for key in ask.excluded:
@@ -120,13 +121,16 @@ class Shortlist:
         late = self._columns["leased"] >= self._rules.leased_watermark
         costs = {
             Role.PREFILL: prompts + _LAST * (late | self._shorter_than(ask.prompt_tokens + 1)),
-            Role.DECODE: tokens + handoff + _LAST * (full | short),
+            Role.DECODE: tokens + handoff + _LAST * short,
             Role.UNIFIED: prompts + tokens + _LAST * short,
         }
         order = turns(name_bits(ask.prompt_name), self._bits)
         listed = self._cheapest(np.flatnonzero(ready & (announced > 0)), -announced, order, self._rules.pool_top)
-        for role, rows in self._roles.items():
-            listed |= self._cheapest(rows[ready[rows]], costs[role], order, _LISTED * self._rules.pool_top)
+        # Whether every decode engine is full decides what else may be done, so one with room must not be missed.
+        roomy = self._roles[Role.DECODE][(ready & ~full)[self._roles[Role.DECODE]]]
+        listed |= self._cheapest(roomy, costs[Role.DECODE], order, 1)
+        for role, pool in self._roles.items():
+            listed |= self._cheapest(pool[ready[pool]], costs[role], order, self._rules.pool_top + _MORE)
         return listed
 
     def _shorter_than(self, tokens: int) -> NDArray[np.bool_]:
@@ -168,6 +172,13 @@ class Shortlist:
         missing = np.maximum(np.maximum(0.0, of["requests"] + 1 - of["max_rows"]) / of["max_rows"], surplus)
         wait = np.maximum(0.0, missing) * tpot * horizon
         return rules.gap_weight * wait + rules.tpot_weight * tpot * horizon, missing > 0
+
+
+def _joined(views: tuple[EngineView, ...]) -> bool:
+    """Whether a handoff between two of them is possible, if they are of both kinds."""
+    prefills = [view.key for view in views if view.endpoint.role is Role.PREFILL]
+    decodes = [view.lost_links for view in views if view.endpoint.role is Role.DECODE]
+    return not (prefills and decodes) or any(key not in lost for lost in decodes for key in prefills)
 
 
 def _values(view: EngineView) -> tuple[float, ...]:

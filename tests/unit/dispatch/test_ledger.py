@@ -2,6 +2,7 @@
 
 import pytest
 
+from pdserve.core.blocks import KVSnapshot
 from pdserve.core.cluster import (
     OUTPUT_HORIZON,
     RECENT_SECONDS,
@@ -189,3 +190,22 @@ def test_step_times_and_size_come_with_the_view(bench: Bench) -> None:
     assert bench.ledger.step_model is not None
     for model in (bench.view.step_model, bench.ledger.step_model):
         assert model.seconds(1, 10) == pytest.approx(0.02, rel=0.05)
+
+
+def test_the_view_tells_how_much_of_its_memory_an_engine_has_filled(bench: Bench) -> None:
+    bench.ledger.kv_restored(KVSnapshot(number=1, hashes=(bytes(16), bytes([1] * 16)), first=True, last=True))
+    assert bench.view.kv_filled == 0, "of how much, it has not told"
+    bench.ledger.described(
+        EngineCapacity(model_revision="r", block_size=16, num_blocks=8, max_rows=4, max_tokens_per_step=64)
+    )
+    assert bench.view.kv_filled == 0.25
+
+
+def test_tokens_that_leave_as_many_expected_do_not_change_the_view(bench: Bench) -> None:
+    bench.book("a", max_tokens=1000)
+    bench.ledger.tokens_arrived("a", 1)
+    before = bench.view
+    bench.ledger.tokens_arrived("a", 700)
+    assert bench.view is before
+    bench.ledger.tokens_arrived("a", 100)
+    assert [row.expected_tokens for row in bench.view.booked.decoding] == [199]

@@ -33,6 +33,17 @@ def test_only_what_has_changed_is_looked_at() -> None:
     assert views.at(10.2) is second
 
 
+def test_each_is_looked_at_once_a_second_one_after_the_other() -> None:
+    looks = Looks()
+    views = Views(looks)
+    views.follow(ENDPOINTS)
+    views.at(10.0)
+    for tick in range(1, 21):
+        views.at(10.0 + tick / 10)
+    assert looks.seen[:8] == "abcabcab"
+    assert len(looks.seen) >= 7
+
+
 def test_all_are_looked_at_after_a_change_of_all_and_after_a_second() -> None:
     looks = Looks()
     views = Views(looks)

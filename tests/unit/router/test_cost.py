@@ -82,6 +82,7 @@ def loaded(engine: EngineView, more: int) -> list[EngineView]:
         replace(engine, booked=replace(booked, reserved_tokens=booked.reserved_tokens + more)),
         replace(engine, others_requests=engine.others_requests + more),
         replace(engine, recent_work=engine.recent_work + more),
+        replace(engine, kv_filled=min(1.0, engine.kv_filled + more / 1000)),
     ]
 
 
@@ -204,6 +205,19 @@ def test_a_cached_prefix_wins_until_its_engine_is_too_busy() -> None:
         return KVAware(replace(RULES, fetch=False)).choose(ask(500, p1=400), cluster(*views)).prefill.engine_id
 
     assert [choose(backlog) for backlog in (0, 300, 900)] == ["p1", "p1", "p0"]
+
+
+def test_a_second_copy_of_a_prefix_is_made_where_memory_is_free_and_not_where_it_displaces_others() -> None:
+    """p1 holds half the prompt and has a queue about as long as computing it; p0 is idle."""
+
+    def chosen(filled: float) -> str:
+        holder = view("p1", Role.PREFILL, backlog=400)
+        views = [replace(engine, kv_filled=filled) for engine in (view("p0", Role.PREFILL), holder)]
+        request = ask(500, p1=240)
+        rules = replace(RULES, fetch=False)
+        return KVAware(rules).choose(request, cluster(*views, view("d0", Role.DECODE))).prefill.engine_id
+
+    assert (chosen(0.0), chosen(1.0)) == ("p0", "p1")
 
 
 def test_recent_work_settles_ties() -> None:

@@ -90,12 +90,16 @@ def test_few_engines_are_not_narrowed() -> None:
     assert Shortlist(RULES).of(ask(), state) is state
 
 
-def test_a_request_that_has_to_go_around_a_lost_link_sees_all_engines() -> None:
+def test_where_the_best_cannot_hand_over_to_one_another_all_engines_are_looked_at() -> None:
     prefills = [view(f"p{n:02}", Role.PREFILL) for n in range(30)]
     decodes = [view(f"d{n:02}", Role.DECODE, lost_links=tuple(f"p{p:02}" for p in range(29))) for n in range(30)]
     state = cluster(*prefills, *decodes)
-    assert Shortlist(RULES).of(ask(), state) is state
-    assert KVAware(RULES).choose(ask(), state).prefill.engine_id == "p29"
+    rng = Random(1)
+    requests = [replace(ask(), prompt_name=rng.randbytes(16)) for _ in range(20)]
+    assert any(Shortlist(RULES).of(request, state) is state for request in requests)
+    assert {KVAware(RULES).choose(request, state).prefill.engine_id for request in requests} == {"p29"}
+    one_lost = cluster(*prefills, *(replace(decode, lost_links=frozenset({("p00", 1)})) for decode in decodes))
+    assert len(Shortlist(RULES).of(ask(), one_lost).engines) < 30
     sound = cluster(*prefills, *(view(f"d{n:02}", Role.DECODE) for n in range(30)))
     assert Shortlist(RULES).of(ask(parted=("p00",)), sound) is sound
 

@@ -25,7 +25,7 @@ def run(*faults: Fault) -> SimulationReport:
 
 
 @pytest.mark.parametrize("engine_id", ["prefill-0", "decode-0"])
-@pytest.mark.parametrize("at", [0.3, 1.01])
+@pytest.mark.parametrize("at", [0.78, 1.01])
 def test_a_killed_engine_costs_no_request_and_no_token(engine_id: str, at: float) -> None:
     report = run(Fault(at=at, engine_id=engine_id, lasts=1.0))
     assert_conserved(report, COUNT)
