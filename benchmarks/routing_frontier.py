@@ -67,8 +67,7 @@ def figures(report: SimulationReport) -> dict[str, float]:
 
 
 def bound(entries: Sequence[TraceEntry]) -> float:
-    """Hit share of one cache without bounds that holds a prompt as soon as it arrives; blocks that are hit twice in one
-    prompt count once computed."""
+    """Hit share of one cache without bounds that holds a prompt as soon as it arrives."""
     seen: set[int] = set()
     hits = 0
     for entry in entries:
@@ -79,7 +78,12 @@ def bound(entries: Sequence[TraceEntry]) -> float:
 
 
 def compare(trace: Path, args: argparse.Namespace) -> dict[str, object]:
-    entries = [replace(entry, output_tokens=min(entry.output_tokens, args.answer)) for entry in read_trace(trace)]
+    longest = load_profile(args.profile).max_model_len - args.answer
+    entries = [
+        replace(entry, output_tokens=min(entry.output_tokens, args.answer))
+        for entry in read_trace(trace)
+        if entry.input_tokens <= longest
+    ]
     print(f"{trace.name}: {len(entries)} requests, bound {bound(entries):.1%}")
     found: dict[str, dict[str, float]] = {}
     for name, (policy, rules) in SETTINGS.items():
