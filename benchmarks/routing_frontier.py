@@ -32,7 +32,7 @@ SETTINGS: dict[str, tuple[str, RoutingRules]] = {
             "kv_aware",
             replace(RULES, fetch=False, evict_weight=weight),
         )
-        for weight in (0.0, 1.0, 4.0)
+        for weight in (0.0, 1.0)
     },
     "dynamo": ("dynamo", RULES),
     "llm_d": ("llm_d", RULES),
