@@ -5,13 +5,15 @@
 Hits are the share of all prompt tokens that were not computed because their KV was cached, or fetched from a peer's
 cache; imbalance is most ÷ mean of the prompt tokens engines computed. Answers are cut to a few tokens, so that a run
 takes a minute: what is compared are prompts, and TPOT is not told. `bound` is what one unbounded cache would find.
+Results are kept as they come, so that a long comparison may be made in parts.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -32,7 +34,7 @@ SETTINGS: dict[str, tuple[str, RoutingRules]] = {
             "kv_aware",
             replace(RULES, fetch=False, evict_weight=weight),
         )
-        for weight in (0.0, 1.0, 4.0)
+        for weight in (0.0, 1.0)
     },
     "dynamo": ("dynamo", RULES),
     "llm_d": ("llm_d", RULES),
@@ -67,8 +69,7 @@ def figures(report: SimulationReport) -> dict[str, float]:
 
 
 def bound(entries: Sequence[TraceEntry]) -> float:
-    """Hit share of one cache without bounds that holds a prompt as soon as it arrives; blocks that are hit twice in one
-    prompt count once computed."""
+    """Hit share of one cache without bounds that holds a prompt as soon as it arrives."""
     seen: set[int] = set()
     hits = 0
     for entry in entries:
@@ -78,20 +79,17 @@ def bound(entries: Sequence[TraceEntry]) -> float:
     return hits / sum(entry.input_tokens for entry in entries)
 
 
-def compare(trace: Path, args: argparse.Namespace) -> dict[str, object]:
-    entries = [replace(entry, output_tokens=min(entry.output_tokens, args.answer)) for entry in read_trace(trace)]
-    print(f"{trace.name}: {len(entries)} requests, bound {bound(entries):.1%}")
-    found: dict[str, dict[str, float]] = {}
+def compare(trace: Path, args: argparse.Namespace, save: Callable[[str, str, dict[str, float]], None]) -> None:
+    longest = load_profile(args.profile).max_model_len - args.answer
+    entries = [
+        replace(entry, output_tokens=min(entry.output_tokens, args.answer))
+        for entry in read_trace(trace)
+        if entry.input_tokens <= longest
+    ]
+    save(trace.name, "bound", {"prefix_hit_share": round(bound(entries), 4), "requests": len(entries)})
     for name, (policy, rules) in SETTINGS.items():
-        if args.only and name not in args.only:
-            continue
-        found[name] = one = figures(run(entries, args, policy, rules))
-        print(
-            f"  {name:<36} hits {one['prefix_hit_share']:6.1%}  imbalance {one['imbalance']:5.2f}  "
-            f"TTFT p50 {one['ttft_p50'] * 1e3:6.0f} ms  p99 {one['ttft_p99']:7.2f} s",
-            flush=True,
-        )
-    return {"requests": len(entries), "bound": round(bound(entries), 4), "settings": found}
+        if not args.only or name in args.only:
+            save(trace.name, name, figures(run(entries, args, policy, rules)))
 
 
 def main() -> None:
@@ -101,19 +99,22 @@ def main() -> None:
     parser.add_argument("--kv-tokens", type=int, default=3_000_000, help="Of each engine.")
     parser.add_argument("--profile", default="h200-8b")
     parser.add_argument("--answer", type=int, default=8, help="Answers are cut to so many tokens.")
-    parser.add_argument("--only", nargs="*", choices=SETTINGS, help="These settings alone.")
+    parser.add_argument("--only", nargs="*", choices=SETTINGS, help="These alone; others in --out are kept.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "routing_frontier.json")
     args = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    result = {
-        "benchmark": "routing_frontier",
-        "engines": args.engines,
-        "kv_tokens": args.kv_tokens,
-        "profile": args.profile,
-        "answer_tokens": args.answer,
-        "traces": {trace.name: compare(trace, args) for trace in args.traces},
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    told = {name: getattr(args, name) for name in ("engines", "kv_tokens", "profile", "answer")}
+    result: dict[str, Any] = {"benchmark": "routing_frontier", **told, "traces": {}}
+    if args.out.exists() and (before := json.loads(args.out.read_text())) | {"traces": {}} == result:
+        result = before
+
+    def save(trace: str, name: str, found: dict[str, float]) -> None:
+        print(trace, name, json.dumps(found), flush=True)
+        result["traces"].setdefault(trace, {})[name] = found
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    for trace in args.traces:
+        compare(trace, args, save)
 
 
 if __name__ == "__main__":

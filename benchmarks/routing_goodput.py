@@ -5,12 +5,14 @@
 A trace's first requests arrive at their own pace, made faster or slower as a whole; paces are those of a geometric
 scale with four steps to the double, searched by bisection. The SLO is that of Mooncake (Qin et al., FAST'25, fig. 15),
 TTFT within 10 s and TPOT within 100 ms, here for nine requests of ten. The other figures are those of the highest rate.
+Results are kept as they come.
 """
 
 import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -100,20 +102,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "routing_goodput.json")
     args = parser.parse_args()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    tables: dict[str, dict[str, dict[str, float] | None]] = {}
+    result: dict[str, Any] = {
+        "benchmark": "routing_goodput",
+        **{name: getattr(args, name) for name in ("profile", "policy", "requests")},
+        "slo": {name: value for name, value in asdict(SLO).items() if value is not None},
+        "traces": {},
+    }
+    if args.out.exists() and (before := json.loads(args.out.read_text())) | {"traces": {}} == result:
+        result = before
     for trace in args.traces:
         for engines in args.engines:
-            found = tables.setdefault(trace.name, {})[engines] = figures(Search(trace, engines, args))
+            found = figures(Search(trace, engines, args))
             print(trace.name, engines, json.dumps(found), flush=True)
-    result = {
-        "benchmark": "routing_goodput",
-        "profile": args.profile,
-        "policy": args.policy,
-        "requests": args.requests,
-        "slo": {name: value for name, value in asdict(SLO).items() if value is not None},
-        "traces": tables,
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            result["traces"].setdefault(trace.name, {})[engines] = found
+            args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
