@@ -22,10 +22,10 @@ class Talker(EngineServiceServicer):
         self.ended = asyncio.Event()
 
     async def Session(
-        self, commands: AsyncIterator[pb.SessionCommand], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.SessionEvent]:
+        self, commands: AsyncIterator[pb.SessionCommands], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.SessionEvents]:
         try:
-            yield pb.SessionEvent()
+            yield pb.SessionEvents()
             await asyncio.Event().wait()
         finally:
             self.ended.set()
