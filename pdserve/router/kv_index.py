@@ -110,7 +110,7 @@ class KVIndex:
         mask = holders.get(hashes[0], 0) & self._live if hashes else 0
         while mask:
             held = mask
-            depth = _end_of_run(hashes, depth, lambda block_hash, all_of=held: not all_of & ~holders.get(block_hash, 0))
+            depth = _end_of_run(hashes, depth, partial(_all_hold, holders, held))
             mask = holders.get(hashes[depth], 0) & held if depth < len(hashes) else 0
             yield depth, held & ~mask
 
@@ -264,6 +264,10 @@ def _end_of_run(hashes: Sequence[BlockHash], start: int, is_in: Callable[[BlockH
 
 def _place(bit: int) -> int:
     return bit.bit_length() - 1
+
+
+def _all_hold(holders: Mapping[BlockHash, int], engines: int, block_hash: BlockHash) -> bool:
+    return not engines & ~holders.get(block_hash, 0)
 
 
 def _is_awaited(until: Mapping[BlockHash, float], now: float, block_hash: BlockHash) -> bool:
