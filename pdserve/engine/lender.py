@@ -18,8 +18,8 @@ from pdserve.kvcache.manager import KVCacheManager
 
 
 class Lender:
-    """Answers other engines. patience: seconds a loan waits for restores, for a tier may hang; refusal() says why nothing
-    is lent now, if so; on_change follows what frees blocks."""
+    """Answers other engines. patience: seconds a loan waits for restores, for a tier may hang; refusal() says why
+    nothing is lent now, if so; on_change follows what frees blocks."""
 
     def __init__(
         self,

@@ -139,8 +139,8 @@ class KVCacheManager:
         table.num_published = full
 
     def forget(self, owner: KVOwner) -> None:
-        """The sequence's KV is not to be trusted: its blocks are hits for others no more, nor what a tier holds of them,
-        unless others use them already; a sequence without blocks is fine."""
+        """The sequence's KV is not to be trusted: its blocks are hits for others no more, nor is what a tier holds of
+        them, unless others use them already; a sequence without blocks is fine."""
         if table := self._tables.get(owner.sequence_id):
             own = [block_id for block_id in table.block_ids if self._pool.references(block_id) == 1]
             self._tiers.distrust(block_hash for block_id in own if (block_hash := self._cache.hash_of(block_id)))

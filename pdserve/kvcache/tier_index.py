@@ -5,8 +5,8 @@ from collections.abc import ItemsView, Iterable, Sequence
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import Tier, TierNews
 
-
 _MOST_DISTRUSTED = 1 << 16
+"""Names remembered of blocks that were computed wrong: so many in a row say more of the engine than of the tiers."""
 
 
 class TierIndex:

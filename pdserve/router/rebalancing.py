@@ -184,7 +184,9 @@ class _Departing(NamedTuple):
         needed = joined.shortage == 0 and self.here.pressure > apart * joined.pressure
         if not needed or joined.pressure > apart * self.left.pressure:
             return None
-        if target.numerics != self.source.numerics or load.max_len(target) < min(self.runner.longest, load.max_len(self.source)):
+        if load.max_len(target) < min(self.runner.longest, load.max_len(self.source)):
+            return None
+        if target.numerics != self.source.numerics:
             return None
         gain = self.here.seconds + there.seconds - self.left.seconds - joined.seconds
         per_token = target.fetch_speeds.get(self.source.key, rules.fetch_seconds_per_token)

@@ -25,5 +25,12 @@ def open_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
 
 
-def new_server() -> grpc.aio.Server:
-    return grpc.aio.server(options=list(SERVER_OPTIONS))
+def new_server(*, keepalive: float = 10.0, answer: float = 5.0) -> grpc.aio.Server:
+    """Ends the calls of a client whose host or network is gone: after keepalive seconds of silence it is pinged, and
+    has answer seconds. Its kernel tells of a process that has died, but nobody tells of a host."""
+    liveness = (
+        ("grpc.keepalive_time_ms", int(1000 * keepalive)),
+        ("grpc.keepalive_timeout_ms", int(1000 * answer)),
+        ("grpc.http2.ping_timeout_ms", int(1000 * answer)),
+    )
+    return grpc.aio.server(options=[*SERVER_OPTIONS, *liveness])

@@ -184,7 +184,9 @@ def test_nothing_moves_for_the_sake_of_load_to_an_engine_that_rounds_otherwise()
 
     def decided(numerics: str) -> Move | None:
         views = state(loads).engines
-        told = [replace(each, capacity=replace(each.capacity, numerics=numerics)) for each in views[1:] if each.capacity]
+        told = [
+            replace(each, capacity=replace(each.capacity, numerics=numerics)) for each in views[1:] if each.capacity
+        ]
         return decide(loads, cluster(views[0], *told, now=1.0))
 
     assert decided("")

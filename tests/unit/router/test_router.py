@@ -199,15 +199,12 @@ def test_a_running_request_moves_where_it_may_become_no_longer_than_here(bench: 
 
 
 def test_a_running_request_moves_to_an_engine_that_rounds_alike_if_that_has_room(bench: Bench) -> None:
-    def chosen(**alike: int) -> str:
-        views = two_by_two(
-            d0=view("d0", Role.DECODE, numerics="a"),
-            d1=view("d1", Role.DECODE, numerics="b"),
-            d2=view("d2", Role.DECODE, numerics="a", **alike),
-        )
-        return bench.router.move(request(), ("d0", 1), cluster(*views)).engine_id
+    def chosen(alike: EngineView) -> str:
+        here, other = view("d0", Role.DECODE, numerics="a"), view("d1", Role.DECODE, numerics="b")
+        return bench.router.move(request(), ("d0", 1), cluster(here, other, alike)).engine_id
 
-    assert (chosen(running=30), chosen(used=1024)) == ("d2", "d1")
+    assert chosen(view("d2", Role.DECODE, numerics="a", running=30)) == "d2"
+    assert chosen(view("d2", Role.DECODE, numerics="a", used=1024)) == "d1"
 
 
 def test_decoding_is_not_moved_before_it_begins_to_an_engine_that_rounds_otherwise(bench: Bench) -> None:
