@@ -25,8 +25,11 @@ def kv_tokens(view: EngineView) -> int | None:
 
 def max_len(view: EngineView) -> float:
     """Most tokens, prompt and output together, a sequence can have there; inf until the engine has told."""
-    longest = view.capacity and view.capacity.max_len
-    return min(longest or inf, kv_tokens(view) or inf)
+    capacity = view.capacity
+    if capacity is None:
+        return inf
+    held = capacity.num_blocks * capacity.block_size
+    return min(held, capacity.max_len) if capacity.max_len else held
 
 
 def seconds_per_prompt_token(view: EngineView) -> float:

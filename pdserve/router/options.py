@@ -1,6 +1,6 @@
 """Which ways a request may go at all; which of them is best is a policy's business."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
@@ -65,21 +65,29 @@ def alike(ask: RouteAsk, views: Views) -> Views:
     return same or views
 
 
-def answer_room(ask: RouteAsk, state: ClusterState, *roles: Role) -> float:
-    """Tokens that a sequence may have where the answer is not cut short, or as many as at any engine of these roles."""
-    return min(ask.prompt_tokens + ask.max_tokens, _longest(state, *roles))
+def answer_room(ask: RouteAsk, state: ClusterState) -> float:
+    """As many tokens as the answer may come to with its prompt, or as an engine that is there to decode can have."""
+    return _answer_room(ask, _longest(state), Role.DECODE, Role.UNIFIED)
 
 
-def _longest(state: ClusterState, *roles: Role) -> float:
-    """Most tokens a sequence can have at an engine of these roles, ready or not; inf until one has told."""
-    told = (max_len(view) for view in state.engines if view.capacity and view.endpoint.role in roles)
-    return max(told, default=inf)
+def _answer_room(ask: RouteAsk, longest: Mapping[Role, float], *roles: Role) -> float:
+    return min(ask.prompt_tokens + ask.max_tokens, max((longest[r] for r in roles if r in longest), default=inf))
+
+
+def _longest(state: ClusterState) -> dict[Role, float]:
+    """By role, most tokens a sequence can have at an engine, ready or not, that has told."""
+    longest: dict[Role, float] = {}
+    for view in state.engines:
+        if view.capacity and (tokens := max_len(view)) > longest.get(view.endpoint.role, 0):
+            longest[view.endpoint.role] = tokens
+    return longest
 
 
 def find_options(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> Options:
     """Raises Unavailable naming what is missing when nothing else is allowed."""
-    prompt_room = min(ask.prompt_tokens + 1, _longest(state, Role.PREFILL))
-    room = answer_room(ask, state, Role.DECODE, Role.UNIFIED)
+    longest = _longest(state)
+    prompt_room = min(ask.prompt_tokens + 1, longest.get(Role.PREFILL, inf))
+    room = _answer_room(ask, longest, Role.DECODE, Role.UNIFIED)
     prefills = _below_watermark(alike(ask, ready_engines(ask, state, Role.PREFILL, prompt_room)), rules)
     decodes = alike(ask, ready_engines(ask, state, Role.DECODE, room))
     local = [
@@ -89,7 +97,7 @@ def find_options(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> Opt
     local += _short(ask, decodes, rules)
     sources, targets = _pairable(ask, prefills, decodes, rules)
     if rules.fallback:
-        whole = answer_room(ask, state, *Role)
+        whole = _answer_room(ask, longest, *Role)
         alone = tuple(view for view in prefills if max_len(view) >= whole)
         local += _fallback(ask, prefills, alone, decodes, rules, paired=bool(sources))
     options = Options(sources, targets, tuple(local))

@@ -105,7 +105,7 @@ class Router:
         # The current one may have a lost link: then this is the request that tries it.
         current = decodes.pop(_key(route.decode), None)
         source = _key(route.prefill)
-        room = answer_room(ask, state, Role.DECODE, Role.UNIFIED)
+        room = answer_room(ask, state)
         others = tuple(
             view
             for key, view in decodes.items()
