@@ -53,6 +53,7 @@ def sections_of(script: str, monkeypatch: pytest.MonkeyPatch, *sections: run.Sec
     monkeypatch.setattr(run, "_command", lambda name, lines, seconds, dry: [sys.executable, "-c", script, name, lines])
 
 
+@pytest.mark.slow
 def test_what_was_told_stays_when_a_section_fails_or_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

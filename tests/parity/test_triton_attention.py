@@ -24,7 +24,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("model"), "qwen3")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["attention", "all kernels"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(False, id="attention"), pytest.param(True, id="all kernels", marks=pytest.mark.slow)],
+)
 def loaded(request: pytest.FixtureRequest, checkpoint: Path) -> LoadedModel:
     return load_model(checkpoint, dtype="float32", deterministic=True, kernels=request.param)
 

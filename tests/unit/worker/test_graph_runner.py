@@ -222,6 +222,7 @@ async def test_tokens_are_those_of_torch_around_bucket_borders(
     assert replayed["sampled"] < sum(replayed[f"bucket {size}"] for size in BUCKETS), "penalties are not recorded"
 
 
+@pytest.mark.slow
 async def test_a_table_that_must_grow_keeps_its_rows(
     kernels: LoadedModel, in_torch: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +350,7 @@ async def test_close_finishes_what_was_submitted(kernels: LoadedModel) -> None:
         executor.forward(Batch(step=1, rows=()))
 
 
-@pytest.mark.parametrize("lengths", [(3,), (2, 40, 19)])
+@pytest.mark.parametrize("lengths", [(3,), pytest.param((2, 40, 19), marks=pytest.mark.slow)])
 def test_deterministic_steps_are_recorded_too(
     lengths: tuple[int, ...], checkpoint: Path, replayed: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
