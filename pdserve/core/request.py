@@ -97,9 +97,7 @@ class Request:
         if not self.prompt_token_ids:
             raise InvalidRequest("the prompt has no tokens", "prompt")
         _check(not isnan(self.timeout), "timeout", "a number of seconds")
-        _check(
-            MOST_URGENT <= self.priority <= LEAST_URGENT, "priority", f"between {MOST_URGENT} and {LEAST_URGENT}"
-        )
+        _check(MOST_URGENT <= self.priority <= LEAST_URGENT, "priority", f"between {MOST_URGENT} and {LEAST_URGENT}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,9 @@ class AdmissionGate:
         if verdict.rejection:
             raise Overloaded(_refusal(verdict, record.admission), retry_after=verdict.retry_after)
         try:
-            return await self._turn(request, choice.outlook, expires)
+            choice = await self._turn(request, choice.outlook, expires)
+            record.stamp("admitted", self._clock.unix())
+            return choice
         except TimeoutError:
             record.admission.rejection = Rejection.DEADLINE
             raise DeadlineExceeded(f"the request's turn did not come in {request.timeout:g} s") from None

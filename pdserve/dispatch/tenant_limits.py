@@ -9,7 +9,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.errors import RateLimited
 
 _SOON = 1.0
-"""Seconds after which somebody at a concurrency limit may try again: when a request of its own ends is its own affair."""
+"""Seconds after which somebody at a concurrency limit may try again: when its requests end, it sees itself."""
 
 
 class LimitReached(RateLimited):

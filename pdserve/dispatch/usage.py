@@ -49,9 +49,7 @@ def usage_of(record: RequestRecord, foreseen: Foreseen, output_tokens: int) -> U
     fetched = trace.fetch.num_bytes if trace and trace.fetch else 0
     handed_over = record.decode_trace.transfer_bytes if record.decode_trace else 0
     moved = sum(move.trace.transfer_bytes for move in record.migrations if move.trace)
-    return Usage(
-        prefill_seconds=foreseen.work * share, kv_block_seconds=held, link_bytes=fetched + handed_over + moved
-    )
+    return Usage(prefill_seconds=foreseen.work * share, kv_block_seconds=held, link_bytes=fetched + handed_over + moved)
 
 
 def engine_seconds(usage: Usage, num_blocks: int) -> float:

@@ -44,8 +44,8 @@ _IDLE_DEADLINE = 60.0
 class SimulationSpec:
     """The simulated deployment. engines: how many of each role. kv_tokens: of each engine; the profile's when None.
 
-    depth: steps in flight. admission: off unless given, so that policies are compared on the same requests. policy: as routing.policy in the configuration, or what builds one. Everything random
-    follows from seed.
+    depth: steps in flight. policy: as routing.policy in the configuration, or what builds one. admission: off unless
+    given, so that policies are compared by the same requests. Everything random follows from seed.
     """
 
     profile: Profile
@@ -58,7 +58,7 @@ class SimulationSpec:
     times: Times = field(default_factory=Times)
     rules: RoutingRules = field(default_factory=RoutingRules)
     replay: ReplayRules = field(default_factory=ReplayRules)
-    admission: AdmissionRules = AdmissionRules(enabled=False)
+    admission: AdmissionRules = field(default_factory=lambda: AdmissionRules(enabled=False))
     tenants: Mapping[str, TenantRules] = field(default_factory=dict)
 
     @property
