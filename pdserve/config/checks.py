@@ -48,7 +48,8 @@ def _exposure(config: Config) -> Iterator[str]:
 
 
 def _tenants(tenants: Sequence[TenantConfig]) -> Iterator[str]:
-    names, keys = set(), {}
+    names: set[str] = set()
+    keys: dict[str, int] = {}
     for place, tenant in enumerate(tenants):
         if tenant.name == DEFAULT_TENANT:
             yield f"tenants[{place}].name: {DEFAULT_TENANT} are the clients of api_keys; choose another name"

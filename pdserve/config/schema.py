@@ -250,9 +250,9 @@ class AdmissionConfig(Section):
     """Share of slo.ttft that a predicted wait may use up; predictions err."""
     max_waiting: Positive = 256
     """Requests of one tenant that may wait."""
-    steps_ahead: Annotated[float, Field(ge=0)] = 1.0
-    """Full steps of prompts that engines have in front of them before requests wait here. Less lets engines run dry,
-    more makes everybody wait for whoever sends most."""
+    steps_ahead: Annotated[float, Field(ge=0)] = 0.1
+    """Full steps of prompts that engines have in front of them before requests wait here. With none, short prompts are
+    computed one by one; more makes everybody wait for whoever sends most."""
 
 
 class TenantConfig(Section):

@@ -56,7 +56,7 @@ class AdmissionGate:
         tenants = tenants or {}
         self._limits = TenantLimits(tenants, clock)
         self._queue: FairQueue[asyncio.Future[_Choice]] = FairQueue(
-            {name: tenant.weight for name, tenant in tenants.items()}
+            {name: tenant.weight for name, tenant in tenants.items()}, credit=self._rules.credit
         )
         self._requests: dict[asyncio.Future[_Choice], Request] = {}
         self._paces: dict[tuple[str, int], Pace] = {}

@@ -1,8 +1,8 @@
 """Whether a request goes to an engine now, waits, or is turned away: decided from what its best route promises.
 
 Pure functions of the route, the views and the rules. Engines serve prompts in the order they get them, so what is sent
-early can be overtaken by nobody: a request is sent when the engine of its pool that is free first has no more than a
-step's prompts ahead of it, and waits in the gateway until then, where it may be overtaken, expire or be cancelled.
+early can be overtaken by nobody: a request is sent when the engine of its pool that is free first has hardly anything
+ahead of it, and waits in the gateway until then, where it may be overtaken, expire or be cancelled.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,17 @@ _PATIENCE = 2.0
 """A prompt that takes longer than the target by itself may take so many times that: it never meets the target, and
 still must not wait for ever."""
 
+_CREDIT = 0.25
+"""Of the target: a burst of a tenant that asks for little is served as if it was alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionRules:
     """ttft, tpot: the targets, in seconds. enabled: False lets everything through at once, within tenants' limits.
 
     headroom: share of ttft that a predicted wait may use up, because predictions err. max_waiting: requests of one
-    tenant that may wait, those it holds less urgent left out. steps_ahead: full steps of prompts an engine may have in
-    front of it when it is sent more; less than 1 lets engines run dry, more makes everybody's wait longer.
+    tenant that may wait. steps_ahead: full steps of prompts an engine may have in front of it when it is sent more;
+    with none, short prompts would be computed one by one; more makes everybody wait for whoever sends most.
     """
 
     enabled: bool = True
@@ -31,7 +34,12 @@ class AdmissionRules:
     tpot: float = 1.0
     headroom: float = 0.8
     max_waiting: int = 256
-    steps_ahead: float = 1.0
+    steps_ahead: float = 0.1
+
+    @property
+    def credit(self) -> float:
+        """Seconds of one engine that a tenant which asked for less than its share may take before its time."""
+        return _CREDIT * self.ttft
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -45,8 +46,11 @@ class _Lane(Generic[T]):
 class FairQueue(Generic[T]):
     """Work conserving: as long as something waits, first() gives it. Weights are looked up by tenant, 1 if unknown."""
 
-    def __init__(self, weights: dict[str, float] | None = None) -> None:
+    def __init__(self, weights: dict[str, float] | None = None, credit: float = 0.0) -> None:
+        """credit: cost by which a tenant that asked for less than its share may come before its time; others wait for
+        that longer at most."""
         self._weights = weights or {}
+        self._credit = credit
         self._lanes: dict[int, dict[str, _Lane[T]]] = {}
         self._tags: dict[str, float] = {}
         self._now = 0.0
@@ -108,8 +112,7 @@ class FairQueue(Generic[T]):
 
     def correct(self, tenant: str, cost: float) -> None:
         """What was served has cost so much more than was foreseen, or less if negative."""
-        tag = self._tags.get(tenant, self._now) + cost / self._weight(tenant)
-        self._tags[tenant] = max(self._now, tag)
+        self._tags[tenant] = self._tag(tenant) + cost / self._weight(tenant)
 
     def ahead(self, tenant: str, priority: int) -> Ahead:
         """Of a newcomer, if nobody else came."""
@@ -129,7 +132,7 @@ class FairQueue(Generic[T]):
         return Ahead(requests, len(own.waiting), cost)
 
     def _tag(self, tenant: str) -> float:
-        return max(self._now, self._tags.get(tenant, 0.0))
+        return max(self._now - self._credit / self._weight(tenant), self._tags.get(tenant, -inf))
 
     def _weight(self, tenant: str) -> float:
         return self._weights.get(tenant, 1.0)
