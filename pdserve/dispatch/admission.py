@@ -27,7 +27,7 @@ from pdserve.telemetry.record import RequestRecord
 
 _LOOK_AGAIN = 1.0
 """Seconds after which those that wait are looked at again though nothing was heard of any engine."""
-_LEAST_PAUSE = 0.001
+_LEAST_PAUSE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class AdmissionGate:
         Raises Unavailable when no engine can serve it, Overloaded, or DeadlineExceeded."""
         began = self._clock.monotonic()
         choice = self._choose(request)
-        if not self._rules.enabled or (not self._queue and self._called is None and choice.outlook.goes):
+        if not self._rules.enabled or (not self._queue and self._called is None and choice.outlook.goes()):
             record.admission = self._note(request, Verdict(0.0), choice.outlook, waited=0.0)
             return choice
         verdict = self._judge(request, choice.outlook)
@@ -132,7 +132,7 @@ class AdmissionGate:
                 self._leave(head, served=False)
                 head.item.set_exception(error)
                 continue
-            if not choice.outlook.goes:
+            if not choice.outlook.goes(owed=self._queue.is_owed(head.tenant)):
                 pause = choice.outlook.idle_in if choice.outlook.idle_in > 0 else _LOOK_AGAIN
                 pause = min(max(pause, _LEAST_PAUSE), _LOOK_AGAIN)
                 self._timer = asyncio.get_running_loop().call_later(pause, self.look)

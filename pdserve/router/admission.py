@@ -47,22 +47,24 @@ class Outlook:
     """What awaits a request that is sent now. Times in seconds.
 
     own: from the start of its prompt to its first token. work: of that, computing; what its tenant is charged.
-    queue: until its prompt starts. idle_in: until the engine of the pool that is free first may be sent more.
-    engines: those that share the pool's prompts. full: no engine has room for its tokens. slow: because of what runs
-    beside it, its tokens would come later than the target.
+    queue: until its prompt starts. idle_in: until the engine of the pool that is free first may be sent more. step: what
+    a full step of prompts takes there. engines: those that share the pool's prompts. full: no engine has room for its
+    tokens. slow: because of what runs beside it, its tokens would come later than the target.
     """
 
     own: float
     work: float
     queue: float
     idle_in: float
+    step: float
     engines: int
     full: bool
     slow: bool
 
-    @property
-    def goes(self) -> bool:
-        return self.idle_in <= 0 and not self.full and not self.slow
+    def goes(self, *, owed: bool = False) -> bool:
+        """owed: its tenant has had less than its share, so it goes beside what runs instead of behind it."""
+        patience = self.step if owed else 0.0
+        return self.idle_in <= patience and not self.full and not self.slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,13 @@ def look_ahead(ask: RouteAsk, route: Route, state: ClusterState, rules: Admissio
     work = load.prompt_seconds(prefill.step_model, prefill.capacity, ask.prompt_tokens, cached)
     expected = route.prediction.ttft - queue if route.prediction else work
     more = ask.prompt_tokens + expected_output(ask.max_tokens)
+    idle_in, step = min((_queue(peer, state.now) - rules.steps_ahead * _step(peer), _step(peer)) for peer in peers)
     return Outlook(
         own=max(0.0, expected),
         work=work,
         queue=queue,
-        idle_in=min(_queue(peer, state.now) - rules.steps_ahead * _step(peer) for peer in peers),
+        idle_in=idle_in,
+        step=step,
         engines=len(peers),
         full=all(load.is_full(peer, more) for peer in _peers(decode, state)),
         slow=_is_slow(ask, decode, rules),

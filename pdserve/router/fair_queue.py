@@ -114,6 +114,10 @@ class FairQueue(Generic[T]):
         """What was served has cost so much more than was foreseen, or less if negative."""
         self._tags[tenant] = self._tag(tenant) + cost / self._weight(tenant)
 
+    def is_owed(self, tenant: str) -> bool:
+        """Whether the tenant has had less than its share of late."""
+        return self._tag(tenant) < self._now
+
     def ahead(self, tenant: str, priority: int) -> Ahead:
         """Of a newcomer, if nobody else came."""
         requests = cost = 0.0

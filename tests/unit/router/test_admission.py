@@ -29,15 +29,15 @@ def decoding(requests: int, expected: int = 256) -> Booked:
 
 @pytest.mark.parametrize("prompt_tokens", [1, 500, 10_000])
 def test_an_idle_cluster_takes_everything(prompt_tokens: int) -> None:
-    assert outlook(view("p0", Role.PREFILL), DECODE, prompt_tokens=prompt_tokens).goes
+    assert outlook(view("p0", Role.PREFILL), DECODE, prompt_tokens=prompt_tokens).goes()
 
 
 def test_a_request_goes_when_any_engine_of_the_pool_runs_out_of_prompts() -> None:
     busy = view("p0", Role.PREFILL, backlog=4000)
-    assert not outlook(busy, DECODE).goes
-    assert outlook(busy, view("p1", Role.PREFILL, backlog=200), DECODE).goes
+    assert not outlook(busy, DECODE).goes()
+    assert outlook(busy, view("p1", Role.PREFILL, backlog=200), DECODE).goes()
     suspect = view("p1", Role.PREFILL, state=EngineState.SUSPECT)
-    assert not outlook(busy, suspect, DECODE).goes, "not by one that gets no work"
+    assert not outlook(busy, suspect, DECODE).goes(), "not by one that gets no work"
 
 
 def test_what_is_ahead_is_told_in_seconds_of_the_engine_that_is_free_first() -> None:
@@ -63,7 +63,17 @@ def test_a_request_waits_where_its_tokens_would_come_too_late_unless_waiting_doe
 
 
 def waits(own: float = 0.1, idle_in: float = 1.0, engines: int = 2) -> Outlook:
-    return Outlook(own=own, work=own, queue=idle_in, idle_in=idle_in, engines=engines, full=False, slow=False)
+    return Outlook(
+        own=own, work=own, queue=idle_in, idle_in=idle_in, step=0.05, engines=engines, full=False, slow=False
+    )
+
+
+def test_who_has_had_less_than_its_share_goes_beside_what_runs_instead_of_behind_it() -> None:
+    running = outlook(view("p0", Role.PREFILL, backlog=700), DECODE)
+    assert not running.goes()
+    assert running.goes(owed=True)
+    queued = outlook(view("p0", Role.PREFILL, backlog=1000), DECODE)
+    assert not queued.goes(owed=True)
 
 
 def test_the_first_token_may_not_come_later_than_the_target() -> None:
