@@ -38,8 +38,8 @@ SIMULATED = {
     "demo-cpu": (Shape(input=300, output=24, longest=1500), 6.0, 90.0, 60.0, (2.0, 0.1)),
 }
 """Shape of all requests, rates of the quiet tenant and of the flood, seconds, (TTFT, TPOT) targets."""
-REAL = Shape(input=200, output=12, longest=1500)
-REAL_SECONDS, REAL_SLO = 45.0, (2.0, 0.2)
+REAL = Shape(input=600, output=12, longest=1500)
+REAL_SECONDS, REAL_SLO = 80.0, (2.0, 0.2)
 QUIET_SHARE, FLOOD = 0.2, 3.0
 """Rates of both as parts of what the cluster can do."""
 PROBES = 1000
@@ -90,7 +90,7 @@ def two_tenants(slo: tuple[float, float]) -> Iterator[tuple[Deployment, tuple[st
         keys = {name: f"sha256:{sha256(key_of(name).encode()).hexdigest()}" for name in (QUIET, NOISY)}
         settings = {
             "device": "cpu",
-            "pools": {"prefill": {"engines": 2}, "decode": {"engines": 2}},
+            "pools": {"prefill": {"engines": 1}, "decode": {"engines": 1}},
             "slo": {"ttft": slo[0], "tpot": slo[1]},
             "tenants": [{"name": name, "keys": [key]} for name, key in keys.items()],
         }
@@ -122,7 +122,7 @@ async def real() -> dict[str, Any]:
         clients = {name: client_of(name, deployment) for name in (QUIET, NOISY)}
         gun = Gun(clients | {"default": clients[QUIET]}, words)
         try:
-            capacity = await gun.capacity(REAL, 12.0, 24, seed=77)
+            capacity = await gun.capacity(REAL, 12.0, 8, seed=77)
             rate = QUIET_SHARE * capacity
             plan = list(shots(REAL, rate, REAL_SECONDS, 1, QUIET))
             alone = await gun.fire(plan)

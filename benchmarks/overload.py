@@ -2,7 +2,7 @@
 
 The load is open-loop. Its rate goes up until goodput stops growing (the peak), then to two and three times the rate of
 the peak. Goodput counts complete answers that met the targets, which are fixed beforehand, per second of load.
-`python -m benchmarks.overload simulated` and `… real` (2 prefill and 2 decode engines each); docs/admission.md.
+`python -m benchmarks.overload simulated` (2 prefill and 2 decode engines) and `… real` (1 and 1); docs/admission.md.
 """
 
 import argparse
@@ -16,18 +16,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 import structlog
 
 from benchmarks.admission_load import Gun, Seen, Shape, as_arrivals, p, seen_in, shots
 from pdserve.config.load import load_config
 from pdserve.core.endpoint import Role
+from pdserve.core.errors import Overloaded
 from pdserve.router.admission import AdmissionRules
 from pdserve.simulator.profile import load_profile
 from pdserve.simulator.simulation import Simulation, SimulationSpec
 from pdserve_loadgen.client import Client
 from pdserve_loadgen.endpoint import Api, Endpoint
 from pdserve_loadgen.prompts import words_of
-from tests.deployment import deployed, write_config
+from tests.deployment import Deployment, deployed, write_config
 
 SWEEP = (0.6, 0.8, 1.0, 1.2)
 BEYOND = (2.0, 3.0)
@@ -50,7 +52,7 @@ SIMULATED = {
     "h200-8b": Case(shape=Shape(input=1500, output=100), ttft=2.0, tpot=0.05, seconds=20.0, guess=60.0),
     "demo-cpu": Case(shape=Shape(input=300, output=24, longest=1500), ttft=2.0, tpot=0.1, seconds=30.0, guess=30.0),
 }
-REAL = Case(shape=Shape(input=200, output=12, longest=1500), ttft=2.0, tpot=0.2, seconds=20.0)
+REAL = Case(shape=Shape(input=600, output=12, longest=1500), ttft=2.0, tpot=0.2, seconds=20.0)
 
 
 async def sweep(case: Case, guess: float, serve: Serve) -> dict[str, Any]:
@@ -107,7 +109,7 @@ async def real() -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         settings = {
             "device": "cpu",
-            "pools": {"prefill": {"engines": 2}, "decode": {"engines": 2}},
+            "pools": {"prefill": {"engines": 1}, "decode": {"engines": 1}},
             "slo": {"ttft": case.ttft, "tpot": case.tpot},
         }
         path = write_config(Path(folder) / "cluster.yaml", settings)
@@ -123,18 +125,26 @@ async def real() -> dict[str, Any]:
             client = Client(endpoint, time.perf_counter)
             gun = Gun({"default": client}, words)
             try:
-                guess = await gun.capacity(case.shape, 12.0, 24, seed=77)
+                guess = await gun.capacity(case.shape, 12.0, 8, seed=77)
                 print(json.dumps({"closed_loop_per_second": guess}), flush=True)
-                return await sweep(
+                found = await sweep(
                     case, guess, lambda rate, seed: gun.fire(shots(case.shape, rate, case.seconds, seed))
                 )
+                return found | {"refusal_at_gateway_p99": refusal_p99(deployment)}
             finally:
                 await client.close()
 
 
+def refusal_p99(deployment: Deployment) -> float | None:
+    """Seconds from a request's arrival at the gateway to its refusal, by the gateway's own stamps."""
+    answer = httpx.get(f"{deployment.admin_url}/admin/requests", params={"latest": 1000}, timeout=30)
+    stamps = [record["stamps"] for record in answer.json()["requests"] if record["status"] == Overloaded.code]
+    return p((each["finished"] - each["arrived"] for each in stamps), 99)
+
+
 async def run(kind: str) -> dict[str, Any]:
     if kind == "real":
-        return {"engines": "2p2d of the demo model on CPU", "load_average": os.getloadavg()[0], **(await real())}
+        return {"engines": "1p1d of the demo model on CPU", "load_average": os.getloadavg()[0], **(await real())}
     return {
         name: {"admission": await simulated(name), "without": await simulated(name, admission=False)}
         for name in SIMULATED

@@ -47,9 +47,9 @@ class Outlook:
     """What awaits a request that is sent now. Times in seconds.
 
     own: from the start of its prompt to its first token. work: of that, computing; what its tenant is charged.
-    queue: until its prompt starts. idle_in: until the engine of the pool that is free first may be sent more. step: what
-    a full step of prompts takes there. engines: those that share the pool's prompts. full: no engine has room for its
-    tokens. slow: because of what runs beside it, its tokens would come later than the target.
+    queue: until its prompt starts. idle_in: until the engine of the pool that is free first may be sent more. step:
+    what a full step of prompts takes there. engines: those that share the pool's prompts. full: no engine has room for
+    its tokens. slow: because of what runs beside it, its tokens would come later than the target.
     """
 
     own: float

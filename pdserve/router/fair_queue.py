@@ -136,6 +136,9 @@ class FairQueue(Generic[T]):
         return Ahead(requests, len(own.waiting), cost)
 
     def _tag(self, tenant: str) -> float:
+        """Who is alone with nobody to share with starts at virtual time."""
+        if self._tags.keys() <= {tenant}:
+            return max(self._now, self._tags.get(tenant, -inf))
         return max(self._now - self._credit / self._weight(tenant), self._tags.get(tenant, -inf))
 
     def _weight(self, tenant: str) -> float:
