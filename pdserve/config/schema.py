@@ -250,7 +250,7 @@ class AdmissionConfig(Section):
     """Share of slo.ttft that a predicted wait may use up; predictions err."""
     max_waiting: Positive = 256
     """Requests of one tenant that may wait."""
-    steps_ahead: Annotated[float, Field(ge=0)] = 0.1
+    steps_ahead: Annotated[float, Field(ge=0)] = 0.25
     """Full steps of prompts that engines have in front of them before requests wait here. With none, short prompts are
     computed one by one; more makes everybody wait for whoever sends most."""
 

@@ -27,6 +27,8 @@ from pdserve.telemetry.record import RequestRecord
 
 _LOOK_AGAIN = 1.0
 """Seconds after which those that wait are looked at again though nothing was heard of any engine."""
+_LATELY = 30.0
+"""Seconds for which a tenant that has asked is reckoned with."""
 _LEAST_PAUSE = 0.01
 
 
@@ -60,6 +62,8 @@ class AdmissionGate:
         )
         self._requests: dict[asyncio.Future[_Choice], Request] = {}
         self._paces: dict[tuple[str, int], Pace] = {}
+        self._asked: dict[str, float] = {}
+        """Tenant → when it last asked (monotonic); the longest ago first."""
         self._called: asyncio.Future[_Choice] | None = None
         """Of the one that was let in and is not booked yet."""
         self._timer: asyncio.TimerHandle | None = None
@@ -88,6 +92,8 @@ class AdmissionGate:
 
         Raises Unavailable when no engine can serve it, Overloaded, or DeadlineExceeded."""
         began = self._clock.monotonic()
+        self._asked.pop(request.tenant, None)
+        self._asked[request.tenant] = began
         choice = self._choose(request)
         if not self._rules.enabled or (not self._queue and self._called is None and choice.outlook.goes()):
             record.admission = self._note(request, Verdict(0.0), choice.outlook, waited=0.0)
@@ -165,7 +171,9 @@ class AdmissionGate:
     def _choose(self, request: Request) -> _Choice:
         state = self._sessions.state()
         ask, route = self._router.choose(request, state)
-        return _Choice(ask, route, look_ahead(ask, route, state, self._rules), state)
+        return _Choice(
+            ask, route, look_ahead(ask, route, state, self._rules, contested=self._is_contested(state.now)), state
+        )
 
     def _judge(self, request: Request, outlook: Outlook) -> Verdict:
         ahead = self._queue.ahead(request.tenant, request.priority)
@@ -174,6 +182,12 @@ class AdmissionGate:
         if verdict.rejection is None and ahead.own >= self._rules.max_waiting:
             return Verdict(verdict.wait, Rejection.QUEUE, max(1.0, pace / ahead.own))
         return verdict
+
+    def _is_contested(self, now: float) -> bool:
+        """Whether more than one tenant has asked of late."""
+        while self._asked and now - next(iter(self._asked.values())) > _LATELY:
+            del self._asked[next(iter(self._asked))]
+        return len(self._asked) > 1
 
     def _pace(self, request: Request) -> Pace:
         return self._paces.setdefault((request.tenant, request.priority), Pace(at=self._clock.monotonic()))

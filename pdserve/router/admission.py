@@ -16,6 +16,9 @@ _PATIENCE = 2.0
 """A prompt that takes longer than the target by itself may take so many times that: it never meets the target, and
 still must not wait for ever."""
 
+_CONTESTED_STEPS = 0.1
+"""Full steps of prompts an engine may have in front of it while several tenants ask: with none, short prompts would be
+computed one by one."""
 _CREDIT = 0.25
 """Of the target: a burst of a tenant that asks for little is served as if it was alone."""
 
@@ -34,7 +37,7 @@ class AdmissionRules:
     tpot: float = 1.0
     headroom: float = 0.8
     max_waiting: int = 256
-    steps_ahead: float = 0.1
+    steps_ahead: float = 0.25
 
     @property
     def credit(self) -> float:
@@ -76,8 +79,10 @@ class Verdict:
     retry_after: float = 0.0
 
 
-def look_ahead(ask: RouteAsk, route: Route, state: ClusterState, rules: AdmissionRules) -> Outlook:
-    """Both engines of the route must be in state."""
+def look_ahead(
+    ask: RouteAsk, route: Route, state: ClusterState, rules: AdmissionRules, *, contested: bool = False
+) -> Outlook:
+    """Both engines of the route must be in state. contested: other tenants ask as well."""
     views = {view.key: view for view in state.engines}
     prefill = views[route.prefill.engine_id, route.prefill.epoch]
     decode = views[route.decode.engine_id, route.decode.epoch]
@@ -87,7 +92,7 @@ def look_ahead(ask: RouteAsk, route: Route, state: ClusterState, rules: Admissio
     work = load.prompt_seconds(prefill.step_model, prefill.capacity, ask.prompt_tokens, cached)
     expected = route.prediction.ttft - queue if route.prediction else work
     more = ask.prompt_tokens + expected_output(ask.max_tokens)
-    idle_in, step = min((_queue(peer, state.now) - rules.steps_ahead * _step(peer), _step(peer)) for peer in peers)
+    idle_in, step = min((_idle_in(peer, state.now, rules, contested), _step(peer)) for peer in peers)
     return Outlook(
         own=max(0.0, expected),
         work=work,
@@ -123,6 +128,15 @@ def _peers(view: EngineView, state: ClusterState) -> list[EngineView]:
 
 def _queue(view: EngineView, now: float) -> float:
     return load.backlog_tokens(view, now) * load.seconds_per_prompt_token(view)
+
+
+def _idle_in(view: EngineView, now: float, rules: AdmissionRules, contested: bool) -> float:
+    """While others ask as well, a prompt counts in full until it is computed: predictions err, and what is sent too early
+    shares the steps of whoever comes next."""
+    if not contested:
+        return _queue(view, now) - rules.steps_ahead * _step(view)
+    pending = view.booked.prompt_tokens * load.seconds_per_prompt_token(view)
+    return max(_queue(view, now), pending) - _CONTESTED_STEPS * _step(view)
 
 
 def _step(view: EngineView) -> float:
