@@ -131,8 +131,8 @@ def _queue(view: EngineView, now: float) -> float:
 
 
 def _idle_in(view: EngineView, now: float, rules: AdmissionRules, contested: bool) -> float:
-    """While others ask as well, a prompt counts in full until it is computed: predictions err, and what is sent too early
-    shares the steps of whoever comes next."""
+    """While others ask as well, a prompt counts in full until it is computed: predictions err, and what is sent too
+    early shares the steps of whoever comes next."""
     if not contested:
         return _queue(view, now) - rules.steps_ahead * _step(view)
     pending = view.booked.prompt_tokens * load.seconds_per_prompt_token(view)

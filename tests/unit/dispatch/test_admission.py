@@ -21,7 +21,7 @@ from pdserve.telemetry.record import RequestRecord
 from tests.clocks import settle
 from tests.unit.router.views import cluster, view
 
-RULES = AdmissionRules(ttft=2.0, headroom=1.0)
+RULES = AdmissionRules(ttft=2.0, headroom=1.0, steps_ahead=0.1)
 PROMPT = tuple(range(100))
 
 

@@ -40,6 +40,16 @@ def test_a_request_goes_when_any_engine_of_the_pool_runs_out_of_prompts() -> Non
     assert not outlook(busy, suspect, DECODE).goes(), "not by one that gets no work"
 
 
+def test_while_others_ask_a_prompt_counts_in_full_until_it_is_computed() -> None:
+    nearly_done = view("p0", Role.PREFILL, booked=Booked(prefilling=1, prompt_tokens=400))
+    request, state = ask(500), cluster(nearly_done, DECODE)
+    route = KVAware(RoutingRules()).choose(request, state)
+    assert look_ahead(request, route, state, RULES).goes()
+    assert not look_ahead(request, route, state, RULES, contested=True).goes()
+    short = replace(nearly_done, booked=Booked(prefilling=1, prompt_tokens=20))
+    assert look_ahead(request, route, cluster(short, DECODE), RULES, contested=True).goes()
+
+
 def test_what_is_ahead_is_told_in_seconds_of_the_engine_that_is_free_first() -> None:
     found = outlook(view("p0", Role.PREFILL, backlog=8000), view("p1", Role.PREFILL, backlog=4000), DECODE)
     per_token = 0.002 / 512 + 1e-4
