@@ -22,6 +22,8 @@ _ANY = re.compile(r"\[\d+\]")
 _WORDING = {
     "Input should": "must",
     "Value should": "must",
+    "String should": "must",
+    "Tuple should": "must",
     "Value error, ": "",
     " after validation": "",
     "must be an object": "must be a section with settings of its own",
