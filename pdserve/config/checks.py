@@ -56,6 +56,8 @@ def _tenants(tenants: Sequence[TenantConfig]) -> Iterator[str]:
         if tenant.name in names:
             yield f"tenants[{place}].name: there is another tenant {tenant.name}; give each its own name"
         names.add(tenant.name)
+        if not tenant.keys:
+            yield f"tenants[{place}].keys: without a key nobody is {tenant.name}; make one with `pdserve keys new`"
         for key in tenant.keys:
             if keys.setdefault(key, place) != place:
                 yield f"tenants[{place}].keys: {key[:15]}… is a key of {tenants[keys[key]].name} too; give each its own"

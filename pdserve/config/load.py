@@ -23,7 +23,6 @@ _WORDING = {
     "Input should": "must",
     "Value should": "must",
     "String should": "must",
-    "Tuple should": "must",
     "Value error, ": "",
     " after validation": "",
     "must be an object": "must be a section with settings of its own",

@@ -259,7 +259,7 @@ class TenantConfig(Section):
     """Clients with keys, a share of the cluster and a cache of their own."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    keys: Annotated[tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...], Field(min_length=1)]
+    keys: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...]
     """SHA-256 of each API key, as `pdserve keys new` prints it."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Its share of the engines against other tenants', while they want more than there is."""
