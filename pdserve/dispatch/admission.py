@@ -64,8 +64,8 @@ class AdmissionGate:
         self._paces: dict[tuple[str, int], Pace] = {}
         self._asked: dict[str, float] = {}
         """Tenant → when it last asked (monotonic); the longest ago first."""
-        self._called: asyncio.Future[_Choice] | None = None
-        """Of the one that was let in and is not booked yet."""
+        self._called: Request | None = None
+        """It was let in and is not booked yet."""
         self._timer: asyncio.TimerHandle | None = None
         sessions.on_load.append(self.look)
 
@@ -117,9 +117,10 @@ class AdmissionGate:
         self._queue.serve(request.tenant, choice.outlook.work)
         self._router.expect(request, choice.route, choice.state)
 
-    def booked(self) -> None:
-        """Whoever was let in last is on the engines' books, or gave up before."""
-        self._called = None
+    def settled(self, request: Request) -> None:
+        """It is on the engines' books, or has ended: the next may be looked at."""
+        if self._called is request:
+            self._called = None
         self.look()
 
     def charge(self, tenant: str, seconds: float) -> None:
@@ -132,8 +133,12 @@ class AdmissionGate:
             self._timer.cancel()
             self._timer = None
         while self._called is None and (head := self._queue.first()):
+            request = self._requests[head.item]
+            if head.item.cancelled():  # it leaves, but has not come to run yet
+                self._leave(head, served=False)
+                continue
             try:
-                choice = self._choose(self._requests[head.item])
+                choice = self._choose(request)
             except PdserveError as error:
                 self._leave(head, served=False)
                 head.item.set_exception(error)
@@ -144,7 +149,7 @@ class AdmissionGate:
                 self._timer = asyncio.get_running_loop().call_later(pause, self.look)
                 return
             self._leave(head, served=True)
-            self._called = head.item
+            self._called = request
             head.item.set_result(choice)
 
     async def _turn(self, request: Request, outlook: Outlook, expires: float) -> _Choice:
@@ -159,8 +164,7 @@ class AdmissionGate:
         except BaseException:
             if turn in self._requests:
                 self._leave(waiting, served=False)
-            elif self._called is turn:
-                self.booked()
+            self.settled(request)
             raise
 
     def _leave(self, waiting: Waiting[asyncio.Future[_Choice]], *, served: bool) -> None:
@@ -228,7 +232,7 @@ class Visit:
 
     def booked(self) -> None:
         """Its load is on the engines' books."""
-        self._gate.booked()
+        self._gate.settled(self._request)
 
     def tokens(self, count: int) -> None:
         """So many have come. With the first its prompt is off its engine."""
@@ -242,7 +246,7 @@ class Visit:
             usage = self._record.usage = usage_of(self._record, self._foreseen, self._tokens)
             extra = engine_seconds(usage, self._foreseen.num_blocks) - self._foreseen.work
             self._gate.charge(self._request.tenant, extra)
-        self._gate.look()
+        self._gate.settled(self._request)
 
 
 def _refusal(verdict: Verdict, admission: Admission) -> str:

@@ -45,7 +45,7 @@ def usage_of(record: RequestRecord, foreseen: Foreseen, output_tokens: int) -> U
     # An answer grows evenly, so on average half of it is held.
     held = blocks * max(0.0, ended - sent) + grown / 2 * max(0.0, ended - first)
     trace = record.prompt_trace
-    share = (foreseen.prompt_tokens - trace.cached_tokens) / foreseen.uncached_tokens if trace else 1.0
+    share = (foreseen.prompt_tokens - trace.cached_tokens) / max(1, foreseen.uncached_tokens) if trace else 1.0
     fetched = trace.fetch.num_bytes if trace and trace.fetch else 0
     handed_over = record.decode_trace.transfer_bytes if record.decode_trace else 0
     moved = sum(move.trace.transfer_bytes for move in record.migrations if move.trace)

@@ -100,7 +100,7 @@ def look_ahead(
         idle_in=idle_in,
         step=step,
         engines=len(peers),
-        full=all(load.is_full(peer, more) for peer in _peers(decode, state)),
+        full=all(load.requests(peer) > 0 and load.is_full(peer, more) for peer in _peers(decode, state)),
         slow=_is_slow(ask, decode, rules),
     )
 

@@ -177,11 +177,27 @@ def test_the_cancelled_and_the_expired_leave_at_once() -> None:
         await settle()
         assert world.gate.waiting() == {"default": 2}
         world.tell(100_000)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.6)
         assert isinstance(error_of(world, "expires"), DeadlineExceeded)
         assert world.gate.waiting() == {"default": 1}
         world.load(0)
         await settle()
+        assert world.sent == ["stays"]
+        return world
+
+    in_virtual_time(test)
+
+
+def test_all_that_wait_may_leave_in_the_same_moment() -> None:
+    async def test() -> World:
+        world = World(backlog=2000)
+        for name in ("a", "b", "c", "stays"):
+            await world.ask(name)
+        world.tell(0)
+        for name in ("a", "b", "c"):
+            world.tasks[name].cancel()
+        await settle()
+        assert all(world.tasks[name].cancelled() for name in ("a", "b", "c"))
         assert world.sent == ["stays"]
         return world
 

@@ -58,9 +58,11 @@ def test_what_is_ahead_is_told_in_seconds_of_the_engine_that_is_free_first() -> 
 
 
 def test_a_request_waits_while_no_engine_has_room_for_its_tokens() -> None:
-    full = view("d0", Role.DECODE, used=1020)
-    prefill = view("p0", Role.PREFILL, used=1020)
+    full = view("d0", Role.DECODE, used=1020, running=1)
+    prefill = view("p0", Role.PREFILL, used=1020, running=1)
     assert outlook(prefill, full).full
+    idle = view("d0", Role.DECODE, used=1020)
+    assert not outlook(prefill, idle).full, "who waits for an idle engine waits for nobody"
     assert not outlook(prefill, full, view("d1", Role.DECODE)).full
 
 
