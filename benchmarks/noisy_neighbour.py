@@ -34,8 +34,8 @@ from tests.deployment import Deployment, deployed, write_config
 
 QUIET, NOISY = "quiet", "noisy"
 SIMULATED = {
-    "h200-8b": (Shape(input=1500, output=100), 10.0, 150.0, 30.0, (2.0, 0.05)),
-    "demo-cpu": (Shape(input=300, output=24, longest=1500), 6.0, 90.0, 60.0, (2.0, 0.1)),
+    "h200-8b": (Shape(input=1500, output=60), 10.0, 90.0, 20.0, (2.0, 0.05)),
+    "demo-cpu": (Shape(input=300, output=12, longest=1500), 7.0, 70.0, 30.0, (2.0, 0.1)),
 }
 """Shape of all requests, rates of the quiet tenant and of the flood, seconds, (TTFT, TPOT) targets."""
 REAL = Shape(input=600, output=12, longest=1500)
