@@ -123,9 +123,11 @@ class AdmissionGate:
             self._called = None
         self.look()
 
-    def charge(self, tenant: str, seconds: float) -> None:
-        """The tenant's request has cost so much more than was foreseen, in seconds of one engine."""
-        self._queue.correct(tenant, seconds)
+    def charge(self, request: Request, record: RequestRecord, foreseen: Foreseen, output_tokens: int) -> None:
+        """The request ends: note what it took, and charge its tenant for what was not foreseen."""
+        record.usage = usage_of(record, foreseen, output_tokens, self._clock.unix())
+        extra = engine_seconds(record.usage, foreseen.num_blocks) - foreseen.work
+        self._queue.correct(request.tenant, extra)
 
     def look(self) -> None:
         """Let the next one in if it may go, one at a time."""
@@ -243,9 +245,7 @@ class Visit:
     def close(self) -> None:
         """It has ended, and its load is booked no more."""
         if self._foreseen:
-            usage = self._record.usage = usage_of(self._record, self._foreseen, self._tokens)
-            extra = engine_seconds(usage, self._foreseen.num_blocks) - self._foreseen.work
-            self._gate.charge(self._request.tenant, extra)
+            self._gate.charge(self._request, self._record, self._foreseen, self._tokens)
         self._gate.settled(self._request)
 
 

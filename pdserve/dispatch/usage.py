@@ -35,11 +35,10 @@ class Foreseen:
         )
 
 
-def usage_of(record: RequestRecord, foreseen: Foreseen, output_tokens: int) -> Usage:
-    """Of a request that has ended. A prompt that was not computed to its end counts as foreseen."""
+def usage_of(record: RequestRecord, foreseen: Foreseen, output_tokens: int, ended: float) -> Usage:
+    """Of a request that ends at a Unix time. A prompt that was not computed to its end counts as foreseen."""
     times = dict(record.stamps)
-    sent, ended = times.get("routed", 0.0), times.get("finished", 0.0)
-    first = times.get("first_token", ended)
+    sent, first = times.get("routed", ended), times.get("first_token", ended)
     blocks = ceil(foreseen.prompt_tokens / foreseen.block_size) if foreseen.block_size else 0
     grown = output_tokens / foreseen.block_size if foreseen.block_size else 0.0
     # An answer grows evenly, so on average half of it is held.
