@@ -9,7 +9,7 @@ they have a rate of their own (dispatch.replay).
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pdserve.core.admission import Admission, Rejection, TenantRules
 from pdserve.core.clock import Clock
@@ -29,6 +29,8 @@ _LOOK_AGAIN = 1.0
 """Seconds after which those that wait are looked at again though nothing was heard of any engine."""
 _LATELY = 30.0
 """Seconds for which a tenant that has asked is reckoned with."""
+_ERROR_GAIN = 0.1
+_WORST_ERROR = 10.0
 _LEAST_PAUSE = 0.01
 
 
@@ -64,6 +66,8 @@ class AdmissionGate:
         self._paces: dict[tuple[str, int], Pace] = {}
         self._asked: dict[str, float] = {}
         """Tenant → when it last asked (monotonic); the longest ago first."""
+        self._error = 1.0
+        """First tokens of late of requests that waited: seconds they took ÷ seconds predicted."""
         self._called: Request | None = None
         """It was let in and is not booked yet."""
         self._timer: asyncio.TimerHandle | None = None
@@ -129,6 +133,13 @@ class AdmissionGate:
         extra = engine_seconds(record.usage, foreseen.num_blocks) - foreseen.work
         self._queue.correct(request.tenant, extra)
 
+    def first_token(self, admission: Admission, seconds: float) -> None:
+        """Of a request that was let in, so long after it came: how far predictions can be trusted."""
+        if admission.waited and admission.predicted_ttft > 0:
+            ratio = min(seconds / admission.predicted_ttft, _WORST_ERROR)
+            self._error += _ERROR_GAIN * (ratio - self._error)
+        self.look()
+
     def look(self) -> None:
         """Let the next one in if it may go, one at a time."""
         if self._timer:
@@ -184,7 +195,8 @@ class AdmissionGate:
     def _judge(self, request: Request, outlook: Outlook) -> Verdict:
         ahead = self._queue.ahead(request.tenant, request.priority)
         pace = self._pace(request).seconds(ahead.own, self._clock.monotonic())
-        verdict = judge(outlook, self._rules, ahead=ahead.cost, pace=pace, timeout=request.timeout)
+        rules = replace(self._rules, ttft=self._rules.ttft / max(1.0, self._error))
+        verdict = judge(outlook, rules, ahead=ahead.cost, pace=pace, timeout=request.timeout)
         if verdict.rejection is None and ahead.own >= self._rules.max_waiting:
             return Verdict(verdict.wait, Rejection.QUEUE, max(1.0, pace / ahead.own))
         return verdict
@@ -220,7 +232,8 @@ class Visit:
         self._gate = gate
         self._request = request
         self._record = record
-        self._expires = asyncio.get_running_loop().time() + request.timeout
+        self._came = asyncio.get_running_loop().time()
+        self._expires = self._came + request.timeout
         self._foreseen: Foreseen | None = None
         self._tokens = 0
 
@@ -238,8 +251,8 @@ class Visit:
 
     def tokens(self, count: int) -> None:
         """So many have come. With the first its prompt is off its engine."""
-        if not self._tokens:
-            self._gate.look()
+        if not self._tokens and self._record.admission:
+            self._gate.first_token(self._record.admission, asyncio.get_running_loop().time() - self._came)
         self._tokens += count
 
     def close(self) -> None:

@@ -188,6 +188,27 @@ def test_the_cancelled_and_the_expired_leave_at_once() -> None:
     in_virtual_time(test)
 
 
+def test_who_predicts_too_little_lets_fewer_in() -> None:
+    async def test() -> World:
+        world = World(backlog=12_000)
+        await world.ask("fits")
+        assert error_of(world, "fits") is None
+        admission = world.records["fits"].admission
+        assert admission
+        admission.waited = 1.0
+        for _ in range(20):
+            world.gate.first_token(admission, 2 * admission.predicted_ttft)
+        await world.ask("too late")
+        assert isinstance(error_of(world, "too late"), Overloaded)
+        for _ in range(60):
+            world.gate.first_token(admission, admission.predicted_ttft)
+        await world.ask("fits again")
+        assert error_of(world, "fits again") is None
+        return world
+
+    in_virtual_time(test)
+
+
 def test_all_that_wait_may_leave_in_the_same_moment() -> None:
     async def test() -> World:
         world = World(backlog=2000)
