@@ -49,8 +49,8 @@ class Case:
 
 
 SIMULATED = {
-    "h200-8b": Case(shape=Shape(input=1500, output=60), ttft=2.0, tpot=0.05, seconds=12.0, guess=45.0),
-    "demo-cpu": Case(shape=Shape(input=300, output=12, longest=1500), ttft=2.0, tpot=0.1, seconds=20.0, guess=36.0),
+    "h200-8b": Case(shape=Shape(input=1500, output=60), ttft=2.0, tpot=0.05, seconds=8.0, guess=45.0),
+    "demo-cpu": Case(shape=Shape(input=300, output=12, longest=1500), ttft=2.0, tpot=0.1, seconds=10.0, guess=36.0),
 }
 REAL = Case(shape=Shape(input=600, output=12, longest=1500), ttft=2.0, tpot=0.2, seconds=20.0)
 
