@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+keys_app = typer.Typer(help="API keys of tenants.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 app.add_typer(loadgen_app, name="loadgen")
 
 ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; flags win over it.")]
@@ -216,6 +218,27 @@ def explain(
 
     answer = ask_admin(host, port, f"/admin/requests/{quote(request_id, safe='')}", api_key)
     typer.echo(answer.decode() if as_json else render(answer))
+
+
+@keys_app.command()
+def new(
+    tenant: Annotated[str, typer.Option(help="Whom it is for; only shown.")] = "NAME",
+) -> None:
+    """Make an API key: the key for the client, and its hash for `tenants` in the configuration."""
+    from pdserve.cli.keys import new_key
+
+    key, digest = new_key()
+    typer.echo(f'{key}\n\ntenants:\n  - name: {tenant}\n    keys: ["{digest}"]')
+
+
+@keys_app.command(name="hash")
+def hash_key() -> None:
+    """Print the hash of a key that you have, read from standard input, so that no shell remembers it."""
+    import sys
+
+    from pdserve.cli.keys import digest_of
+
+    typer.echo(digest_of(sys.stdin.readline().strip()))
 
 
 @config_app.command()

@@ -20,6 +20,7 @@ def render(answer: bytes) -> str:
         request: dict[str, Any] = json.loads(answer)
         sections = [
             _summary(request),
+            *_admission(request),
             *_attempts(request),
             *_route(request),
             *_fetch(request),
@@ -42,6 +43,35 @@ def _summary(request: dict[str, Any]) -> str:
         f"  {request['prompt_tokens']} prompt tokens, {request['cached_tokens']} of them cached; "
         f"{request['output_tokens']} output tokens"
     )
+
+
+_REFUSED = {
+    "ttft": "its first token would have come too late",
+    "deadline": "its answer would have come later than the client waits",
+    "queue_full": "too many waited already",
+    "rate_limit": "the tenant's requests per second were used up",
+    "concurrency_limit": "the tenant had as many requests in progress as it may",
+}
+
+
+def _admission(request: dict[str, Any]) -> list[str]:
+    admission = request["admission"]
+    if admission is None:
+        return []
+    who = f"tenant {admission['tenant']}, priority {admission['priority']}"
+    waited, predicted = admission["waited"], admission["predicted_wait"]
+    foreseen = (
+        f"predicted wait {_ms(predicted)} behind {admission['ahead']}, first token in "
+        f"{_ms(admission['predicted_ttft'])}, target {_ms(admission['ttft_target'])}"
+    )
+    if admission["rejection"]:
+        after = f" after {_ms(waited)}" if waited else ""
+        return [f"admission: refused{after}: {_REFUSED[admission['rejection']]} ({who}; {foreseen})"]
+    if waited is None:
+        return [f"admission: waits for its turn ({who}; {foreseen})"]
+    if waited == 0:
+        return [f"admission: at once ({who})"]
+    return [f"admission: waited {_ms(waited)} for its turn ({who}; {foreseen})"]
 
 
 def _attempts(request: dict[str, Any]) -> list[str]:

@@ -1,13 +1,14 @@
 """Rules that span several settings. Pure: a configuration in, complaints out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from ipaddress import ip_address
 from pathlib import Path
 from typing import get_args
 
-from pdserve.config.schema import Config, Device, Launcher, TransferBackendName, WorkerMode
+from pdserve.config.schema import Config, Device, Launcher, TenantConfig, TransferBackendName, WorkerMode
 from pdserve.config.times import Times
+from pdserve.core.admission import DEFAULT_TENANT
 
 
 def is_loopback(host: str) -> bool:
@@ -24,6 +25,7 @@ def complaints(config: Config) -> list[str]:
     """One line per broken rule, each naming the setting and what to do; empty when all is well."""
     return [
         *_exposure(config),
+        *_tenants(config.tenants),
         *_ports(config),
         *_pools(config),
         *_placement(config),
@@ -34,14 +36,33 @@ def complaints(config: Config) -> list[str]:
 
 
 def _exposure(config: Config) -> Iterator[str]:
-    """host is that of HTTP and gRPC, admin_host that of the admin port: none is open to others without keys."""
-    for setting in ("host", "admin_host"):
+    """host is that of HTTP and gRPC, admin_host that of the admin port: none is open to others without keys. Tenants'
+    keys open the former only."""
+    for setting, keyed in (("host", config.api_keys or config.tenants), ("admin_host", config.api_keys)):
         host = getattr(config, setting)
-        if not is_loopback(host) and not config.api_keys:
+        if not is_loopback(host) and not keyed:
             yield (
                 f"{setting}: {host} can be reached from other machines, and no api_keys are set; "
                 "set api_keys or api_keys_file, or bind 127.0.0.1"
             )
+
+
+def _tenants(tenants: Sequence[TenantConfig]) -> Iterator[str]:
+    names: set[str] = set()
+    keys: dict[str, int] = {}
+    for place, tenant in enumerate(tenants):
+        if tenant.name == DEFAULT_TENANT:
+            yield f"tenants[{place}].name: {DEFAULT_TENANT} are the clients of api_keys; choose another name"
+        if tenant.name in names:
+            yield f"tenants[{place}].name: there is another tenant {tenant.name}; give each its own name"
+        names.add(tenant.name)
+        if not tenant.keys:
+            yield f"tenants[{place}].keys: without a key nobody is {tenant.name}; make one with `pdserve keys new`"
+        for key in tenant.keys:
+            if keys.setdefault(key, place) != place:
+                yield f"tenants[{place}].keys: {key[:15]}… is a key of {tenants[keys[key]].name} too; give each its own"
+        if tenant.burst is not None and tenant.requests_per_second is None:
+            yield f"tenants[{place}].burst: goes with requests_per_second only; give both, or neither"
 
 
 def _ports(config: Config) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,9 +17,12 @@ from pdserve.config.sources import ENVIRONMENT, Tree, from_environment, overlay,
 from pdserve.core.errors import ConfigError
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_ANY = re.compile(r"\[\d+\]")
+"""A place in a list."""
 _WORDING = {
     "Input should": "must",
     "Value should": "must",
+    "String should": "must",
     "Value error, ": "",
     " after validation": "",
     "must be an object": "must be a section with settings of its own",
@@ -83,24 +87,25 @@ def _problem(detail: ErrorDetails, origins: Mapping[str, str]) -> str:
     message = detail["msg"]
     for wordy, short in _WORDING.items():
         message = message.replace(wordy, short)
-    shown = "" if "api_keys" in dotted else f", not {json.dumps(detail['input'], default=str)[:80]}"
+    shown = "" if "keys" in dotted else f", not {json.dumps(detail['input'], default=str)[:80]}"
     return f"{dotted}{origins.get(dotted, '')}: {message}{shown}"
 
 
 def _dotted(detail: ErrorDetails) -> str:
     """The path in the file; pydantic's loc also holds the tried alternatives of a union, which are none."""
     sections = {name[:end] for name in setting_names() for end, char in enumerate(name + ".") if char == "."}
+    sections |= {name.removesuffix("[]") for name in sections}
     dotted = ""
     for part in detail["loc"]:
         deeper = f"{dotted}[{part}]" if isinstance(part, int) else f"{dotted}.{part}".lstrip(".")
-        if isinstance(part, int) or deeper in sections or detail["type"] in _UNKNOWN:
+        if isinstance(part, int) or _ANY.sub("[]", deeper) in sections or detail["type"] in _UNKNOWN:
             dotted = deeper
     return dotted
 
 
 def _suggestion(dotted: str) -> str:
     """Nearest valid name beside the unknown one, or a place elsewhere where the name is known."""
-    parent, dot, name = dotted.rpartition(".")
+    parent, dot, name = _ANY.sub("[]", dotted).rpartition(".")
     names = setting_names()
     beside = sorted({n.removeprefix(parent + dot).split(".")[0] for n in names if n.startswith(parent + dot)})
     if close := difflib.get_close_matches(name, beside, n=1):
@@ -111,7 +116,7 @@ def _suggestion(dotted: str) -> str:
 
 
 def setting_names() -> list[str]:
-    """Dotted names of all settings, in the order of the schema."""
+    """Dotted names of all settings, in the order of the schema; `[]` stands for any place in a list of sections."""
     return list(_names(Config))
 
 
@@ -124,5 +129,13 @@ def _names(section: type[Any], prefix: str = "") -> Iterator[str]:
     for name, annotation in annotations.items():
         if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
             yield from _names(annotation, f"{prefix}{name}.")
+        elif (listed := _listed_section(annotation)) is not None:
+            yield from _names(listed, f"{prefix}{name}[].")
         else:
             yield f"{prefix}{name}"
+
+
+def _listed_section(annotation: Any) -> type[BaseModel] | None:
+    """The section of which a setting is a list."""
+    items = get_args(annotation)[:1] if get_origin(annotation) is tuple else ()
+    return next((item for item in items if isinstance(item, type) and issubclass(item, BaseModel)), None)

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from pdserve.config.times import Times
+from pdserve.core.admission import LEAST_URGENT, MOST_URGENT
 from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.layout import KVOrder
 
@@ -30,6 +31,7 @@ DEMO_MODEL = "demo"
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+Priority = Annotated[int, Field(ge=MOST_URGENT, le=LEAST_URGENT)]
 
 
 TransferBackendName = Literal["nixl", "shared_memory", "gloo", "nccl", "grpc"]
@@ -231,6 +233,51 @@ class ReplayConfig(Section):
     """Seconds a running request waits for an engine to come back."""
 
 
+class SloConfig(Section):
+    """What a new request is held against before it is let in. The defaults suit no application: they only keep a
+    cluster that has far too much to do from doing it too late. Set your own."""
+
+    ttft: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds from a request's arrival to its first token."""
+    tpot: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds per token after the first."""
+
+
+class AdmissionConfig(Section):
+    """Requests that no engine can start yet wait in the gateway; those whose first token would come too late are told
+    so at once."""
+
+    enabled: bool = True
+    """false: everything goes to the engines at once and waits there. Tenants' limits hold nevertheless."""
+    headroom: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of slo.ttft that a predicted wait may use up; predictions err."""
+    max_waiting: Positive = 256
+    """Requests of one tenant that may wait."""
+    steps_ahead: Annotated[float, Field(ge=0)] = 0.25
+    """Full steps of prompts that engines have in front of them before requests wait here. With none, short prompts are
+    computed one by one; more makes everybody wait for whoever sends most."""
+
+
+class TenantConfig(Section):
+    """Clients with keys, a share of the cluster and a cache of their own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    keys: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...]
+    """SHA-256 of each API key, as `pdserve keys new` prints it."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of the engines against other tenants', while they want more than there is."""
+    requests_per_second: Annotated[float, Field(gt=0)] | None = None
+    burst: Positive | None = None
+    """Requests that may come at once; by default what may come in a second."""
+    concurrent_requests: Positive | None = None
+    """Those in progress, waiting ones included."""
+    share_group: NonEmpty | None = None
+    """Tenants that name the same group find each other's prompts in the cache, and can find out what others ask by how
+    fast an answer begins. Without, nobody shares."""
+    priority: Priority = 0
+    """The most urgent its requests may ask for; the lower goes first."""
+
+
 class LimitsConfig(Section):
     """What one client may ask for."""
 
@@ -290,7 +337,12 @@ class Config(Section):
     times: Times = Times()
     log: LogConfig = LogConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    slo: SloConfig = SloConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    tenants: tuple[TenantConfig, ...] = ()
     api_keys: tuple[Annotated[SecretStr, Field(min_length=8)], ...] = ()
+    """The simple case, and the operators' keys: clients without a tenant, each with a cache of its own, together one
+    tenant named "default". Where there are tenants or keys, nobody enters without one."""
     api_keys_file: NonEmpty | None = None
     """A file with one key per line; empty lines and lines beginning with # are skipped."""
 

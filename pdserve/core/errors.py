@@ -7,6 +7,7 @@ PdserveError
 ├── ConfigError               the operator's input
 ├── CheckpointError           a model directory that cannot be served
 ├── Overloaded                try again later
+│   └── RateLimited           the tenant's own limit
 ├── Unavailable               no engine can serve this now
 │   └── EngineDied            the engine holding the work is gone
 ├── DeadlineExceeded
@@ -64,6 +65,10 @@ class Overloaded(PdserveError):
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RateLimited(Overloaded):
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(PdserveError):

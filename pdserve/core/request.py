@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite, isnan
 
+from pdserve.core.admission import DEFAULT_TENANT, LEAST_URGENT, MOST_URGENT
 from pdserve.core.errors import InvalidRequest
 
 MAX_STOP_STRINGS = 16
@@ -79,7 +80,8 @@ class Request:
     """One immutable client ask, already tokenized.
 
     salt separates the prefix caches of tenants. timeout is in seconds from submission; every process
-    turns it into a deadline on its own monotonic clock.
+    turns it into a deadline on its own monotonic clock. tenant and priority (the lower goes first) decide who waits for
+    whom in the gateway, and stay there.
     """
 
     id: str
@@ -88,11 +90,14 @@ class Request:
     salt: bytes = b""
     timeout: float = 600.0
     sample_index: int = 0
+    tenant: str = DEFAULT_TENANT
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise InvalidRequest("the prompt has no tokens", "prompt")
         _check(not isnan(self.timeout), "timeout", "a number of seconds")
+        _check(MOST_URGENT <= self.priority <= LEAST_URGENT, "priority", f"between {MOST_URGENT} and {LEAST_URGENT}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,20 +1,23 @@
 """One request from route to last token, whatever dies on the way."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from functools import partial
 
+from pdserve.core.admission import TenantRules
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import ClusterState, EngineView, Route
 from pdserve.core.deadline import Deadline
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
+from pdserve.dispatch.admission import AdmissionGate, Visit
 from pdserve.dispatch.attempt import Attempt
 from pdserve.dispatch.migration import MigrationRules, Migrator
 from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
 from pdserve.dispatch.sessions import Booking, SessionPool
+from pdserve.router.admission import AdmissionRules
 from pdserve.router.router import Router
 from pdserve.telemetry.record import RequestRecord
 
@@ -32,13 +35,17 @@ class Dispatcher:
         clock: Clock,
         replay: ReplayRules | None = None,
         migration: MigrationRules | None = None,
+        admission: AdmissionRules | None = None,
+        tenants: Mapping[str, TenantRules] | None = None,
     ) -> None:
+        """tenants: rules by name; others have weight 1 and no limits."""
         self._sessions = sessions
         self._router = router
         self._clock = clock
         self._replay = replay or ReplayRules()
         self._budget = ReplayBudget(self._replay, clock)
         self._migrator = Migrator(sessions, router, clock, migration)
+        self._gate = AdmissionGate(sessions, router, clock, admission, tenants)
         self._acquainted = False
 
     @property
@@ -51,6 +58,10 @@ class Dispatcher:
 
     def engines(self) -> tuple[EngineView, ...]:
         return self._sessions.state().engines
+
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait to be let in, by tenant."""
+        return self._gate.waiting()
 
     async def move(self, request_id: str) -> None:
         """Have a request that decodes now go on at another engine. Raises PdserveError when it does not: it stays, or
@@ -65,9 +76,20 @@ class Dispatcher:
 
         Losing an engine or a link is not seen: the request goes on elsewhere from its last token, within
         ReplayRules. Closing the iterator cancels it everywhere. Raises Unavailable, EngineDied or a
-        TransferError when that is impossible, DeadlineExceeded, or what an engine refused it with.
+        TransferError when that is impossible, Overloaded when it is not let in, DeadlineExceeded, or what an engine
+        refused it with.
         """
         record.stamp("received", self._clock.unix())
+        try:
+            with self._gate.visit(request, record) as visit:
+                async with aclosing(self._serve(request, record, visit)) as deltas:
+                    async for delta in deltas:
+                        visit.tokens(len(delta.token_ids))
+                        yield delta
+        finally:
+            record.stamp("finished", self._clock.unix())
+
+    async def _serve(self, request: Request, record: RequestRecord, visit: Visit) -> AsyncGenerator[TokenDelta, None]:
         deadline = Deadline(asyncio.get_running_loop().time() + request.timeout + _DEADLINE_GRACE)
         history = ReplayHistory(self._replay)
         emitted: list[int] = []
@@ -76,7 +98,7 @@ class Dispatcher:
                 share = continuation(request, emitted, history.attempts)
                 offset = len(emitted)
                 try:
-                    async with aclosing(self._attempt(share, history, record, deadline)) as deltas:
+                    async with aclosing(self._attempt(share, history, record, deadline, visit)) as deltas:
                         async for delta in deltas:
                             whole = rebased(delta, request.id, offset)
                             self._extend(record, emitted, whole)
@@ -94,16 +116,19 @@ class Dispatcher:
             raise DeadlineExceeded(f"the request took longer than {request.timeout:g} s") from None
         finally:
             deadline.close()
-            record.stamp("finished", self._clock.unix())
 
     async def _attempt(
-        self, share: Request, history: ReplayHistory, record: RequestRecord, deadline: Deadline
+        self, share: Request, history: ReplayHistory, record: RequestRecord, deadline: Deadline, visit: Visit
     ) -> AsyncGenerator[TokenDelta, None]:
-        route, decided = await deadline.before(self._route(share, history))
+        # Nothing may wait between the gate's word and the booking: the next decision counts on it.
+        turn = self._route_again(share, history) if history.attempts else visit.route()
+        route, decided = await deadline.before(turn)
+        history.numerics = history.numerics or _numerics(route.decode, self._sessions.state())
         record.route = route
         record.stamp("routed", self._clock.unix())
         try:
             with self._sessions.book(share, route) as booking:
+                visit.booked()
                 reconfirm = partial(self._reconfirm, share, booking, history)
                 movable = partial(self._migrator.movable, booking)
                 attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)
@@ -114,18 +139,16 @@ class Dispatcher:
             self._router.retract(share, route, decided)
             raise
 
-    async def _route(self, share: Request, history: ReplayHistory) -> tuple[Route, float]:
-        """A route around what was lost, and when (monotonic) it was chosen. A new request hears at once that there is
-        none; one that already runs waits for an engine to come back."""
-        give_up = self._clock.monotonic() + (self._replay.patience if history.attempts else 0.0)
+    async def _route_again(self, share: Request, history: ReplayHistory) -> tuple[Route, float]:
+        """A route around what was lost, and when (monotonic) it was chosen. Unlike a new request, which hears at once
+        that there is none, one that already runs waits for an engine to come back."""
+        give_up = self._clock.monotonic() + self._replay.patience
         while True:
             changed = self._sessions.changed()
             state = self._sessions.state()
             try:
                 parted = history.parted(state.engines)
-                route = self._router.route(share, state, history.excluded, parted, history.numerics)
-                history.numerics = history.numerics or _numerics(route.decode, state)
-                return route, state.now
+                return self._router.route(share, state, history.excluded, parted, history.numerics), state.now
             except Unavailable as error:
                 if not await self._changes_before(changed, give_up):
                     raise history.error or error from error

@@ -40,6 +40,8 @@ class Ask:
     """The W3C trace context the client sent, as it came."""
     stamps: tuple[tuple[str, float], ...] = ()
     """What happened before the request was accepted, from its arrival on (Unix seconds)."""
+    priority: int = 0
+    """As the client asks for it; the lower goes first."""
     timeout: float | None = None
     """Seconds the client gives us; the setting's limit when None or longer."""
 
@@ -58,8 +60,10 @@ class Gateway:
         random: Random | None = None,
         order_engine: OrderEngine | None = None,
         move_request: MoveRequest | None = None,
+        waiting: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
-        """order_engine, move_request: None where nobody owns the engines, where requests cannot move."""
+        """order_engine, move_request: None where nobody owns the engines, where requests cannot move. waiting: how many
+        requests wait to be let in, by tenant."""
         self.generator = generator
         self.move_request = move_request
         self.order_engine = order_engine
@@ -72,7 +76,10 @@ class Gateway:
         self.metrics.watch_engines(generator.engines)
         self.intake = Intake()
         self.ring = RequestRing(self.settings.requests_kept)
-        self.authenticator = Authenticator(self.settings.api_keys)
+        self.authenticator = Authenticator(self.settings.api_keys, self.settings.tenants)
+        self.operators = Authenticator(self.settings.api_keys)
+        if waiting is not None:
+            self.metrics.watch_waiting(waiting)
         self._random = random or SystemRandom()
         self._context = AnswerContext(
             generator=generator,
@@ -131,6 +138,8 @@ class Gateway:
             sampling=self._fit(ask),
             salt=ask.identity.salt,
             timeout=limit if ask.timeout is None else min(limit, ask.timeout),
+            tenant=ask.identity.tenant,
+            priority=max(ask.priority, ask.identity.most_urgent),
         )
         detokenizer = Detokenizer(self.tokenizer.vocabulary, request.sampling, self.model.eos_token_ids)
         record = RequestRecord(

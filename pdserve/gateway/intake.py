@@ -5,6 +5,7 @@ from typing import Protocol
 
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
+from pdserve.gateway.auth import Identity
 
 
 class Running(Protocol):
@@ -42,10 +43,11 @@ class Intake:
         if not self._running:
             self._empty.set()
 
-    def abort(self, request_id: str, salt: bytes) -> bool:
-        """End a request of the identity that salt belongs to; False when it has none of that id running."""
+    def abort(self, request_id: str, identity: Identity) -> bool:
+        """End a request of the identity; False when it has none of that id running. Tenants of a share group have the
+        salt in common, keys without a tenant the tenant."""
         running = self._running.get(request_id)
-        if running is None or running.request.salt != salt:
+        if running is None or (running.request.salt, running.request.tenant) != (identity.salt, identity.tenant):
             return False
         running.abort()
         return True

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pdserve.gateway.auth import TenantKeys
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """Limits and keys of the public edge. Times in seconds."""
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Any of these is accepted as `Authorization: Bearer KEY`; none means open to everyone."""
+    """Any of these is accepted as `Authorization: Bearer KEY`; without these and tenants, everyone may enter. They
+    alone open the admin port."""
+    tenants: tuple[TenantKeys, ...] = ()
     max_body_bytes: int = 4 * 2**20
     """A longer HTTP body or gRPC message is refused."""
     max_chat_tokens: int = 1024

@@ -5,10 +5,12 @@ import json
 from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from pdserve.cluster.registry import order_engine, watch_endpoints
-from pdserve.config.schema import Config, from_wire
+from pdserve.config.schema import Config, TenantConfig, from_wire
+from pdserve.core.admission import TenantRules
 from pdserve.core.clock import SystemClock
 from pdserve.core.errors import ConfigError
 from pdserve.core.protocols import ModelInfo
@@ -16,6 +18,7 @@ from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.migration import MigrationRules
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
+from pdserve.gateway.auth import TenantKeys
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.grpc.server import GrpcServer
 from pdserve.gateway.http.app import create_admin_app, create_app
@@ -28,6 +31,7 @@ from pdserve.launch.ports import local_address
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
+from pdserve.router.admission import AdmissionRules
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router
@@ -55,6 +59,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         clock,
         ReplayRules(**config.replay.model_dump()),
         MigrationRules(deadline=config.times.migration),
+        AdmissionRules(**config.slo.model_dump(), **config.admission.model_dump()),
+        {tenant.name: tenant_rules(tenant) for tenant in config.tenants},
     )
     gateway = Gateway(
         dispatcher,
@@ -64,6 +70,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         clock=clock,
         order_engine=partial(order_engine, payload["registry"]),
         move_request=dispatcher.move,
+        waiting=dispatcher.waiting,
     )
     gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
     listener = bind(config.host, config.port)
@@ -94,6 +101,26 @@ def router(config: Config, sessions: SessionPool) -> Router:
 
 def _index_sizes(index: KVIndex) -> IndexSizes:
     return IndexSizes(len(index), index.num_expected, index.num_forgotten)
+
+
+def tenant_rules(tenant: TenantConfig) -> TenantRules:
+    """What admission must know of a tenant."""
+    return TenantRules(
+        weight=tenant.weight,
+        requests_per_second=tenant.requests_per_second,
+        burst=tenant.burst or ceil(tenant.requests_per_second or 1),
+        concurrent_requests=tenant.concurrent_requests,
+    )
+
+
+def tenant_keys(tenant: TenantConfig) -> TenantKeys:
+    """What the gateway must know to tell who asks."""
+    return TenantKeys(
+        name=tenant.name,
+        digests=tuple(bytes.fromhex(key.removeprefix("sha256:")) for key in tenant.keys),
+        share_group=tenant.share_group,
+        most_urgent=tenant.priority,
+    )
 
 
 def model_info(config: Config) -> ModelInfo:
@@ -132,6 +159,7 @@ async def _follow(registry: str, sessions: SessionPool, watch: EngineWatch) -> N
 def _settings(config: Config) -> GatewaySettings:
     return GatewaySettings(
         api_keys=tuple(key.get_secret_value() for key in config.api_keys),
+        tenants=tuple(map(tenant_keys, config.tenants)),
         max_body_bytes=config.limits.max_body_bytes,
         max_chat_tokens=config.limits.max_chat_tokens,
         request_timeout=config.limits.request_timeout,

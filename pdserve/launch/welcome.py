@@ -32,7 +32,7 @@ def welcome(config: Config, address: str) -> str:
         }
     )
     admin = local_address(config.admin_host, config.admin_port or 0)
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys or config.tenants else ""
     return (
         f"\npdserve is ready: {' + '.join(pools)} {engines} serve {config.model_name} at http://{address}\n"
         f"  metrics and engines (pdserve status) at http://{admin}\n"

@@ -75,12 +75,28 @@ class Router:
 
         Raises Unavailable when no engine outside `excluded` may serve the request.
         """
+        _, route = self.choose(request, state, excluded, parted, numerics)
+        self.expect(request, route, state)
+        return route
+
+    def choose(
+        self,
+        request: Request,
+        state: ClusterState,
+        excluded: frozenset[EngineKey] = frozenset(),
+        parted: frozenset[EngineKey] = frozenset(),
+        numerics: str = "",
+    ) -> tuple[RouteAsk, Route]:
+        """The policy's choice and what it was asked, with nothing noted: the request may not go yet. Raises as route
+        does."""
         ask = self._ask(request, state, excluded, parted, numerics)
-        route = self._policy.choose(ask, state)
+        return ask, self._policy.choose(ask, state)
+
+    def expect(self, request: Request, route: Route, state: ClusterState) -> None:
+        """The request goes this way: note for others what its engine is about to hold."""
         view = self._directory.find(_key(route.prefill))
         if view is not None and view.capacity is not None and view.capacity.prefix_caching:
             self._index.expect(view.key, self._chain(request, view.capacity), state.now)
-        return route
 
     def retract(self, request: Request, route: Route, since: float) -> None:
         """The request has failed or was cancelled: what was expected of its route, made at that time, and has not been

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from pdserve.config.times import Times
+from pdserve.core.admission import TenantRules
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import ConfigError, PdserveError
@@ -14,6 +15,7 @@ from pdserve.core.layout import KVLayout
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
+from pdserve.router.admission import AdmissionRules
 from pdserve.router.loading import load_policy
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.router import Router
@@ -42,8 +44,8 @@ _IDLE_DEADLINE = 60.0
 class SimulationSpec:
     """The simulated deployment. engines: how many of each role. kv_tokens: of each engine; the profile's when None.
 
-    depth: steps in flight. policy: as routing.policy in the configuration, or what builds one. Everything random
-    follows from seed.
+    depth: steps in flight. policy: as routing.policy in the configuration, or what builds one. admission: off unless
+    given, so that policies are compared by the same requests. Everything random follows from seed.
     """
 
     profile: Profile
@@ -56,6 +58,8 @@ class SimulationSpec:
     times: Times = field(default_factory=Times)
     rules: RoutingRules = field(default_factory=RoutingRules)
     replay: ReplayRules = field(default_factory=ReplayRules)
+    admission: AdmissionRules = field(default_factory=lambda: AdmissionRules(enabled=False))
+    tenants: Mapping[str, TenantRules] = field(default_factory=dict)
 
     @property
     def layout(self) -> KVLayout:
@@ -96,7 +100,9 @@ class _Run:
         self._cluster = SimCluster(self._factory, Random(spec.seed), self._clock, self._sessions.update)
         policy = load_policy(spec.policy, spec.rules) if isinstance(spec.policy, str) else spec.policy(spec.rules)
         router = Router(policy, self._sessions.index, spec.rules)
-        self._dispatcher = Dispatcher(self._sessions, router, self._clock, spec.replay)
+        self._dispatcher = Dispatcher(
+            self._sessions, router, self._clock, spec.replay, admission=spec.admission, tenants=spec.tenants
+        )
         self._origin = 0.0
 
     async def serve(

@@ -1,6 +1,6 @@
 """Every metric pdserve exports, by name, in one place. Units are in the names, in seconds."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import Cancelled, TransferError
 from pdserve.core.request import EngineTrace, PrefixFetch
+from pdserve.telemetry.admission_metrics import WAITING, AdmissionMetrics, WaitingCollector
 from pdserve.telemetry.index_metrics import INDEX_METRICS, IndexCollector, IndexSizes
 from pdserve.telemetry.record import Migration, RequestRecord
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
@@ -59,6 +60,11 @@ class Metrics:
         self.described += [
             Description(name, kind, labels, documentation) for name, kind, documentation, labels in INDEX_METRICS
         ]
+        name, documentation, labels = WAITING
+        self.described.append(Description(name, "gauge", labels, documentation))
+        self.admission = AdmissionMetrics(
+            self._counter, lambda name, documentation: self._histogram(name, documentation, _REQUEST_BUCKETS)
+        )
         self.time_to_first_token = self._histogram(
             "pdserve_time_to_first_token_seconds", "From the request's arrival to its first token.", _REQUEST_BUCKETS
         )
@@ -166,6 +172,7 @@ class Metrics:
     def count(self, record: RequestRecord) -> None:
         """Everything a request's record tells, once, when the request has ended."""
         self.requests.labels(record.endpoint, record.status).inc()
+        self.admission.count(record)
         self.prompt_tokens.inc(record.prompt_tokens)
         self.cached_tokens.inc(record.cached_tokens)
         self.output_tokens.inc(record.output_tokens)
@@ -225,6 +232,10 @@ class Metrics:
     def watch_index(self, sizes: Callable[[], IndexSizes]) -> None:
         """Export what the router's KV index knows; read anew at every scrape."""
         self.registry.register(IndexCollector(sizes))
+
+    def watch_waiting(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        """Export how many requests wait to be let in, by tenant; read anew at every scrape."""
+        self.registry.register(WaitingCollector(waiting))
 
     def exposition(self) -> bytes:
         """The Prometheus text format; its media type is CONTENT_TYPE."""

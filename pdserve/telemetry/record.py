@@ -3,9 +3,10 @@
 Stamps are Unix seconds. Names and meanings: docs/request-lifecycle.md.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
+from pdserve.core.admission import Admission, Usage
 from pdserve.core.cluster import Route
 from pdserve.core.errors import PdserveError
 from pdserve.core.request import EngineTrace
@@ -58,9 +59,9 @@ class RequestRecord:
     """Filled in while a request runs: route, attempts and traces by dispatch, the rest by the gateway.
 
     route and traces are those of the last attempt, its decode_trace that of the engine that decoded first; failed
-    holds the attempts before it, migrations the moves of all. client_id is what
-    the client calls the request, traceparent the W3C header it came with. status is None until the request
-    has ended, then "ok" or the code of its error.
+    holds the attempts before it, migrations the moves of all. admission is how it came in, usage what it took of the
+    cluster, once it has ended. client_id is what the client calls the request, traceparent the W3C header it came with.
+    status is None until the request has ended, then "ok" or the code of its error.
     """
 
     request_id: str
@@ -71,6 +72,8 @@ class RequestRecord:
     output_tokens: int = 0
     status: str | None = None
     finish_reason: str | None = None
+    admission: Admission | None = None
+    usage: Usage | None = None
     route: Route | None = None
     failed: list[FailedAttempt] = field(default_factory=list)
     migrations: list[Migration] = field(default_factory=list)
@@ -153,12 +156,19 @@ class RequestRecord:
             if decode and decode.transfer_backend
             else None,
             "fetch": _fetch(self.route, self.prompt_trace),
+            "admission": _admission(self.admission),
             "handoff_gap": self.handoff_gap,
             "durations": self.durations(),
             "migrations": [_migration(migration) for migration in self.migrations],
             "failed_attempts": [_failed(attempt) for attempt in self.failed],
             "stamps": dict(self.stamps),
         }
+
+
+def _admission(admission: Admission | None) -> dict[str, object] | None:
+    if admission is None:
+        return None
+    return asdict(admission) | {"rejection": admission.rejection.value if admission.rejection else None}
 
 
 def _engine(trace: EngineTrace | None) -> dict[str, object] | None:

@@ -59,6 +59,7 @@ _BEFORE_ROUTE = (
     _Rule("read body", Part.PROMPT, (_G, "arrived"), (_G, "read")),
     _Rule("tokenize", Part.PROMPT, (_G, "read"), (_G, "tokenized")),
     _Rule("accept", Part.PROMPT, (_G, "tokenized"), (_G, "received")),
+    _Rule("wait for its turn", Part.PROMPT, (_G, "received"), (_G, "admitted")),
 )
 _AFTER_ROUTE = (
     _Rule("submit", Part.PROMPT, (_G, "routed"), (_P, "queued")),
@@ -144,7 +145,8 @@ def _migrations(record: RequestRecord) -> Iterator[Span]:
 
 def _routing(record: RequestRecord) -> Iterator[Span]:
     """Choosing a route, and each attempt that failed, in turn."""
-    start = dict(record.stamps).get("received")
+    times = dict(record.stamps)
+    start = times.get("admitted", times.get("received"))
     routed = [unix for name, unix in record.stamps if name == "routed"]
     for number, chosen in enumerate(routed):
         if start is not None:

@@ -22,6 +22,7 @@ from pdserve.dispatch.sessions import SessionPool
 from pdserve.engine.engine import Engine
 from pdserve.engine.pair_checker import PairChecker
 from pdserve.engine.server import EngineServer, grpc_links
+from pdserve.router.admission import AdmissionRules
 from pdserve.router.loading import load_policy
 from pdserve.router.options import ready_engines
 from pdserve.router.policy import RoutingPolicy
@@ -37,6 +38,8 @@ from pdserve.transfer.service import LocalTransferService
 from pdserve.worker.worker import Worker, WorkerOptions, build_worker
 
 _IDS = count()
+EVERYBODY = AdmissionRules(enabled=False)
+"""Tests of engines and handoffs want them overrun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,7 @@ async def open_cluster(
     replay: ReplayRules | None = None,
     rules: RoutingRules | None = None,
     migration: MigrationRules | None = None,
+    admission: AdmissionRules = EVERYBODY,
 ) -> AsyncIterator[Cluster]:
     """Start the named engines and wait until the dispatcher can use all of them."""
     times, clock = times or Times(), clock or SystemClock()
@@ -130,7 +134,7 @@ async def open_cluster(
         sessions.update(tuple(engine.endpoint for engine in engines.values()))
         rules = rules or RoutingRules(decode_local_below=decode_local_below)
         chosen = load_policy(policy, rules) if isinstance(policy, str) else policy
-        dispatcher = Dispatcher(sessions, Router(chosen, sessions.index, rules), clock, replay, migration)
+        dispatcher = Dispatcher(sessions, Router(chosen, sessions.index, rules), clock, replay, migration, admission)
         async with asyncio.timeout(10):
             while any(view.endpoint.state is not EngineState.READY for view in dispatcher.engines()):
                 await asyncio.sleep(0.005)

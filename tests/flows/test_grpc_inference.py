@@ -6,17 +6,28 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tokenizers import Tokenizer as FastTokenizer
 
-from pdserve.core.errors import ConfigError, EngineDied, Overloaded, PdserveError, TransferFailed, Unavailable
+from pdserve.core.errors import (
+    ConfigError,
+    EngineDied,
+    Overloaded,
+    PdserveError,
+    RateLimited,
+    TransferFailed,
+    Unavailable,
+)
 from pdserve.core.request import Request
+from pdserve.gateway.auth import TenantKeys
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.grpc.server import SERVICE, GrpcServer
 from pdserve.gateway.settings import GatewaySettings
@@ -177,6 +188,31 @@ async def test_failure_has_its_status(served: Served, raised: PdserveError, stat
     error = await failure(served, pb.GenerateRequest(text="x"))
     assert (error.code(), error.details()) == (status, str(raised))
     assert trailing(error)["error-code"] == raised.code
+
+
+@pytest.mark.parametrize(
+    ("raised", "seconds"),
+    [(Overloaded("full", retry_after=2.5), 2.5), (RateLimited("slower", retry_after=0.2), 0.2), (Unavailable("no"), 1)],
+)
+async def test_who_may_try_again_is_told_when(served: Served, raised: PdserveError, seconds: float) -> None:
+    served.generator.script = lambda request: [raised]
+    error = await failure(served, pb.GenerateRequest(text="x"))
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
+    info = error_details_pb2.RetryInfo()
+    assert (status.code, status.message) == (error.code().value[0], str(raised))
+    assert status.details[0].Unpack(info)
+    assert info.retry_delay.ToNanoseconds() == pytest.approx(seconds * 1e9)
+
+
+async def test_priority_reaches_the_request_as_far_as_the_tenant_may(tmp_path: Path) -> None:
+    digest = sha256(b"sk-tenant").digest()
+    settings = GatewaySettings(tenants=(TenantKeys(name="search", digests=(digest,), most_urgent=-2),))
+    async with grpc_server(tmp_path, settings) as served:
+        for asked in (-9, 3):
+            request = pb.GenerateRequest(text="x", priority=asked)
+            async for _ in served.stub.Generate(request, metadata=(("authorization", "Bearer sk-tenant"),)):
+                pass
+        assert [(r.tenant, r.priority) for r in served.generator.requests] == [("search", -2), ("search", 3)]
 
 
 async def test_defect_tells_nothing(served: Served) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from pdserve.core.cluster import StepModel
 from pdserve.core.request import Request
+from pdserve.gateway.auth import TenantKeys
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.telemetry.record import RequestRecord
@@ -238,6 +240,23 @@ def test_keys_guard_all_but_the_open_paths(directory: Path, generator: ScriptedG
     assert one == again != two, "prefix caches are apart by key"
     assert b"sk-one" not in one
     assert one != b""
+
+
+def test_a_tenants_key_opens_the_api_and_not_the_admin_port(directory: Path, generator: ScriptedGenerator) -> None:
+    tenants = (TenantKeys(name="search", digests=(sha256(b"sk-tenant").digest(),)),)
+    key, operators = {"authorization": "Bearer sk-tenant"}, {"authorization": "Bearer sk-ops"}
+    settings = GatewaySettings(api_keys=("sk-ops",), tenants=tenants)
+    with http_server(generator, Tokenizer.load(directory), settings) as server:
+        body = {**HELLO, "priority": 3}
+        urgent = {**key, "x-request-priority": "-5", "x-request-timeout": "7.5"}
+        assert httpx.post(server.url + CHAT, json=body, headers=key).status_code == 200
+        assert httpx.post(server.url + CHAT, json=HELLO, headers=urgent).status_code == 200
+        assert httpx.get(server.admin_url + "/admin/engines", headers=key).status_code == 401
+        assert httpx.get(server.admin_url + "/admin/engines", headers=operators).status_code == 200
+        assert httpx.post(server.url + CHAT, json=HELLO).status_code == 401
+    first, second = generator.requests
+    assert (first.tenant, first.priority, second.priority) == ("search", 3, 0), "no more urgent than it may be"
+    assert second.timeout == 7.5
 
 
 def test_operators_can_ask_what_became_of_a_request(

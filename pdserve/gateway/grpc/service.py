@@ -50,7 +50,7 @@ class InferenceService(InferenceServicer):
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         identity = await self._identify(context)
-        return pb.AbortResponse(aborted=self._gateway.intake.abort(request.request_id, identity.salt))
+        return pb.AbortResponse(aborted=self._gateway.intake.abort(request.request_id, identity))
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
         await self._identify(context)
@@ -112,6 +112,7 @@ class InferenceService(InferenceServicer):
             prompt_param=prompt,
             sampling=_sampling(request.sampling, self._gateway.settings.sampling_defaults),
             identity=identity,
+            priority=request.priority,
             timeout=context.time_remaining(),
             traceparent=str(metadata.get("traceparent", "")),
             stamps=tuple(stamps),

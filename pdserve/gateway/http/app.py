@@ -6,6 +6,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
+from pdserve.gateway.auth import Authenticator
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.admin import admin_router
 from pdserve.gateway.http.chat import chat_router
@@ -26,16 +27,22 @@ def create_app(gateway: Gateway) -> FastAPI:
         chat_router(gateway),
         completions_router(gateway),
     )
-    return _app("pdserve", gateway, routers)
+    return _app("pdserve", gateway, gateway.authenticator, routers)
 
 
 def create_admin_app(gateway: Gateway) -> FastAPI:
     """What operators ask, and clients of the API need not see; probes too, so that any port tells who is there."""
     routers = (probes_router(gateway), admin_router(gateway), orders_router(gateway))
-    return _app("pdserve admin", gateway, routers, OriginCheck)
+    return _app("pdserve admin", gateway, gateway.operators, routers, OriginCheck)
 
 
-def _app(title: str, gateway: Gateway, routers: Iterable[APIRouter], *checks: Callable[[ASGIApp], ASGIApp]) -> FastAPI:
+def _app(
+    title: str,
+    gateway: Gateway,
+    authenticator: Authenticator,
+    routers: Iterable[APIRouter],
+    *checks: Callable[[ASGIApp], ASGIApp],
+) -> FastAPI:
     """checks see requests that may enter, before any route."""
     app = FastAPI(title=title, version=version("pdserve"), docs_url=None, redoc_url=None, redirect_slashes=False)
     install(app, gateway.metrics)
@@ -43,6 +50,6 @@ def _app(title: str, gateway: Gateway, routers: Iterable[APIRouter], *checks: Ca
         app.include_router(router)
     for check in checks:
         app.add_middleware(check)
-    app.add_middleware(KeyCheck, gateway=gateway)
+    app.add_middleware(KeyCheck, gateway=gateway, authenticator=authenticator)
     app.add_middleware(RequestContext, gateway=gateway)  # added last, so it runs first
     return app

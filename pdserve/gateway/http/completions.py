@@ -12,6 +12,7 @@ from pdserve.gateway.gateway import Ask, Gateway
 from pdserve.gateway.http.body import route_class
 from pdserve.gateway.http.respond import TextChunk, respond, usage
 from pdserve.gateway.http.schemas import CompletionBody
+from pdserve.gateway.http.urgency import priority_of, timeout_of
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -40,6 +41,8 @@ def completions_router(gateway: Gateway) -> APIRouter:
             identity=request.state.identity,
             client_id=request.state.client_id,
             traceparent=request.headers.get("traceparent", ""),
+            priority=priority_of(request, body),
+            timeout=timeout_of(request, body),
             stamps=tuple(stamps),
         )
         wording = CompletionFormat(gateway, ask, include_usage=body.include_usage)

@@ -6,7 +6,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pdserve.gateway.auth import ANYONE
+from pdserve.gateway.auth import ANYONE, Authenticator
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.errors import envelope, error_response, internal_error_body
 
@@ -58,11 +58,12 @@ class RequestContext:
 
 
 class KeyCheck:
-    """Lets only known API keys past, on every path that is not listed as open."""
+    """Lets only those past whom the authenticator knows, on every path that is not listed as open."""
 
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+    def __init__(self, app: ASGIApp, gateway: Gateway, authenticator: Authenticator) -> None:
         self._app = app
         self._gateway = gateway
+        self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,7 +73,7 @@ class KeyCheck:
             body = envelope(431, f"the headers are longer than {MAX_HEADER_BYTES} bytes", "too_large")
             await error_response(431, body)(scope, receive, send)
             return
-        identity = self._gateway.authenticator.identify(Headers(scope=scope).get("authorization"))
+        identity = self._authenticator.identify(Headers(scope=scope).get("authorization"))
         scope["state"]["identity"] = identity
         if identity is None and scope["path"] not in OPEN_PATHS:
             self._gateway.metrics.rejections.labels("invalid_api_key").inc()

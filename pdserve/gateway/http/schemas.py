@@ -75,6 +75,10 @@ class GenerationBody(BaseModel):
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    priority: int | None = Field(None, description="the lower goes first; also as header x-request-priority")
+    timeout: float | None = Field(
+        None, gt=0, description="seconds until the answer must be complete; also as header x-request-timeout"
+    )
 
     _same_in_sampling: ClassVar = (
         "temperature",

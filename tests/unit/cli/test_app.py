@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 import pdserve
 from pdserve import cli
 from pdserve.cli.app import app
+from pdserve.config.load import load_config
+from pdserve.core.errors import ConfigError
 from pdserve.telemetry.explain import explain
 from tests.unit.telemetry.records import disaggregated, replayed
 
@@ -233,3 +236,23 @@ def test_a_wrong_option_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: py
     code, _, err = run(monkeypatch, capsys, "serve", "--prefil", "1")
     assert code == 2
     assert "--prefill" in err
+
+
+def test_a_new_key_comes_with_the_hash_the_configuration_wants(tmp_path: Path) -> None:
+    made = CliRunner().invoke(app, ["keys", "new", "--tenant", "search"])
+    key, _, rest = made.output.partition("\n")
+    path = tmp_path / "cluster.yaml"
+    path.write_text(rest, encoding="utf-8")
+    [tenant] = load_config(path).tenants
+    assert tenant.name == "search"
+    assert tenant.keys == (f"sha256:{sha256(key.encode()).hexdigest()}",)
+    assert len(key) > 40
+    hashed = CliRunner().invoke(app, ["keys", "hash"], input=f"{key}\n")
+    assert hashed.output.strip() == tenant.keys[0]
+    other = CliRunner().invoke(app, ["keys", "new"]).output.partition("\n")[0]
+    assert other != key
+
+
+def test_a_key_that_can_be_guessed_is_not_hashed() -> None:
+    refused = CliRunner().invoke(app, ["keys", "hash"], input="letmein\n")
+    assert isinstance(refused.exception, ConfigError)

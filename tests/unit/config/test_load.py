@@ -10,6 +10,8 @@ from pdserve.config.schema import Config, Device, from_wire, to_wire
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError
 
+TENANT = f"{{name: search, keys: ['sha256:{'0' * 64}']}}"
+
 
 def write(directory: Path, text: str) -> Path:
     path = directory / "cluster.yaml"
@@ -96,6 +98,17 @@ def test_memory_sizes_may_have_units(tmp_path: Path) -> None:
         ("grpc_port: 8000", "grpc_port: 8000 is also the HTTP port; choose two different ports"),
         ("host: 0.0.0.0", "host: 0.0.0.0 can be reached from other machines, and no api_keys are set; set api_keys"),
         ("admin_host: '::'", "admin_host: :: can be reached from other machines, and no api_keys are set; set"),
+        (f"tenants: [{TENANT}]\nadmin_host: '::'", "admin_host: :: can be reached from other machines"),
+        (
+            f"tenants: [{TENANT}, {TENANT.replace('search', 'b')}]",
+            "tenants[1].keys: sha256:00000000… is a key of search too",
+        ),
+        ("tenants: [{name: search, keys: [plain-text]}]", "tenants[0].keys[0]: must match pattern"),
+        ("tenants: [{name: search, keys: []}]", "tenants[0].keys: without a key nobody is search"),
+        (f"tenants: [{TENANT.replace('search', 'default')}]", "tenants[0].name: default are the clients of api_keys"),
+        (f"tenants: [{TENANT.replace('}', ', burst: 3}')}]", "tenants[0].burst: goes with requests_per_second only"),
+        (f"tenants: [{TENANT.replace('}', ', wieght: 3}')}]", 'tenants[0].wieght: unknown key; did you mean "weight"?'),
+        ("slo: {ttft: 0}", "slo.ttft: must be greater than 0"),
         ("admin_port: 8001", "admin_port: 8001 is also the gRPC port; choose two different ports"),
         ("pools: {prefill: {engines: 0}}", "pools: 0 prefill and 1 decode engines cannot serve; set at least 1 of"),
         ("pools: {unified: {engines: 1}}", "pools.unified.engines: unified engines stand alone; set"),

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pdserve.config.times import Times
-from pdserve.core.cluster import BookedDecode, FetchPlan, expected_output
+from pdserve.core.cluster import BookedDecode, FetchPlan, Route, RouteAsk, expected_output
 from pdserve.core.endpoint import (
     BlockCounts,
     Endpoint,
@@ -250,8 +251,13 @@ async def test_a_request_that_moved_tells_how_its_prompts_beginning_was_fetched(
 ) -> None:
     source = KVSource(engine_id="p9", epoch=1, address="127.0.0.1:1", num_blocks=1)
     plan = FetchPlan(source=source, tokens=4, seconds=0.1, saved_seconds=0.2)
-    route = Router.route
-    monkeypatch.setattr(Router, "route", lambda *given: replace(route(*given), fetch=plan))
+    choose = Router.choose
+
+    def choose_to_fetch(*given: Any) -> tuple[RouteAsk, Route]:
+        ask, route = choose(*given)
+        return ask, replace(route, fetch=plan)
+
+    monkeypatch.setattr(Router, "choose", choose_to_fetch)
     told: list[PrefixFetch] = []
     monkeypatch.setattr(bench.pool, "prefix_fetched", lambda link, fetch: told.append(fetch))
     here, there = await decoding(bench, "r")

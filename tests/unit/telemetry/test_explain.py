@@ -1,14 +1,24 @@
 """What `pdserve explain` is told: enough to see why, JSON throughout."""
 
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
 
 from pdserve.cli.explain import render
+from pdserve.core.admission import Admission, Rejection
 from pdserve.telemetry.explain import explain
 from pdserve.telemetry.record import RequestRecord
 from tests.unit.telemetry.records import START, disaggregated, fetching, moved, replayed, stamps
+
+FORESEEN: dict[str, Any] = {
+    "tenant": "search",
+    "priority": -1,
+    "predicted_wait": 0.2,
+    "predicted_ttft": 0.3,
+    "ttft_target": 2.0,
+}
 
 
 def told(record: RequestRecord) -> dict[str, object]:
@@ -93,3 +103,42 @@ def test_moves_are_told_with_their_pause_and_what_they_carried() -> None:
         "moved: decode-0 → decode-1 in 20.0 ms, 4.0 ms of them a pause; 4.0 KiB over nixl; rebalance: decode-0 is full"
         in text
     )
+
+
+@pytest.mark.parametrize(
+    ("admission", "line"),
+    [
+        (Admission(waited=0.0, **FORESEEN), "admission: at once (tenant search, priority -1)"),
+        (
+            Admission(waited=0.25, ahead=3, **FORESEEN),
+            "admission: waited 250.0 ms for its turn (tenant search, priority -1; predicted wait 200.0 ms behind 3, "
+            "first token in 300.0 ms, target 2000.0 ms)",
+        ),
+        (Admission(**FORESEEN), "admission: waits for its turn (tenant search"),
+        (Admission(rejection=Rejection.TTFT, **FORESEEN), "admission: refused: its first token would have come too"),
+        (
+            Admission(rejection=Rejection.DEADLINE, waited=1.0, **FORESEEN),
+            "admission: refused after 1000.0 ms: its answer would have come later than the client waits",
+        ),
+    ],
+)
+def test_how_a_request_came_in_is_told_in_a_line(admission: Admission, line: str) -> None:
+    record = replace(disaggregated(), admission=admission)
+    assert line in render(orjson.dumps(explain(record)))
+
+
+def test_every_reason_to_refuse_has_words() -> None:
+    for rejection in Rejection:
+        record = replace(disaggregated(), admission=Admission(rejection=rejection, **FORESEEN))
+        assert "admission: refused" in render(orjson.dumps(explain(record)))
+
+
+def test_waiting_for_its_turn_is_a_span_before_the_route() -> None:
+    record = disaggregated()
+    times = dict(record.stamps)
+    admitted = (times["received"] + times["routed"]) / 2
+    record.stamps.insert([name for name, _ in record.stamps].index("routed"), ("admitted", admitted))
+    spans = {span["name"]: span for span in explain(record)["timeline"]}  # type: ignore[attr-defined]
+    waited, route = spans["wait for its turn"], spans["route"]
+    assert waited["seconds"] == pytest.approx(admitted - times["received"])
+    assert route["offset"] == pytest.approx(waited["offset"] + waited["seconds"])

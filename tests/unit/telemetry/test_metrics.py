@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pdserve.core.admission import Admission, Rejection, Usage
 from pdserve.core.cluster import EngineView
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role
 from pdserve.core.errors import DigestMismatch
@@ -132,6 +133,7 @@ def test_the_table_has_every_exported_metric() -> None:
     metrics = Metrics()
     metrics.watch_engines(lambda: [view(free=1)])
     metrics.watch_index(lambda: IndexSizes(1, 2, 3))
+    metrics.watch_waiting(dict)
     exported = {line.split()[2] for line in metrics.exposition().decode().splitlines() if line.startswith("# TYPE")}
     described = {description.name for description in metrics.described}
     assert described == {name for name in exported if not name.endswith("_created")}
@@ -157,3 +159,24 @@ def test_moves_count_by_outcome_and_those_that_came_about_with_their_pause_and_b
     assert value("pdserve_migration_pause_seconds_count") == 1
     assert value("pdserve_migration_pause_seconds_sum") == 0.004
     assert value("pdserve_transferred_bytes_total", {"backend": "nixl"}) == 4096
+
+
+def test_admission_is_counted_by_tenant() -> None:
+    metrics, waiting = Metrics(), {"search": 3}
+    metrics.watch_waiting(lambda: waiting)
+    value = metrics.registry.get_sample_value
+    assert value("pdserve_admission_waiting_requests", {"tenant": "search"}) == 3
+    foreseen = Admission(tenant="search", priority=0, predicted_wait=0.1, predicted_ttft=0.2, ttft_target=1.0)
+    usage = Usage(prefill_seconds=0.5, kv_block_seconds=7.0, link_bytes=4096)
+    for admission, used in (
+        (replace(foreseen, waited=0.3), usage),
+        (replace(foreseen, rejection=Rejection.TTFT), None),
+        (replace(foreseen, waited=2.0, rejection=Rejection.DEADLINE), None),
+    ):
+        metrics.count(replace(disaggregated(), admission=admission, usage=used))
+    assert value("pdserve_admission_wait_seconds_sum") == pytest.approx(0.3)
+    for reason in ("ttft", "deadline"):
+        assert value("pdserve_admission_rejections_total", {"tenant": "search", "reason": reason}) == 1
+    assert value("pdserve_tenant_prefill_seconds_total", {"tenant": "search"}) == 0.5
+    assert value("pdserve_tenant_kv_block_seconds_total", {"tenant": "search"}) == 7
+    assert value("pdserve_tenant_link_bytes_total", {"tenant": "search"}) == 4096

@@ -24,39 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apdserve/v1/inference.proto\x12\npdserve.v1\"\x96\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.pdserve.v1.TokenIdsH\x00\x12<\n\x08sampling\x18\x04 \x01(\x0b\x32*.pdserve.v1.GenerateRequest.SamplingParams\x1a\xf0\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x08 \x01(\r\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x12\x10\n\x08logprobs\x18\x0c \x01(\x08\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc1\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.pdserve.v1.FinishReason\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.pdserve.v1.Usage\x12\x13\n\x0brecord_json\x18\x07 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x15\n\x13GetModelInfoRequest\"x\n\x14GetModelInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\"\x16\n\x14GetServerInfoRequest\"\x82\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x18\n\x10running_requests\x18\x04 \x01(\r\x12\x39\n\x07\x65ngines\x18\x05 \x03(\x0b\x32(.pdserve.v1.GetServerInfoResponse.Engine\x1a\x62\n\x06\x45ngine\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\r\x12\x0f\n\x07waiting\x18\x06 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xbb\x02\n\tInference\x12G\n\x08Generate\x12\x1b.pdserve.v1.GenerateRequest\x1a\x1c.pdserve.v1.GenerateResponse0\x01\x12<\n\x05\x41\x62ort\x12\x18.pdserve.v1.AbortRequest\x1a\x19.pdserve.v1.AbortResponse\x12Q\n\x0cGetModelInfo\x12\x1f.pdserve.v1.GetModelInfoRequest\x1a .pdserve.v1.GetModelInfoResponse\x12T\n\rGetServerInfo\x12 .pdserve.v1.GetServerInfoRequest\x1a!.pdserve.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apdserve/v1/inference.proto\x12\npdserve.v1\"\xa8\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x14.pdserve.v1.TokenIdsH\x00\x12<\n\x08sampling\x18\x04 \x01(\x0b\x32*.pdserve.v1.GenerateRequest.SamplingParams\x12\x10\n\x08priority\x18\x05 \x01(\x11\x1a\xf0\x02\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x08 \x01(\r\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x12\x10\n\x08logprobs\x18\x0c \x01(\x08\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc1\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.pdserve.v1.FinishReason\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.pdserve.v1.Usage\x12\x13\n\x0brecord_json\x18\x07 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\x08\"\x15\n\x13GetModelInfoRequest\"x\n\x14GetModelInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\"\x16\n\x14GetServerInfoRequest\"\x82\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x18\n\x10running_requests\x18\x04 \x01(\r\x12\x39\n\x07\x65ngines\x18\x05 \x03(\x0b\x32(.pdserve.v1.GetServerInfoResponse.Engine\x1a\x62\n\x06\x45ngine\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x06\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07running\x18\x05 \x01(\r\x12\x0f\n\x07waiting\x18\x06 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xbb\x02\n\tInference\x12G\n\x08Generate\x12\x1b.pdserve.v1.GenerateRequest\x1a\x1c.pdserve.v1.GenerateResponse0\x01\x12<\n\x05\x41\x62ort\x12\x18.pdserve.v1.AbortRequest\x1a\x19.pdserve.v1.AbortResponse\x12Q\n\x0cGetModelInfo\x12\x1f.pdserve.v1.GetModelInfoRequest\x1a .pdserve.v1.GetModelInfoResponse\x12T\n\rGetServerInfo\x12 .pdserve.v1.GetServerInfoRequest\x1a!.pdserve.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pdserve.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1382
-  _globals['_FINISHREASON']._serialized_end=1477
+  _globals['_FINISHREASON']._serialized_start=1400
+  _globals['_FINISHREASON']._serialized_end=1495
   _globals['_GENERATEREQUEST']._serialized_start=43
-  _globals['_GENERATEREQUEST']._serialized_end=577
-  _globals['_GENERATEREQUEST_SAMPLINGPARAMS']._serialized_start=199
-  _globals['_GENERATEREQUEST_SAMPLINGPARAMS']._serialized_end=567
-  _globals['_TOKENIDS']._serialized_start=579
-  _globals['_TOKENIDS']._serialized_end=602
-  _globals['_GENERATERESPONSE']._serialized_start=605
-  _globals['_GENERATERESPONSE']._serialized_end=798
-  _globals['_USAGE']._serialized_start=800
-  _globals['_USAGE']._serialized_end=880
-  _globals['_ABORTREQUEST']._serialized_start=882
-  _globals['_ABORTREQUEST']._serialized_end=916
-  _globals['_ABORTRESPONSE']._serialized_start=918
-  _globals['_ABORTRESPONSE']._serialized_end=950
-  _globals['_GETMODELINFOREQUEST']._serialized_start=952
-  _globals['_GETMODELINFOREQUEST']._serialized_end=973
-  _globals['_GETMODELINFORESPONSE']._serialized_start=975
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1095
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=1097
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=1119
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1122
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1380
-  _globals['_GETSERVERINFORESPONSE_ENGINE']._serialized_start=1282
-  _globals['_GETSERVERINFORESPONSE_ENGINE']._serialized_end=1380
-  _globals['_INFERENCE']._serialized_start=1480
-  _globals['_INFERENCE']._serialized_end=1795
+  _globals['_GENERATEREQUEST']._serialized_end=595
+  _globals['_GENERATEREQUEST_SAMPLINGPARAMS']._serialized_start=217
+  _globals['_GENERATEREQUEST_SAMPLINGPARAMS']._serialized_end=585
+  _globals['_TOKENIDS']._serialized_start=597
+  _globals['_TOKENIDS']._serialized_end=620
+  _globals['_GENERATERESPONSE']._serialized_start=623
+  _globals['_GENERATERESPONSE']._serialized_end=816
+  _globals['_USAGE']._serialized_start=818
+  _globals['_USAGE']._serialized_end=898
+  _globals['_ABORTREQUEST']._serialized_start=900
+  _globals['_ABORTREQUEST']._serialized_end=934
+  _globals['_ABORTRESPONSE']._serialized_start=936
+  _globals['_ABORTRESPONSE']._serialized_end=968
+  _globals['_GETMODELINFOREQUEST']._serialized_start=970
+  _globals['_GETMODELINFOREQUEST']._serialized_end=991
+  _globals['_GETMODELINFORESPONSE']._serialized_start=993
+  _globals['_GETMODELINFORESPONSE']._serialized_end=1113
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1115
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1137
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1140
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1398
+  _globals['_GETSERVERINFORESPONSE_ENGINE']._serialized_start=1300
+  _globals['_GETSERVERINFORESPONSE_ENGINE']._serialized_end=1398
+  _globals['_INFERENCE']._serialized_start=1498
+  _globals['_INFERENCE']._serialized_end=1813
 # @@protoc_insertion_point(module_scope)

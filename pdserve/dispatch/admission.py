@@ -1,0 +1,271 @@
+"""The door to the engines: who goes now, who waits, who is turned away. The decisions are router.admission's.
+
+A request is routed, and booked on its engines, in the same breath in which it is let in, so the next decision sees it.
+Those that wait are looked at again when an engine has told its load, when a prompt is computed, when a request ends,
+and when an engine should be free. Replays do not come through here: their clients already have part of an answer, and
+they have a rate of their own (dispatch.replay).
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from pdserve.core.admission import Admission, Rejection, TenantRules
+from pdserve.core.clock import Clock
+from pdserve.core.cluster import ClusterState, Route, RouteAsk
+from pdserve.core.errors import DeadlineExceeded, Overloaded, PdserveError
+from pdserve.core.request import Request
+from pdserve.dispatch.sessions import SessionPool
+from pdserve.dispatch.tenant_limits import LimitReached, TenantLimits
+from pdserve.dispatch.usage import Foreseen, engine_seconds, usage_of
+from pdserve.router.admission import AdmissionRules, Outlook, Verdict, judge, look_ahead
+from pdserve.router.fair_queue import FairQueue, Waiting
+from pdserve.router.pace import Pace
+from pdserve.router.router import Router
+from pdserve.telemetry.record import RequestRecord
+
+_LOOK_AGAIN = 1.0
+"""Seconds after which those that wait are looked at again though nothing was heard of any engine."""
+_LATELY = 30.0
+"""Seconds for which a tenant that has asked is reckoned with."""
+_ERROR_GAIN = 0.1
+_WORST_ERROR = 10.0
+_LEAST_PAUSE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    ask: RouteAsk
+    route: Route
+    outlook: Outlook
+    state: ClusterState
+
+
+class AdmissionGate:
+    """Lets the requests of one gateway in."""
+
+    def __init__(
+        self,
+        sessions: SessionPool,
+        router: Router,
+        clock: Clock,
+        rules: AdmissionRules | None = None,
+        tenants: Mapping[str, TenantRules] | None = None,
+    ) -> None:
+        self._sessions = sessions
+        self._router = router
+        self._clock = clock
+        self._rules = rules or AdmissionRules()
+        tenants = tenants or {}
+        self._limits = TenantLimits(tenants, clock)
+        self._queue: FairQueue[asyncio.Future[_Choice]] = FairQueue(
+            {name: tenant.weight for name, tenant in tenants.items()}, credit=self._rules.credit
+        )
+        self._requests: dict[asyncio.Future[_Choice], Request] = {}
+        self._paces: dict[tuple[str, int], Pace] = {}
+        self._asked: dict[str, float] = {}
+        """Tenant → when it last asked (monotonic); the longest ago first."""
+        self._error = 1.0
+        """First tokens of late of requests that waited: seconds they took ÷ seconds predicted."""
+        self._called: Request | None = None
+        """It was let in and is not booked yet."""
+        self._timer: asyncio.TimerHandle | None = None
+        sessions.on_load.append(self.look)
+
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait, by tenant."""
+        return self._queue.by_tenant()
+
+    @contextmanager
+    def visit(self, request: Request, record: RequestRecord) -> Iterator["Visit"]:
+        """A request from its arrival to its end, within its tenant's limits. Raises RateLimited."""
+        try:
+            with self._limits.inside(request.tenant):
+                visit = Visit(self, request, record)
+                try:
+                    yield visit
+                finally:
+                    visit.close()
+        except LimitReached as error:
+            record.admission = self._note(request, Verdict(0.0, error.rejection), None)
+            raise
+
+    async def admit(self, request: Request, record: RequestRecord, expires: float) -> _Choice:
+        """The request's turn; the caller books it before it waits for anything else. expires: in event-loop seconds.
+
+        Raises Unavailable when no engine can serve it, Overloaded, or DeadlineExceeded."""
+        began = self._clock.monotonic()
+        self._asked.pop(request.tenant, None)
+        self._asked[request.tenant] = began
+        choice = self._choose(request)
+        if not self._rules.enabled or (not self._queue and self._called is None and choice.outlook.goes()):
+            record.admission = self._note(request, Verdict(0.0), choice.outlook, waited=0.0)
+            return choice
+        verdict = self._judge(request, choice.outlook)
+        record.admission = self._note(request, verdict, choice.outlook)
+        if verdict.rejection:
+            raise Overloaded(_refusal(verdict, record.admission), retry_after=verdict.retry_after)
+        try:
+            choice = await self._turn(request, choice.outlook, expires)
+            record.stamp("admitted", self._clock.unix())
+            return choice
+        except TimeoutError:
+            record.admission.rejection = Rejection.DEADLINE
+            raise DeadlineExceeded(f"the request's turn did not come in {request.timeout:g} s") from None
+        finally:
+            record.admission.waited = self._clock.monotonic() - began
+
+    def send(self, request: Request, choice: _Choice) -> None:
+        """The request goes to its engines: its tenant is charged."""
+        self._queue.serve(request.tenant, choice.outlook.work)
+        self._router.expect(request, choice.route, choice.state)
+
+    def settled(self, request: Request) -> None:
+        """It is on the engines' books, or has ended: the next may be looked at."""
+        if self._called is request:
+            self._called = None
+        self.look()
+
+    def charge(self, request: Request, record: RequestRecord, foreseen: Foreseen, output_tokens: int) -> None:
+        """The request ends: note what it took, and charge its tenant for what was not foreseen."""
+        record.usage = usage_of(record, foreseen, output_tokens, self._clock.unix())
+        extra = engine_seconds(record.usage, foreseen.num_blocks) - foreseen.work
+        self._queue.correct(request.tenant, extra)
+
+    def first_token(self, admission: Admission, seconds: float) -> None:
+        """Of a request that was let in, so long after it came: how far predictions can be trusted."""
+        if admission.waited and admission.predicted_ttft > 0:
+            ratio = min(seconds / admission.predicted_ttft, _WORST_ERROR)
+            self._error += _ERROR_GAIN * (ratio - self._error)
+        self.look()
+
+    def look(self) -> None:
+        """Let the next one in if it may go, one at a time."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        while self._called is None and (head := self._queue.first()):
+            request = self._requests[head.item]
+            if head.item.cancelled():  # it leaves, but has not come to run yet
+                self._leave(head, served=False)
+                continue
+            try:
+                choice = self._choose(request)
+            except PdserveError as error:
+                self._leave(head, served=False)
+                head.item.set_exception(error)
+                continue
+            if not choice.outlook.goes(owed=self._queue.is_owed(head.tenant)):
+                pause = choice.outlook.idle_in if choice.outlook.idle_in > 0 else _LOOK_AGAIN
+                pause = min(max(pause, _LEAST_PAUSE), _LOOK_AGAIN)
+                self._timer = asyncio.get_running_loop().call_later(pause, self.look)
+                return
+            self._leave(head, served=True)
+            self._called = request
+            head.item.set_result(choice)
+
+    async def _turn(self, request: Request, outlook: Outlook, expires: float) -> _Choice:
+        turn: asyncio.Future[_Choice] = asyncio.get_running_loop().create_future()
+        self._requests[turn] = request
+        waiting = self._queue.push(turn, tenant=request.tenant, priority=request.priority, cost=outlook.work)
+        self._pace(request).came(self._clock.monotonic())
+        self.look()
+        try:
+            async with asyncio.timeout_at(expires):
+                return await turn
+        except BaseException:
+            if turn in self._requests:
+                self._leave(waiting, served=False)
+            self.settled(request)
+            raise
+
+    def _leave(self, waiting: Waiting[asyncio.Future[_Choice]], *, served: bool) -> None:
+        request = self._requests.pop(waiting.item)
+        self._queue.leave(waiting)
+        self._pace(request).left(self._clock.monotonic(), served=served)
+
+    def _choose(self, request: Request) -> _Choice:
+        state = self._sessions.state()
+        ask, route = self._router.choose(request, state)
+        return _Choice(
+            ask, route, look_ahead(ask, route, state, self._rules, contested=self._is_contested(state.now)), state
+        )
+
+    def _judge(self, request: Request, outlook: Outlook) -> Verdict:
+        ahead = self._queue.ahead(request.tenant, request.priority)
+        pace = self._pace(request).seconds(ahead.own, self._clock.monotonic())
+        rules = replace(self._rules, ttft=self._rules.ttft / max(1.0, self._error))
+        verdict = judge(outlook, rules, ahead=ahead.cost, pace=pace, timeout=request.timeout)
+        if verdict.rejection is None and ahead.own >= self._rules.max_waiting:
+            return Verdict(verdict.wait, Rejection.QUEUE, max(1.0, pace / ahead.own))
+        return verdict
+
+    def _is_contested(self, now: float) -> bool:
+        """Whether more than one tenant has asked of late."""
+        while self._asked and now - next(iter(self._asked.values())) > _LATELY:
+            del self._asked[next(iter(self._asked))]
+        return len(self._asked) > 1
+
+    def _pace(self, request: Request) -> Pace:
+        return self._paces.setdefault((request.tenant, request.priority), Pace(at=self._clock.monotonic()))
+
+    def _note(
+        self, request: Request, verdict: Verdict, outlook: Outlook | None, waited: float | None = None
+    ) -> Admission:
+        return Admission(
+            tenant=request.tenant,
+            priority=request.priority,
+            ahead=round(self._queue.ahead(request.tenant, request.priority).requests),
+            predicted_wait=verdict.wait,
+            predicted_ttft=verdict.wait + (outlook.own if outlook else 0.0),
+            ttft_target=self._rules.ttft,
+            waited=waited,
+            rejection=verdict.rejection,
+        )
+
+
+class Visit:
+    """One request at the gate, until it ends."""
+
+    def __init__(self, gate: AdmissionGate, request: Request, record: RequestRecord) -> None:
+        self._gate = gate
+        self._request = request
+        self._record = record
+        self._came = asyncio.get_running_loop().time()
+        self._expires = self._came + request.timeout
+        self._foreseen: Foreseen | None = None
+        self._tokens = 0
+
+    async def route(self) -> tuple[Route, float]:
+        """Its route, when it is its turn, and when (monotonic) that was chosen. To be booked at once. Raises as
+        AdmissionGate.admit does."""
+        choice = await self._gate.admit(self._request, self._record, self._expires)
+        self._gate.send(self._request, choice)
+        self._foreseen = Foreseen.of(choice.outlook.work, choice.ask, choice.route, choice.state)
+        return choice.route, choice.state.now
+
+    def booked(self) -> None:
+        """Its load is on the engines' books."""
+        self._gate.settled(self._request)
+
+    def tokens(self, count: int) -> None:
+        """So many have come. With the first its prompt is off its engine."""
+        if not self._tokens and self._record.admission:
+            self._gate.first_token(self._record.admission, asyncio.get_running_loop().time() - self._came)
+        self._tokens += count
+
+    def close(self) -> None:
+        """It has ended, and its load is booked no more."""
+        if self._foreseen:
+            self._gate.charge(self._request, self._record, self._foreseen, self._tokens)
+        self._gate.settled(self._request)
+
+
+def _refusal(verdict: Verdict, admission: Admission) -> str:
+    if verdict.rejection is Rejection.QUEUE:
+        return "too many requests wait already; try again later"
+    when = f"the first token would come in {admission.predicted_ttft:.1f} s"
+    if verdict.rejection is Rejection.DEADLINE:
+        return f"{when}, which is later than the client waits; try again later"
+    return f"{when}, and {admission.ttft_target:g} s are allowed; try again later"
