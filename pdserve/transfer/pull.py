@@ -18,10 +18,9 @@ from pdserve.core.errors import (
     TransferTimeout,
 )
 from pdserve.core.protocols import PullReceipt, PullSpec
-from pdserve.transfer.base import ReadPlan
+from pdserve.transfer.base import ArrivalDigest, ReadPlan
 from pdserve.transfer.lanes import Lane
 from pdserve.transfer.pump import Flight
-from pdserve.transfer.running_digest import RunningDigest
 from pdserve.transfer.stats import StatsCounter
 
 _log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class PullContext:
     lanes: Callable[[], Sequence[Lane]]
     target_digest: Callable[[], bytes]
     may_run_along: bool
-    """Whether a RunningDigest of the spans as they are read equals target_digest."""
+    """Whether an ArrivalDigest of the spans as they are read equals target_digest."""
     digests: Executor
     clock: Clock
     stats: StatsCounter
@@ -175,7 +174,7 @@ class LocalPull:
 
         plan = self._plan
         if self._context.may_run_along:
-            plan = replace(plan, digest=RunningDigest(self._spec.seed))
+            plan = replace(plan, digest=ArrivalDigest(self._spec.seed))
         flight = self._flight = Flight(lane.key, plan, partial(self._end_of_read, plan, tell), self._may_start)
         lane.pump.post(flight)
         if patience is not None:
@@ -209,8 +208,8 @@ class LocalPull:
             tell(_Landing(error))
             return
         arrived = self._context.clock.monotonic()
-        if plan.digest is not None and plan.digest.num_bytes == plan.num_bytes:
-            tell(_Landing("", plan.digest.value(), arrived - plan.digest.seconds, plan.digest.seconds))
+        if plan.digest is not None and plan.digest.value:
+            tell(_Landing("", plan.digest.value, arrived - plan.digest.seconds, plan.digest.seconds))
             return
         try:
             self._context.digests.submit(lambda: tell(self._digested(arrived)))
