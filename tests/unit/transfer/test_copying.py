@@ -48,9 +48,7 @@ def test_spans_of_every_length_arrive_and_are_digested(lengths: tuple[int, ...],
     unit=st.sampled_from([1024, 24]),
     skew=st.integers(0, 63),
 )
-def test_digests_are_those_of_xxhash(
-    spans: list[list[int]], seeds: tuple[int, ...], unit: int, skew: int
-) -> None:
+def test_digests_are_those_of_xxhash(spans: list[list[int]], seeds: tuple[int, ...], unit: int, skew: int) -> None:
     """Each of three spans, in memory of any alignment; from where they lie and while they are copied."""
     lengths = np.array(spans, dtype=np.uint64).ravel() * np.uint64(unit)
     memory = np.random.default_rng(skew).integers(0, 256, int(lengths.sum()) + skew, dtype=np.uint8)
