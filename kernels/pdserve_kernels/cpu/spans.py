@@ -5,8 +5,8 @@ another. Its bulk is eight lanes of 64 bits that take 64 bytes at a time and are
 spans of whole such blocks are taken here, so that none ends within one.
 
 Memories are given by their addresses, in np.uint64: nothing is checked, and whoever calls keeps them alive. Offsets,
-lengths and seeds are contiguous uint64. A digest runs as fast as memory is read. What is copied and digested goes through
-the core's own cache piece by piece: the digest is of what the target holds, and costs a tenth of the copy.
+lengths and seeds are contiguous uint64. A digest runs as fast as memory is read. What is copied and digested goes
+through the core's own cache piece by piece: the digest is of what the target holds, and costs a tenth of the copy.
 """
 
 from typing import Any

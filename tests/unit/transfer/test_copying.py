@@ -87,8 +87,8 @@ def test_a_span_that_is_not_there_is_refused_before_anything_is_copied(
     local: int, remote: int, length: int, digest: ArrivalDigest | None
 ) -> None:
     source, target = np.ones(2048, dtype=np.uint8), np.zeros(1024, dtype=np.uint8)
-    spans = (np.array([0, place], dtype=np.uint64) for place in (local, remote))
-    plan = ReadPlan(*spans, np.array([1024, length], dtype=np.uint64), digest=digest)
+    to, there, lengths = (np.array(both, dtype=np.uint64) for both in ((0, local), (0, remote), (1024, length)))
+    plan = ReadPlan(to, there, lengths, digest=digest)
     with pytest.raises(TransferFailed, match="reaches beyond"):
         copy_plan(source, target, plan)
     assert not target.any()
