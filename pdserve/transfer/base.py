@@ -34,8 +34,8 @@ class TransferState(Enum):
 
 @dataclass(slots=True, eq=False)
 class ArrivalDigest:
-    """xxh3-128 of what a read has written to our memory, made by a backend that copies with its own hands, while it is in
-    the core's cache. seed has 64 bits; value stays empty where another has to make it; seconds is what it took."""
+    """xxh3-128 of what a read has written to our memory, made while it is in the core's cache by a backend that copies
+    with its own hands. seed has 64 bits; value stays empty where another has to make it; seconds is what it took."""
 
     seed: int
     value: bytes = b""
