@@ -1,11 +1,12 @@
 """Copying and digesting spans of host memory: one call for many, beside other threads of Python.
 
 A thread that comes back for the interpreter's lock after every span keeps the event loop from it for milliseconds. Only
-odd lengths, which layouts of real models do not have, are digested span by span.
+without Numba, and for digests of odd lengths, which layouts of real models do not have, are spans taken one by one.
 """
 
 import time
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from itertools import islice
 
 import numpy as np
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 
 from pdserve.transfer.base import Offsets
 from pdserve.transfer.spans import spans_fit
-from pdserve_kernels.cpu import spans as kernels
 
 Bytes = NDArray[np.uint8]
 """One-dimensional and contiguous."""
+
+_COMPILED = find_spec("numba") is not None
+_BLOCK_BYTES = np.uint64(1024)
+"""Compiled digests take whole ones of these (pdserve_kernels.cpu.spans)."""
 
 
 def copy_spans(source: Bytes, target: Bytes, sources: Offsets, targets: Offsets, lengths: Offsets) -> None:
@@ -25,14 +29,16 @@ def copy_spans(source: Bytes, target: Bytes, sources: Offsets, targets: Offsets,
     there."""
     _check("source", source, sources, lengths)
     _check("target", target, targets, lengths)
-    kernels.copy(_address(source), _address(target), sources, targets, lengths)
+    _copy(source, target, sources, targets, lengths)
 
 
 def digest_spans(memory: Bytes, offsets: Offsets, lengths: Offsets, seeds: Sequence[int]) -> list[bytes]:
     """xxh3-128 of the spans, of equally many for each seed of 64 bits. Raises ValueError when some are not there."""
     _check("digested", memory, offsets, lengths)
-    if not _in_blocks(lengths):
-        return _digest_odd(memory, offsets, lengths, seeds)
+    if not _may_compile(lengths):
+        return _digest_singly(memory, offsets, lengths, seeds)
+    from pdserve_kernels.cpu import spans as kernels
+
     digests = np.empty((len(seeds), 2), dtype=np.uint64)
     kernels.digest(_address(memory), offsets, lengths, np.array(seeds, dtype=np.uint64), digests)
     return _as_bytes(digests)
@@ -44,10 +50,12 @@ def copy_and_digest_spans(
     """As copy_spans, and as digest_spans of the target; and how many of the seconds the digests took."""
     _check("source", source, sources, lengths)
     _check("target", target, targets, lengths)
-    if not _in_blocks(lengths):
-        kernels.copy(_address(source), _address(target), sources, targets, lengths)
+    if not _may_compile(lengths):
+        _copy(source, target, sources, targets, lengths)
         begun = time.perf_counter()
-        return _digest_odd(target, targets, lengths, seeds), time.perf_counter() - begun
+        return _digest_singly(target, targets, lengths, seeds), time.perf_counter() - begun
+    from pdserve_kernels.cpu import spans as kernels
+
     digests = np.empty((len(seeds), 2), dtype=np.uint64)
     nanoseconds = kernels.copy_and_digest(
         _address(source), _address(target), sources, targets, lengths, np.array(seeds, dtype=np.uint64), digests
@@ -56,9 +64,8 @@ def copy_and_digest_spans(
 
 
 def warm_up() -> None:
-    """Have everything compiled: takes a second on a machine that has never run it."""
-    memory, zero = np.zeros(kernels.BLOCK_BYTES, dtype=np.uint8), np.zeros(1, dtype=np.uint64)
-    length = np.full(1, kernels.BLOCK_BYTES, dtype=np.uint64)
+    """Have everything compiled: takes seconds on a machine that has never run it."""
+    memory, zero, length = np.zeros(int(_BLOCK_BYTES), dtype=np.uint8), np.zeros(1, np.uint64), np.full(1, _BLOCK_BYTES)
     copy_spans(memory, memory.copy(), zero, zero, length)
     copy_and_digest_spans(memory, memory.copy(), zero, zero, length, (0,))
     digest_spans(memory, zero, length, (0,))
@@ -69,8 +76,8 @@ def _check(name: str, memory: Bytes, offsets: Offsets, lengths: Offsets) -> None
         raise ValueError(f"a span reaches beyond the {memory.nbytes} bytes of the {name} memory")
 
 
-def _in_blocks(lengths: Offsets) -> bool:
-    return bool(lengths.all()) and not (lengths % np.uint64(kernels.BLOCK_BYTES)).any()
+def _may_compile(lengths: Offsets) -> bool:
+    return _COMPILED and bool(lengths.all()) and not (lengths % _BLOCK_BYTES).any()
 
 
 def _address(memory: Bytes) -> np.uint64:
@@ -81,8 +88,18 @@ def _as_bytes(digests: NDArray[np.uint64]) -> list[bytes]:
     return [digest.tobytes() for digest in digests.astype(">u8")]
 
 
-def _digest_odd(memory: Bytes, offsets: Offsets, lengths: Offsets, seeds: Sequence[int]) -> list[bytes]:
-    each = len(lengths) // len(seeds)
+def _copy(source: Bytes, target: Bytes, sources: Offsets, targets: Offsets, lengths: Offsets) -> None:
+    if _COMPILED:
+        from pdserve_kernels.cpu import spans as kernels
+
+        kernels.copy(_address(source), _address(target), sources, targets, lengths)
+        return
+    for there, here, length in zip(sources.tolist(), targets.tolist(), lengths.tolist(), strict=True):
+        target[here : here + length] = source[there : there + length]
+
+
+def _digest_singly(memory: Bytes, offsets: Offsets, lengths: Offsets, seeds: Sequence[int]) -> list[bytes]:
+    each = len(lengths) // max(1, len(seeds))
     spans = zip(offsets.tolist(), lengths.tolist(), strict=True)
     return [_digest_one(memory, islice(spans, each), seed) for seed in seeds]
 

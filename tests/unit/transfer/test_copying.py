@@ -13,6 +13,16 @@ from pdserve.transfer.base import ArrivalDigest, ReadPlan
 from pdserve.transfer.copying import copy_plan
 from pdserve.transfer.host_spans import Bytes, copy_and_digest_spans, digest_spans
 
+pytestmark = pytest.mark.parametrize("compiled", [True, False])
+
+
+@pytest.fixture(autouse=True)
+def with_or_without_numba(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled:
+        pytest.importorskip("numba")
+    monkeypatch.setattr("pdserve.transfer.host_spans._COMPILED", compiled)
+
+
 ODD = (1, 1023, 64, 256 << 10, 0, (256 << 10) + 7)
 WHOLE = (1024, 64 << 10, (64 << 10) + 1024, 256 << 10, 3 << 20)
 SEEDS = st.integers(0, 2**64 - 1)
