@@ -5,11 +5,12 @@ stream of its own, so that copies run beside the steps; from pinned rows (`arena
 itself, otherwise the driver does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
+import xxhash
 from numpy.lib.stride_tricks import as_strided
 
 from pdserve.core.layout import KVLayout
@@ -85,22 +86,20 @@ class HostBlocks:
 
     def write(self, blocks: Sequence[int], rows: Rows, slots: Slots, seals: Sequence[Seal]) -> int:
         sources, targets = _spans(slots, rows.shape[1], self._pieces_of_row), self._spans_of(blocks)
-        lengths, seeds = self._lengths(targets), [seed for seed, _ in seals]
+        lengths, seeds = np.full(len(targets), self._blocks.shape[2], dtype=np.uint64), [seed for seed, _ in seals]
         digests, _ = copy_and_digest_spans(rows.reshape(-1), self._memory, sources, targets, lengths, seeds)
         return _num_equal(digests, seals)
 
     def num_intact(self, blocks: Sequence[int], seals: Sequence[Seal]) -> int:
-        offsets, seeds = self._spans_of(blocks), [seed for seed, _ in seals]
-        return _num_equal(digest_spans(self._memory, offsets, self._lengths(offsets), seeds), seals)
+        # By xxhash, which fetches ahead: of what was just read from a file it is faster than a compiled digest.
+        views = (self.view(block) for block in blocks)
+        return _num_equal((_digest(view, seed) for view, (seed, _) in zip(views, seals, strict=True)), seals)
 
     def settle(self) -> None:
         """Nothing is ever under way."""
 
     def _spans_of(self, blocks: Sequence[int]) -> Offsets:
         return _spans(blocks, self._block_stride, self._pieces)
-
-    def _lengths(self, offsets: Offsets) -> Offsets:
-        return np.full(len(offsets), self._blocks.shape[2], dtype=np.uint64)
 
 
 class TensorBlocks:
@@ -143,7 +142,17 @@ class TensorBlocks:
         return torch.from_numpy(block).view(self._blocks.shape[1:])
 
 
-def _num_equal(digests: Sequence[bytes], seals: Sequence[Seal]) -> int:
+def _digest(block: Bytes, seed: int) -> bytes:
+    """Of a view."""
+    if block.ndim == 1:
+        return bytes(xxhash.xxh3_128_digest(block.data, seed))
+    digest = xxhash.xxh3_128(seed=seed)
+    for piece in block:
+        digest.update(piece.data)
+    return bytes(digest.digest())
+
+
+def _num_equal(digests: Iterable[bytes], seals: Sequence[Seal]) -> int:
     """How many leading ones."""
     pairs = enumerate(zip(digests, seals, strict=True))
     return next((number for number, (digest, (_, checksum)) in pairs if digest != checksum), len(seals))

@@ -20,7 +20,10 @@ from pdserve.tiers.entry import Entry
 from pdserve.tiers.store import TierStore
 
 PART_BYTES = 2**20
-"""Copied or read before it is verified: it still lies in a core's cache then."""
+"""Read, or sent on, before the next: it still lies in a core's cache when it is verified."""
+
+COPY_BYTES = 2**24
+"""Copied within host memory in one call, which verifies every little piece of it at once."""
 
 
 class Restorer:
@@ -31,6 +34,7 @@ class Restorer:
         self._device = device
         block_bytes = device.layout.block_bytes
         self._step = max(1, PART_BYTES // block_bytes)
+        self._host_step = max(1, COPY_BYTES // block_bytes) if device.in_place else self._step
         self._staging: Rows | None = None
         if not device.in_place:
             self._staging = allocate_rows(self._step, block_bytes, gpu=device.gpu)
@@ -58,11 +62,12 @@ class Restorer:
 
     def _bring(self, tier: Tier, sources: Sequence[Entry], targets: Sequence[int]) -> int:
         """How many leading blocks, all of one tier, came and are verified."""
-        bring = self._from_host if tier is Tier.HOST else self._from_disk
+        host = tier is Tier.HOST
+        bring, step = (self._from_host, self._host_step) if host else (self._from_disk, self._step)
         done = 0
         try:
-            for first in range(0, len(sources), self._step):
-                part = slice(first, first + self._step)
+            for first in range(0, len(sources), step):
+                part = slice(first, first + step)
                 done += bring(sources[part], targets[part])
                 if done < min(part.stop, len(sources)):
                     break

@@ -20,8 +20,6 @@ Bytes = NDArray[np.uint8]
 """One-dimensional and contiguous."""
 
 _COMPILED = find_spec("numba") is not None
-_BLOCK_BYTES = np.uint64(1024)
-"""Compiled digests take whole ones of these (pdserve_kernels.cpu.spans)."""
 
 
 def copy_spans(source: Bytes, target: Bytes, sources: Offsets, targets: Offsets, lengths: Offsets) -> None:
@@ -65,19 +63,30 @@ def copy_and_digest_spans(
 
 def warm_up() -> None:
     """Have everything compiled: takes seconds on a machine that has never run it."""
-    memory, zero, length = np.zeros(int(_BLOCK_BYTES), dtype=np.uint8), np.zeros(1, np.uint64), np.full(1, _BLOCK_BYTES)
+    memory = np.zeros(1 << 10, dtype=np.uint8)
+    zero, length = np.zeros(1, dtype=np.uint64), np.full(1, memory.nbytes, dtype=np.uint64)
     copy_spans(memory, memory.copy(), zero, zero, length)
     copy_and_digest_spans(memory, memory.copy(), zero, zero, length, (0,))
     digest_spans(memory, zero, length, (0,))
 
 
 def _check(name: str, memory: Bytes, offsets: Offsets, lengths: Offsets) -> None:
-    if not spans_fit(memory.nbytes, offsets, lengths):
+    if _COMPILED and offsets.shape == lengths.shape:
+        from pdserve_kernels.cpu import spans as kernels
+
+        fit = bool(kernels.all_fit(np.uint64(memory.nbytes), offsets, lengths))
+    else:
+        fit = spans_fit(memory.nbytes, offsets, lengths)
+    if not fit:
         raise ValueError(f"a span reaches beyond the {memory.nbytes} bytes of the {name} memory")
 
 
 def _may_compile(lengths: Offsets) -> bool:
-    return _COMPILED and bool(lengths.all()) and not (lengths % _BLOCK_BYTES).any()
+    if not _COMPILED:
+        return False
+    from pdserve_kernels.cpu import spans as kernels
+
+    return bool(kernels.all_whole(lengths))
 
 
 def _address(memory: Bytes) -> np.uint64:

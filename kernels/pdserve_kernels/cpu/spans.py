@@ -57,6 +57,24 @@ _NANOSECONDS = np.int64(10**9)
 
 
 @compiled
+def all_fit(num_bytes: Any, offsets: Any, lengths: Any) -> Any:
+    """Whether spans lie inside a memory of num_bytes; sums that overflow do not."""
+    outside = 0
+    for i in range(len(lengths)):
+        outside += lengths[i] > num_bytes or offsets[i] > num_bytes - lengths[i]
+    return outside == 0
+
+
+@compiled
+def all_whole(lengths: Any) -> Any:
+    """Whether digest takes spans of these lengths."""
+    others = 0
+    for i in range(len(lengths)):
+        others += lengths[i] == 0 or lengths[i] % np.uint64(BLOCK_BYTES) != 0
+    return others == 0
+
+
+@compiled
 def copy(source: Any, target: Any, sources: Any, targets: Any, lengths: Any) -> Any:
     """lengths[i] bytes from source + sources[i] to target + targets[i]."""
     for i in range(len(lengths)):
