@@ -57,8 +57,6 @@ class _Offer:
     """Where the target wants it to begin."""
     published_blocks: int = 0
     done: HandoffDone | None = None
-    told: bool = False
-    """The target has heard that it is done."""
     deliver: Deliver | None = None
     parts: Parts = (None,)
     bulk: bool = False
@@ -214,11 +212,13 @@ class HandoffSource:
             return
         offer.parts = parts
         offer.deliver = deliver
-        offer.attached, offer.bulk, offer.told = True, bulk, False
+        offer.attached, offer.bulk = True, bulk
         offer.expires_at = self._clock.monotonic() + self._times.lease
         offer.first_block = offer.published_blocks = first_block
+        # Regions first: the other thread begins to digest while this one sends the token.
         self._publish(offer)
-        self._tell_done(offer)
+        if offer.done:
+            deliver(offer.done)
 
     def detach(self, deliver: Deliver) -> None:
         """The link to a target broke. It may still be reading, so its leases run on."""
@@ -257,13 +257,7 @@ class HandoffSource:
 
     def _done(self, offer: _Offer, token_ids: tuple[int, ...], *, finished: bool) -> None:
         offer.done = HandoffDone(ticket_id=offer.ticket.id, tokens=token_ids, finished=finished)
-        self._tell_done(offer)
-
-    def _tell_done(self, offer: _Offer) -> None:
-        """Behind the regions whose digests are under way: until they have come, the token is of no use, and sending it
-        would take the interpreter from their thread. That the request has ended is told at once."""
-        if offer.done and offer.deliver and not offer.told and (offer.done.finished or not offer.digests):
-            offer.told = True
+        if offer.deliver:
             offer.deliver(offer.done)
 
     async def close(self) -> None:
@@ -335,8 +329,6 @@ class HandoffSource:
         self._digesting.discard(offer)
         if offer.ended and not task.cancelled():
             self._on_end(offer.ticket.id, offer.sequence_id)
-        if not offer.ended:
-            self._tell_done(offer)
 
     def _end(self, offer: _Offer, gone: TicketGone | None) -> None:
         del self._offers[offer.ticket.id]

@@ -5,7 +5,6 @@ from pdserve.core.errors import PdserveError, Unavailable
 from pdserve.core.ticket import Departure, HandoffDone, RegionReady
 from pdserve.engine.core_events import HandedOver
 from pdserve.engine.departures import Departures
-from tests.clocks import settle
 from tests.unit.engine.test_handoff_source import Bench
 from tests.unit.engine.toy import ToyEngine, make_request
 
@@ -58,6 +57,5 @@ async def test_a_sequence_that_is_asked_again_as_it_stops_is_handed_over_with_th
     departures.emitted(sequence_id)
     departures.over(over)
     departures.ended(sequence_id)
-    await settle()
     assert [type(answer) for answer in answers] == [Departure, Unavailable]
     assert [type(news) for news in bench.news if not isinstance(news, RegionReady)] == [HandoffDone]
