@@ -10,7 +10,7 @@ Between two processes on this machine, in one run, the ways taking turns:
 
 Blocks are permuted on both sides, so none are adjacent. Figures are medians with quartiles; ratios are medians of the
 ratios within a round, which a machine's changing load moves least. The control overhead is a handoff's time beyond a
-raw read of the same blocks.
+raw read of as many bytes, both digests among it.
 
 A round in which other processes took more than a tenth of the cores does not count, unless there were too few others:
 then all do, and the row says that it is not quiet.
@@ -64,7 +64,7 @@ async def measure(backend: str, block_kib: int, rounds: int, seconds_left: float
             source, blocks = (rng.sample(range(target.layout.num_blocks), count) for _ in range(2))
             before = usage((target.source_pid,))
             samples = await _round(target, origin, source, blocks, rng)
-            samples["control"] = await _control(target, source[:CONTROL_BLOCKS], blocks[:CONTROL_BLOCKS])
+            samples["control"] = await _control(target, source, blocks)
             taken.append((usage((target.source_pid,)).others_since(before), samples))
         target.memory.array[:] = 0
         await target.handoff(source, blocks)
@@ -99,8 +99,10 @@ async def _round(
 
 
 async def _control(target: Target, source: Blocks, blocks: Blocks) -> float:
-    handoff = (await target.handoff(source, blocks)).seconds
-    return handoff - target.read(source, blocks, digest=False)
+    """Seconds of a handoff of a few blocks beyond a raw read of as many others: neither finds its bytes in a cache."""
+    handed, read = slice(CONTROL_BLOCKS), slice(CONTROL_BLOCKS, 2 * CONTROL_BLOCKS)
+    handoff = (await target.handoff(source[handed], blocks[handed])).seconds
+    return handoff - target.read(source[read], blocks[read], digest=False)
 
 
 def _summary(rounds: list[dict[str, float]], num_bytes: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A transfer backend whose reads a test can hold back, fail or damage."""
 
 from dataclasses import dataclass, replace
+from threading import Event
 
 from pdserve.transfer.base import ReadPlan, Transfer, TransferBackend, TransferState
 from pdserve.transfer.memory import HostMemory, KVMemory
@@ -12,6 +13,9 @@ class FaultyBackend:
     def __init__(self, inner: TransferBackend) -> None:
         self.name = inner.name
         self.inner = inner
+        self.free = Event()
+        self.free.set()
+        """While unset, posting a read takes its time."""
         self.held = False
         """While set, posted reads stay in progress."""
         self.refusal = ""
@@ -39,6 +43,7 @@ class FaultyBackend:
 
     def post(self, peer_id: str, plan: ReadPlan) -> Transfer:
         self.posted += 1
+        self.free.wait()
         return _FaultyTransfer(self, peer_id, plan)
 
     def disconnect(self, peer_id: str) -> None:

@@ -71,6 +71,10 @@ class HandoffLink:
     def shards(self) -> tuple[KVShard, ...]:
         return self._peer.shards if self._peer else ()
 
+    @property
+    def is_ready(self) -> bool:
+        return self._opened.is_set() and not self.error and not self._distrusted
+
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 

@@ -229,6 +229,8 @@ class HandoffTarget:
 
     async def _open(self, fetch: _Fetch) -> None:
         """Wait for the link. Raises what made it fail, or what ends the fetch meanwhile."""
+        if fetch.link.is_ready:
+            return
         opening = asyncio.ensure_future(fetch.link.ready())
         opening.add_done_callback(lambda _: fetch.news.put_nowait(None))
         try:

@@ -50,6 +50,11 @@ class SourceLink(Protocol):
         """What the source's ranks hold, once ready."""
         ...
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether pulls may start at once."""
+        ...
+
     def start(self) -> None:
         """Begin to open; never raises."""
         ...

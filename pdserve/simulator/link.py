@@ -52,6 +52,10 @@ class SimLink:
         self._peer.on_death(self._on_peer_death)
         self._node.on_death(self._detach)
 
+    @property
+    def is_ready(self) -> bool:
+        return self._opened.is_set() and not self.error
+
     async def ready(self) -> None:
         await self._opened.wait()
         if self.error:

@@ -5,8 +5,6 @@ another model's engine, does not verify. Equal names may have different bytes on
 speaks only of the copy it was taken of, and travels with it.
 """
 
-from collections.abc import Callable
-
 import xxhash
 
 from pdserve.core.blocks import BlockHash
@@ -14,21 +12,20 @@ from pdserve.tiers.arena import Bytes
 
 CHECKSUM_BYTES = 16
 
-Checksum = Callable[[BlockHash, Bytes], bytes]
-"""(hash, bytes of a block in order [layer][k|v][head][slot][dim], flat or in pieces) → 16 bytes."""
+Seal = tuple[int, bytes]
+"""The seed of a block's checksum, and the checksum."""
 
 
-def checksum_of(identity: bytes) -> Checksum:
-    """The checksum of a store's blocks. Hashes are random bits already, so their first half joins the seed as it is."""
-    own = xxhash.xxh3_64_intdigest(identity)
+class Checksum:
+    """The checksum of a store's blocks: called with a block's hash and its bytes in the order
+    [layer][k|v][head][slot][dim], it gives 16 bytes."""
 
-    def checksum(block_hash: BlockHash, block: Bytes) -> bytes:
-        seed = own ^ int.from_bytes(block_hash[:8], "little")
-        if block.ndim == 1:
-            return xxhash.xxh3_128_digest(block.data, seed)
-        digest = xxhash.xxh3_128(seed=seed)
-        for piece in block:
-            digest.update(piece.data)
-        return digest.digest()
+    def __init__(self, identity: bytes) -> None:
+        self._own = xxhash.xxh3_64_intdigest(identity)
 
-    return checksum
+    def __call__(self, block_hash: BlockHash, block: Bytes) -> bytes:
+        return xxhash.xxh3_128_digest(block.data, self.seed(block_hash))
+
+    def seed(self, block_hash: BlockHash) -> int:
+        """64 bits. Hashes are random already, so their first half joins the store's as it is."""
+        return self._own ^ int.from_bytes(block_hash[:8], "little")

@@ -1,9 +1,8 @@
 """One restore: copy blocks to the device and verify them there, a little at a time.
 
-What was copied is verified while it is still in the core's cache, in the target memory itself where that is host
-memory; for a GPU it is verified in the host's, just before its asynchronous copy begins. One thread does all of it:
-a core copies about as fast as its memory goes, and two would wait for each other at the interpreter's lock with every
-block (xxhash keeps it for blocks below 100 kB).
+What was copied is digested while it is still in the core's cache, in the target memory itself where that is host
+memory; for a GPU it is digested in the host's, just before its asynchronous copy begins. One thread does all of it: a
+core copies about as fast as its memory goes.
 """
 
 from collections.abc import Sequence
@@ -15,12 +14,16 @@ import numpy as np
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import Tier, TierRead
 from pdserve.tiers.arena import Bytes, Rows, allocate_rows
+from pdserve.tiers.checksum import Seal
 from pdserve.tiers.device import DeviceBlocks
 from pdserve.tiers.entry import Entry
 from pdserve.tiers.store import TierStore
 
 PART_BYTES = 2**20
-"""Copied or read before it is verified: it still lies in a core's cache then."""
+"""Read, or sent on, before the next: it still lies in a core's cache when it is verified."""
+
+COPY_BYTES = 2**24
+"""Copied within host memory in one call, which verifies every little piece of it at once."""
 
 
 class Restorer:
@@ -31,6 +34,7 @@ class Restorer:
         self._device = device
         block_bytes = device.layout.block_bytes
         self._step = max(1, PART_BYTES // block_bytes)
+        self._host_step = max(1, COPY_BYTES // block_bytes) if device.in_place else self._step
         self._staging: Rows | None = None
         if not device.in_place:
             self._staging = allocate_rows(self._step, block_bytes, gpu=device.gpu)
@@ -58,11 +62,12 @@ class Restorer:
 
     def _bring(self, tier: Tier, sources: Sequence[Entry], targets: Sequence[int]) -> int:
         """How many leading blocks, all of one tier, came and are verified."""
-        bring = self._from_host if tier is Tier.HOST else self._from_disk
+        host = tier is Tier.HOST
+        bring, step = (self._from_host, self._host_step) if host else (self._from_disk, self._step)
         done = 0
         try:
-            for first in range(0, len(sources), self._step):
-                part = slice(first, first + self._step)
+            for first in range(0, len(sources), step):
+                part = slice(first, first + step)
                 done += bring(sources[part], targets[part])
                 if done < min(part.stop, len(sources)):
                     break
@@ -71,33 +76,32 @@ class Restorer:
         return done
 
     def _from_host(self, sources: Sequence[Entry], targets: Sequence[int]) -> int:
-        rows, slots = self._store.host_rows, np.array([source.slot for source in sources])
-        if self._device.in_place:
-            self._device.write(targets, rows, slots)
-            return self._num_verified(sources, [self._device.view(block) for block in targets])
-        count = self._num_verified(sources, [rows[slot] for slot in slots])
-        self._device.write(targets[:count], rows, slots[:count])
-        return count
+        slots = np.array([source.slot for source in sources])
+        return self._verified(sources, self._device.write(targets, self._store.host_rows, slots, self._seals(sources)))
 
     def _from_disk(self, sources: Sequence[Entry], targets: Sequence[int]) -> int:
         """Into the target itself, or by way of staging rows where that is not host memory."""
         if self._staging is None:
-            views = [self._device.view(block) for block in targets]
-            return self._num_read(sources, views)
+            count = self._num_read(sources, [self._device.view(block) for block in targets])
+            read = sources[:count]
+            return self._verified(read, self._device.num_intact(targets[:count], self._seals(read)))
         self._device.settle()
         count = self._num_read(sources, list(self._staging[: len(sources)]))
-        self._device.write(targets[:count], self._staging, np.arange(count))
-        return count
+        read = sources[:count]
+        written = self._device.write(targets[:count], self._staging, np.arange(count), self._seals(read))
+        return self._verified(read, written)
+
+    def _seals(self, sources: Sequence[Entry]) -> list[Seal]:
+        return [(self._store.checksum.seed(source.block_hash), source.checksum) for source in sources]
 
     def _num_read(self, sources: Sequence[Entry], views: Sequence[Bytes]) -> int:
-        """How many leading blocks were read and are verified."""
-        count = len(sources)
+        """How many leading blocks could be read."""
         try:
             self._read(sources, views)
         except OSError:
             # The error does not say which of them cannot be read.
-            count = self._read_singly(sources, views)
-        return self._num_verified(sources[:count], views[:count])
+            return self._read_singly(sources, views)
+        return len(sources)
 
     def _read(self, sources: Sequence[Entry], targets: Sequence[Bytes]) -> None:
         """Adjacent slots in one go."""
@@ -117,13 +121,8 @@ class Restorer:
                 return count
         return len(sources)
 
-    def _num_verified(self, sources: Sequence[Entry], views: Sequence[Bytes]) -> int:
-        """How many leading blocks have their checksum; the first that has not is dropped."""
-        checksum = self._store.checksum
-        verified = 0
-        for source, view in zip(sources, views, strict=True):
-            if checksum(source.block_hash, view) != source.checksum:
-                self._store.drop(source, corrupt=True)
-                break
-            verified += 1
-        return verified
+    def _verified(self, sources: Sequence[Entry], count: int) -> int:
+        """So many leading blocks fit their checksums; the first that does not is dropped."""
+        if count < len(sources):
+            self._store.drop(sources[count], corrupt=True)
+        return count

@@ -17,7 +17,7 @@ from threading import Lock, Thread
 from pdserve.core.blocks import BlockHash
 from pdserve.core.tiers import SavedBlock, Tier, TierNews
 from pdserve.tiers.arena import Bytes, Rows
-from pdserve.tiers.checksum import checksum_of
+from pdserve.tiers.checksum import Checksum
 from pdserve.tiers.device import DeviceBlocks
 from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.entry import Entry
@@ -36,8 +36,7 @@ class TierStore:
         self._device = device
         self._host = host
         self._disk = disk
-        self.checksum = checksum_of(identity)
-        """(block hash, block) → 16 bytes."""
+        self.checksum = Checksum(identity)
         block_bytes = device.layout.block_bytes
         self._ahead = max(1, min(host.num_slots // _AHEAD_SHARE, _AHEAD_BYTES // block_bytes)) if disk else 0
         self._lock = Lock()

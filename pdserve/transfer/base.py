@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdserve.transfer.memory import KVMemory
-from pdserve.transfer.running_digest import RunningDigest
 
 Offsets = NDArray[np.uint64]
 
@@ -31,6 +30,16 @@ class TransferState(Enum):
     IN_PROGRESS = "in_progress"
     DONE = "done"
     ERROR = "error"
+
+
+@dataclass(slots=True, eq=False)
+class ArrivalDigest:
+    """xxh3-128 of what a read has written to our memory, made while it is in the core's cache by a backend that copies
+    with its own hands. seed has 64 bits; value stays empty where another has to make it; seconds is what it took."""
+
+    seed: int
+    value: bytes = b""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +54,8 @@ class ReadPlan:
     remote: Offsets
     lengths: Offsets
     in_order: bool = False
-    digest: RunningDigest | None = None
-    """Of what arrives, for spans in order. A backend that copies with its own hands feeds it every piece of our memory
-    that it has just written; any other leaves it empty."""
+    digest: ArrivalDigest | None = None
+    """Of what arrives, wanted only for spans in order."""
 
     @property
     def num_bytes(self) -> int:

@@ -12,10 +12,12 @@ names its function in the handshake; every worker can compute both.
 from enum import StrEnum
 from importlib.util import find_spec
 
+import xxhash
+
 from pdserve.core.layout import DTYPE_BYTES, KVLayout, KVRegion
-from pdserve.transfer.memory import KVMemory, MemoryKind, TensorMemory
+from pdserve.transfer.host_spans import digest_spans
+from pdserve.transfer.memory import HostMemory, KVMemory, MemoryKind, TensorMemory
 from pdserve.transfer.plan import BlockIds, canonical_spans, tail_view
-from pdserve.transfer.running_digest import RunningDigest
 
 _KEYED_SUM_WORD_BYTES = 8
 
@@ -37,11 +39,13 @@ def region_digest(
 ) -> bytes:
     """16 bytes over the region's bytes in the order of its blocks; seed has 64 bits."""
     offsets, lengths = canonical_spans(layout, region)
+    if kind is DigestKind.XXH3 and isinstance(memory, HostMemory):
+        return digest_spans(memory.array, offsets, lengths, [seed])[0]
     if kind is DigestKind.XXH3:
-        digest = RunningDigest(seed)
+        digest = xxhash.xxh3_128(seed=seed)
         for chunk in memory.chunks(offsets, lengths):
-            digest.update(chunk)
-        return digest.value()
+            digest.update(chunk.data)
+        return bytes(digest.digest())
     if isinstance(memory, TensorMemory) and _has_kernel(memory):
         from pdserve_kernels.kv_digest import kernel
 

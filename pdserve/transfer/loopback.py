@@ -4,7 +4,7 @@ from secrets import token_bytes
 
 from pdserve.core.errors import TransferFailed, Unsupported
 from pdserve.transfer.base import ReadPlan
-from pdserve.transfer.copying import Copied, copy_spans
+from pdserve.transfer.copying import Copied, copy_plan
 from pdserve.transfer.memory import HostMemory, KVMemory
 
 LoopbackFabric = dict[bytes, HostMemory]
@@ -40,7 +40,7 @@ class LoopbackBackend:
         remote = self._fabric.get(self._peers.get(peer_id, b""))
         if remote is None:
             raise TransferFailed(f"{peer_id} is not connected, or closed")
-        return copy_spans(remote.array, self._memory.array, plan)
+        return copy_plan(remote.array, self._memory.array, plan)
 
     def disconnect(self, peer_id: str) -> None:
         self._peers.pop(peer_id, None)

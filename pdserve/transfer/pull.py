@@ -18,10 +18,9 @@ from pdserve.core.errors import (
     TransferTimeout,
 )
 from pdserve.core.protocols import PullReceipt, PullSpec
-from pdserve.transfer.base import ReadPlan
+from pdserve.transfer.base import ArrivalDigest, ReadPlan
 from pdserve.transfer.lanes import Lane
 from pdserve.transfer.pump import Flight
-from pdserve.transfer.running_digest import RunningDigest
 from pdserve.transfer.stats import StatsCounter
 
 _log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class PullContext:
     lanes: Callable[[], Sequence[Lane]]
     target_digest: Callable[[], bytes]
     may_run_along: bool
-    """Whether a RunningDigest of the spans as they are read equals target_digest."""
+    """Whether an ArrivalDigest of the spans as they are read equals target_digest."""
     digests: Executor
     clock: Clock
     stats: StatsCounter
@@ -77,6 +76,10 @@ class LocalPull:
         self._start_until = context.clock.monotonic() + spec.start_within
         context.stats.pulls += 1
         context.stats.unsettled += 1
+        self._lanes = context.lanes()
+        best = self._lanes[0]
+        # Before this thread goes on with whatever else there is to do, and only then comes to the task.
+        self._posted = self._post(best) if best.broken_at is None and self._may_start() else None
         self._attempt = asyncio.create_task(self._answer(), name=f"read from {spec.peer}")
         self.task = asyncio.create_task(self._drive(), name=f"pull from {spec.peer}")
 
@@ -126,7 +129,7 @@ class LocalPull:
     async def _read_verified(self) -> PullReceipt:
         """Over the first lane that delivers. A lane is given up only when it has ended: nothing else may read into
         blocks that may still be written."""
-        lanes, failovers = self._context.lanes(), list[tuple[str, str]]()
+        lanes, failovers = self._lanes, list[tuple[str, str]]()
         until = self._context.clock.monotonic() + self._spec.deadline
         for turn, lane in enumerate(lanes, start=1):
             left = until - self._context.clock.monotonic()
@@ -162,22 +165,15 @@ class LocalPull:
         raise DigestMismatch(f"KV from {self._spec.peer} arrived damaged {READS} times; route the request elsewhere")
 
     async def _read(self, lane: Lane, patience: float | None, stages: _Stages) -> _Landing:
-        if self._outcome.done():
-            # A cancellation may be lost on its way here; but who has seen us settle has given the blocks away.
-            raise TransferFailed("the pull has ended")
-        if not self._may_start():
-            raise self._too_late()
-        loop = asyncio.get_running_loop()
-        self._landed = landed = loop.create_future()
-
-        def tell(landing: _Landing) -> None:
-            _tell(loop, partial(self._land, lane, flight, landed, landing))
-
-        plan = self._plan
-        if self._context.may_run_along:
-            plan = replace(plan, digest=RunningDigest(self._spec.seed))
-        flight = self._flight = Flight(lane.key, plan, partial(self._end_of_read, plan, tell), self._may_start)
-        lane.pump.post(flight)
+        posted, self._posted = self._posted, None
+        if posted is None:
+            if self._outcome.done():
+                # A cancellation may be lost on its way here; but who has seen us settle has given the blocks away.
+                raise TransferFailed("the pull has ended")
+            if not self._may_start():
+                raise self._too_late()
+            posted = self._post(lane)
+        flight, landed = posted
         if patience is not None:
             late = asyncio.create_task(self._context.clock.sleep(patience))
             try:
@@ -189,12 +185,27 @@ class LocalPull:
                 lane.broken_at = self._context.clock.monotonic()
         landing: _Landing = await asyncio.shield(landed)
         stages.queue += flight.queue_seconds
-        stages.post += flight.post_seconds - (plan.digest.seconds if plan.digest is not None else 0.0)
+        stages.post += flight.post_seconds - (flight.plan.digest.seconds if flight.plan.digest is not None else 0.0)
         if landing.error and not flight.started and not self._may_start():
             raise self._too_late()
         if landing.error:
             raise TransferFailed(f"reading KV from {self._spec.peer} over {lane.name} failed: {landing.error}")
         return landing
+
+    def _post(self, lane: Lane) -> "tuple[Flight, asyncio.Future[_Landing]]":
+        """A read and its end."""
+        loop = asyncio.get_running_loop()
+        self._landed = landed = loop.create_future()
+
+        def tell(landing: _Landing) -> None:
+            _tell(loop, partial(self._land, lane, flight, landed, landing))
+
+        plan = self._plan
+        if self._context.may_run_along:
+            plan = replace(plan, digest=ArrivalDigest(self._spec.seed))
+        flight = self._flight = Flight(lane.key, plan, partial(self._end_of_read, plan, tell), self._may_start)
+        lane.pump.post(flight)
+        return flight, landed
 
     def _may_start(self) -> bool:
         return self._context.clock.monotonic() < self._start_until
@@ -209,8 +220,8 @@ class LocalPull:
             tell(_Landing(error))
             return
         arrived = self._context.clock.monotonic()
-        if plan.digest is not None and plan.digest.num_bytes == plan.num_bytes:
-            tell(_Landing("", plan.digest.value(), arrived - plan.digest.seconds, plan.digest.seconds))
+        if plan.digest is not None and plan.digest.value:
+            tell(_Landing("", plan.digest.value, arrived - plan.digest.seconds, plan.digest.seconds))
             return
         try:
             self._context.digests.submit(lambda: tell(self._digested(arrived)))

@@ -17,9 +17,10 @@ from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
 from pdserve.core.shards import KVPart, KVShard, sole_shard
 from pdserve.transfer.base import TransferBackend
 from pdserve.transfer.digest import DigestKind, digest_kind, region_digest, zero_tail
+from pdserve.transfer.host_spans import warm_up
 from pdserve.transfer.lanes import Lane, Offer, in_order, open_lanes
 from pdserve.transfer.machine import machine_facts, wire_bytes
-from pdserve.transfer.memory import KVMemory
+from pdserve.transfer.memory import KVMemory, MemoryKind
 from pdserve.transfer.plan import BlockIds, canonical_spans, plan_read
 from pdserve.transfer.probe import Prober
 from pdserve.transfer.pull import FailedPull, LocalPull, PullContext
@@ -88,6 +89,8 @@ class LocalTransferService:
         kind of memory is left out while there is another one. Raises ConfigError when a backend cannot run here,
         Unsupported when the last one cannot serve the memory.
         """
+        if memory.kind is MemoryKind.HOST:
+            await asyncio.to_thread(warm_up)
         shard = shard or sole_shard(layout)
         needed = layout.of_heads(shard.heads).total_bytes
         if memory.nbytes < needed:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pdserve.core.errors import TransferFailed, Unsupported
 from pdserve.core.msgpack import unpack
 from pdserve.transfer.base import ReadPlan
-from pdserve.transfer.copying import Copied, copy_spans
+from pdserve.transfer.copying import Copied, copy_plan
 from pdserve.transfer.memory import HEADER_BYTES, NONCE_BYTES, SEALS, HostMemory, KVMemory
 
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
@@ -54,7 +54,7 @@ class SharedMemoryBackend:
     def post(self, peer_id: str, plan: ReadPlan) -> Copied:
         if peer_id not in self._peers:
             raise TransferFailed(f"the memory of {peer_id} is not mapped")
-        return copy_spans(self._peers[peer_id], self._memory.array, plan)
+        return copy_plan(self._peers[peer_id], self._memory.array, plan)
 
     def disconnect(self, peer_id: str) -> None:
         self._peers.pop(peer_id, None)

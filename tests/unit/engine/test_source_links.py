@@ -38,6 +38,10 @@ class Line:
     def start(self) -> None:
         pass
 
+    @property
+    def is_ready(self) -> bool:
+        return self._refusal is None
+
     async def ready(self) -> None:
         if self._refusal:
             self.lose(self._refusal)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdserve.core.errors import ConfigError
-from pdserve.tiers.checksum import checksum_of
+from pdserve.tiers.checksum import Checksum
 from pdserve.tiers.slot_file import Label, SlotFile, slots_within
 from tests.unit.tiers.blocks import IDENTITY, name
 
@@ -30,7 +30,7 @@ def open_file(path: Path, *, identity: bytes = IDENTITY, slots: int = SLOTS) -> 
 
 
 def write(file: SlotFile, slot: int, number: int, stamp: int) -> None:
-    checksum = checksum_of(IDENTITY)(name(number), block(number))
+    checksum = Checksum(IDENTITY)(name(number), block(number))
     file.write(Label(slot, stamp, name(number), checksum), block(number))
 
 

@@ -16,6 +16,7 @@ from pdserve.core.protocols import PeerAddress, PullSpec
 from pdserve.core.ticket import region_seed
 from pdserve.transfer.base import ReadPlan
 from pdserve.transfer.copying import Copied
+from pdserve.transfer.host_spans import digest_spans
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.service import LocalTransferService
@@ -44,8 +45,7 @@ class DamagingBackend(LoopbackBackend):
         self.damage(self._memory, plan)
         self.damaged_reads += 1
         if plan.digest is not None:
-            for arrived in self._memory.chunks(plan.local, plan.lengths):
-                plan.digest.update(arrived)
+            [plan.digest.value] = digest_spans(self._memory.array, plan.local, plan.lengths, [plan.digest.seed])
         return transfer
 
 

@@ -115,13 +115,17 @@ async def test_a_cancelled_pull_fails_at_once_and_settles_when_the_backend_repor
 
 
 async def test_a_pull_cancelled_before_its_read_started_never_reads(pair: Pair) -> None:
+    pair.backend.free.clear()
+    before = pair.target.pull(replace(pair.spec, target_blocks=(3, 4)))
     pull = pair.target.pull(pair.spec)
     pull.cancel()
     with pytest.raises(TransferFailed, match="cancelled"):
         await pull.wait()
+    pair.backend.free.set()
     await asyncio.wait_for(pull.settled(), SOON)
+    await before.wait()
     assert not pair.arrived
-    assert pair.backend.posted == 0
+    assert pair.backend.posted == 1
 
 
 async def test_cancelling_after_the_answer_changes_nothing(pair: Pair) -> None:
@@ -296,6 +300,10 @@ async def test_a_pull_that_was_stopped_while_its_lane_was_mended_never_reads(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However late the mending ends, and even if it swallows the cancellation."""
+    pair.backend.held, pair.backend.refusal = True, "the peer was gone"
+    with pytest.raises(TransferFailed, match="was gone"):
+        await pair.target.pull(pair.spec).wait()
+    pair.backend.held, pair.backend.refusal = False, ""
     begun, mended = asyncio.Event(), asyncio.Event()
 
     async def mend(self: Lane) -> None:
