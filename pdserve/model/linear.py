@@ -4,7 +4,7 @@ A method owns the arithmetic, so that quantized weights and adapters come as fur
 PackedLinear (packed_linear.py) make results independent of the batch.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Linear(nn.Module):
     x (rows, in_features) → (rows, out_features).
     """
 
-    packed: Tensor | None = None
+    packed: Any = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None, method: LinearMethod) -> None:
         super().__init__()
