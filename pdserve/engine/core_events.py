@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from pdserve.core.blocks import BlockHash
 from pdserve.core.request import FinishReason
 from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.core.tiers import SavedBlock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Emitted:
+class Emitted(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens for the client. index is the place of token_ids[0] among the request's output tokens.
 
     finish_reason None with a Finished right behind it: the request goes on at another engine. error is

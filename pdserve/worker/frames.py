@@ -5,6 +5,7 @@ The engine sends commands; a command with a reply number is answered once, by an
 
 import asyncio
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,8 +176,12 @@ class Answer(msgspec.Struct, frozen=True):
 
 def decode(data: bytes | msgspec.Raw, frame_type: type[_T]) -> _T:
     """Raises MalformedMessage for anything but a frame_type."""
-    decoder: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(frame_type, dec_hook=_decode_other)
-    return unpack(data, decoder)
+    return unpack(data, _decoder(frame_type))
+
+
+@cache
+def _decoder(frame_type: type[_T]) -> "msgspec.msgpack.Decoder[_T]":
+    return msgspec.msgpack.Decoder(frame_type, dec_hook=_decode_other)
 
 
 def decode_command(data: bytes) -> Command:

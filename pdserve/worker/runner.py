@@ -10,7 +10,7 @@ from torch import Tensor
 from pdserve.attention.base import AttentionBackend
 from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
 from pdserve.model.loader import LoadedModel
-from pdserve.worker.inputs import build_inputs
+from pdserve.worker.inputs import InputBuilder
 from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.sampler import NO_TOKEN, Sampler, row_output
 
@@ -40,6 +40,7 @@ class Runner:
         self._device = loaded.device
         self._attention = attention
         self._kv = kv
+        self._inputs = InputBuilder(block_size=kv.layout.block_size, device=loaded.device)
         self._sampler = _sampler(loaded)
         self._previous: dict[int, int] = {}
         self._on_layers_done = on_layers_done
@@ -52,7 +53,7 @@ class Runner:
         self._sampler.drop(batch.released)
         if not batch.rows:
             return torch.empty(0, self._model.config.vocab_size, device=self._device)
-        inputs = build_inputs(batch, self._previous, block_size=self._kv.layout.block_size, device=self._device)
+        inputs = self._inputs.build(batch, self._previous)
         hidden = self._model(
             inputs.token_ids,
             inputs.positions,
@@ -62,7 +63,7 @@ class Runner:
         )
         if self._parallel.rank > 0:
             return torch.empty(0, device=self._device)
-        return self._model.logits(hidden[inputs.sampled])
+        return self._model.logits(hidden if inputs.sampled is None else hidden[inputs.sampled])
 
     @torch.inference_mode()
     def sample(self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None) -> StepOutput:
