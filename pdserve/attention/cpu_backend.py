@@ -19,9 +19,7 @@ class CpuAttention:
         self._memories = LayerMemories()
 
     def plan(self, metadata: AttentionMetadata) -> "CpuPlan":
-        starts, total, tables = (
-            tensor.numpy() for tensor in (metadata.query_starts, metadata.kv_lens, metadata.block_tables)
-        )
+        starts, total, tables = metadata.query_starts.numpy(), metadata.kv_lens.numpy(), metadata.block_tables.numpy()
         if starts[-1] == len(total):  # one new token each
             return CpuPlan(metadata.slots, tables, starts[:-1], total, self._memories)
         new = np.diff(starts)

@@ -38,7 +38,7 @@ class OverlappedExecutor(InprocExecutor):
                 continue
             step, output = waiting
             try:
-                step.output.set_result(output())
+                self._end(step, output())
             except Exception as error:
                 failed = True
                 self._jobs.put(partial(_raise, error))

@@ -22,7 +22,8 @@ BatchLayersDone = Callable[[Batch, int, int], None]
 
 
 class Runner:
-    """One rank's computation. forward and sample of a step alternate, step by step, on one thread.
+    """One rank's computation. forward and sample of a step alternate, step by step, on one thread, in torch's inference
+    mode.
 
     All ranks run the same batches. Rank 0 alone has logits, chooses the tokens and tells the others: were each to
     choose by itself, ranks whose processors round differently would go separate ways.
@@ -45,7 +46,6 @@ class Runner:
         self._previous: dict[int, int] = {}
         self._on_layers_done = on_layers_done
 
-    @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Write the KV of all rows; return float32 logits (sampled rows, vocab), on ranks other than 0 none."""
         if self._device.type == "cuda" and self._device.index is not None:
@@ -65,7 +65,6 @@ class Runner:
             return torch.empty(0, device=self._device)
         return self._model.logits(hidden if inputs.sampled is None else hidden[inputs.sampled])
 
-    @torch.inference_mode()
     def sample(self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None) -> StepOutput:
         """Choose a token for every sampled row of a batch whose forward pass gave logits.
 
