@@ -65,7 +65,8 @@ class InputBuilder:
         positions = [row.start for row in rows]
         kv_lens = [position + 1 for position in positions]
         slots = [row.block_ids[row.start // size] * size + row.start % size for row in rows]
-        columns = self._tensor(np.array((tokens, positions, slots, kv_lens), dtype=np.int64)).unbind()
+        numbers = np.array([*tokens, *positions, *slots, *kv_lens], dtype=np.int64)
+        columns = self._tensor(numbers).view(4, -1).unbind()
         return ForwardInputs(
             token_ids=columns[0],
             positions=columns[1],
