@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdserve.attention.arrays import Array, as_array
+from pdserve.attention.arrays import MOST_SCRATCH_ROWS, Array, Scratch, as_array
 from pdserve_kernels.cpu.product import product
 from pdserve_kernels.cpu.tile_sums import GROUP, TILE, multiplies_bfloat16
 
-MOST_ROWS = 32
+MOST_ROWS = MOST_SCRATCH_ROWS
 """Beyond, oneDNN is as fast: over the products of the 0.5B shape on one core in float32."""
 
 _PARTS = (512, 1024, 2048)
@@ -22,20 +22,30 @@ _PARTS = (512, 1024, 2048)
 
 
 class FewRows:
-    """A packed weight of (width, depth) and its bias. part: how much of the depth is summed by itself."""
+    """A packed weight of (width, depth) and its bias. part: how much of the depth is summed by itself. scratch: where
+    results go, until the next one of the same width; None makes each anew."""
 
-    def __init__(self, packed: Tensor, bias: Tensor | None, shape: tuple[int, int], part: int) -> None:
+    def __init__(
+        self, packed: Tensor, bias: Tensor | None, shape: tuple[int, int], part: int, scratch: Scratch | None = None
+    ) -> None:
         self._packed = packed  # owns the memory of _weight
         self._weight = _memory(packed)
         self._width = shape[0]
         self._part = part
         self._biased = bias is not None
         self._bias = self._weight if bias is None else as_array(bias)
+        self._scratch = scratch
 
     def apply(self, x: Tensor) -> Tensor:
         """(rows, depth) → (rows, width)."""
-        out = x.new_empty(x.shape[0], self._width)
-        product(as_array(x.contiguous()), self._weight, self._bias, self._biased, self._part, as_array(out))
+        shape = x.shape[0], self._width
+        if self._scratch is None:
+            out = x.new_empty(shape)
+            x_array, out_array = as_array(x.contiguous()), as_array(out)
+        else:
+            out, out_array = self._scratch.empty("product", shape, x)
+            x_array = self._scratch.array(x)
+        product(x_array, self._weight, self._bias, self._biased, self._part, out_array)
         return out
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pdserve.attention.arrays import have_cpu_kernels
+from pdserve.attention.arrays import Scratch, have_cpu_kernels
 from pdserve.core.errors import ConfigError
 from pdserve.model.linear import Linear
 
@@ -49,7 +49,8 @@ class _Trial:
 class PackedLinear:
     """Products that give a row the same bits, whatever their number of rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Scratch | None = None) -> None:
+        self._scratch = Scratch() if scratch is None else scratch
         self._sizes: tuple[int, ...] = (_LARGEST,)
         self._most_few = 0
 
@@ -67,7 +68,7 @@ class PackedLinear:
             layer.packed = PackedWeight(torch.ops.mkldnn._reorder_linear_weight(weight, _LARGEST))
             layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
         trials = {shape: _try(layer, *shape) for shape, layer in examples.items()}
-        self._most_few = _use_few_rows(shapes, trials)
+        self._most_few = _use_few_rows(shapes, trials, self._scratch)
         sizes = [size for size in ROW_SIZES if size > self._most_few]
         self._sizes = tuple(size for size in sizes if all(_agrees(trial, size) for trial in trials.values()))
         if _LARGEST not in self._sizes:
@@ -84,7 +85,8 @@ class PackedLinear:
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         rows = x.shape[0]
         if rows <= self._most_few:
-            return layer.packed.few.apply(x)
+            few: FewRows = layer.packed.few
+            return few.apply(x)
         if rows <= _LARGEST:
             return _product(layer, x)
         return torch.cat([_product(layer, part) for part in torch.split(x, _LARGEST)])
@@ -121,7 +123,9 @@ def _agrees(trial: _Trial, size: int) -> bool:
 
 
 @torch.inference_mode()
-def _use_few_rows(shapes: Mapping[Linear, tuple[int, int]], trials: Mapping[tuple[int, int], _Trial]) -> int:
+def _use_few_rows(
+    shapes: Mapping[Linear, tuple[int, int]], trials: Mapping[tuple[int, int], _Trial], scratch: Scratch
+) -> int:
     """Give every layer the kernel for few rows, if it agrees for all; the number of rows up to which it is used."""
     if torch.get_num_threads() > 1 or not have_cpu_kernels():
         return 0
@@ -135,5 +139,6 @@ def _use_few_rows(shapes: Mapping[Linear, tuple[int, int]], trials: Mapping[tupl
         parts[shape] = part
     for layer, shape in shapes.items():
         tensor = layer.packed.tensor
-        layer.packed = PackedWeight(tensor, FewRows(tensor, layer.bias, shape, parts[shape]))
+        few = FewRows(tensor, layer.bias, shape, parts[shape], None if layer.kept else scratch)
+        layer.packed = PackedWeight(tensor, few)
     return MOST_ROWS

@@ -5,7 +5,6 @@ The engine sends commands; a command with a reply number is answered once, by an
 
 import asyncio
 import struct
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +25,7 @@ VALUE_ERROR = "value_error"
 """Code of a ValueError: the caller broke the contract."""
 
 _T = TypeVar("_T")
+_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {}
 _LENGTH = struct.Struct("<I")
 
 
@@ -176,12 +176,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 def decode(data: bytes | msgspec.Raw, frame_type: type[_T]) -> _T:
     """Raises MalformedMessage for anything but a frame_type."""
-    return unpack(data, _decoder(frame_type))
-
-
-@cache
-def _decoder(frame_type: type[_T]) -> "msgspec.msgpack.Decoder[_T]":
-    return msgspec.msgpack.Decoder(frame_type, dec_hook=_decode_other)
+    if frame_type not in _DECODERS:
+        _DECODERS[frame_type] = msgspec.msgpack.Decoder(frame_type, dec_hook=_decode_other)
+    decoder: msgspec.msgpack.Decoder[_T] = _DECODERS[frame_type]
+    return unpack(data, decoder)
 
 
 def decode_command(data: bytes) -> Command:
