@@ -30,6 +30,7 @@ from pdserve.engine.core_events import (
     Computed,
     CoreEvent,
     Departing,
+    Emitted,
     FetchAborted,
     FetchReady,
     HandoffScheduled,
@@ -326,7 +327,8 @@ class EngineCore:
 
     def _computed(self, sequence: Sequence, num_tokens: int) -> None:
         before, sequence.num_computed_tokens = sequence.num_computed_tokens, num_tokens
-        self.kv.commit(sequence, num_tokens)
+        if before // self.kv.block_size != num_tokens // self.kv.block_size:
+            self.kv.commit(sequence, num_tokens)
         if before < sequence.prompt_len <= num_tokens and not sequence.num_output_tokens:
             self._stamp(sequence, "prompt_computed")
         if sequence.handoff:
@@ -344,12 +346,21 @@ class EngineCore:
         """A sampled token: also of a sequence preempted since, for its KV was right when it was drawn."""
         if len(result.token_ids) != 1:
             raise ValueError(f"a row without drafts yields one token, not {len(result.token_ids)}")
-        index = sequence.num_output_tokens
-        sequence.receive(result.token_ids[0])
+        token_id, index = result.token_ids[0], sequence.num_output_tokens
+        sequence.receive(token_id)
         if index == 0:
             self._stamp(sequence, "first_token")
-        reason = sequence.rule.reason(result.token_ids[0], index + 1)
-        self._events.append(emitted(sequence, index, result.token_ids, result.logprobs, reason))
+        reason = sequence.rule.reason(token_id, index + 1)
+        self._events.append(
+            Emitted(
+                sequence_id=sequence.sequence_id,
+                request_id=sequence.request.id,
+                index=index,
+                token_ids=result.token_ids,
+                logprobs=result.logprobs,
+                finish_reason=reason,
+            )
+        )
         if reason or index + 1 >= sequence.max_output_tokens:
             self._finish(sequence)
 

@@ -84,7 +84,7 @@ class PackedLinear:
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         rows = x.shape[0]
-        if rows <= self._most_few:
+        if self._most_few and rows <= self._most_few:
             few: FewRows = layer.packed.few
             return few.apply(x)
         if rows <= _LARGEST:
