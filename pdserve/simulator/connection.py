@@ -13,8 +13,8 @@ from pdserve.core.request import FinishReason, Request, TokenDelta
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.connection import RequestStream, settle_departure
 from pdserve.dispatch.ledger import EngineLedger
-from pdserve.engine.engine import EngineItem
 from pdserve.engine.kv_feed import KVReader
+from pdserve.engine.live_requests import EngineItem
 from pdserve.simulator.engines import SimEngine
 from pdserve.simulator.node import Wire
 
