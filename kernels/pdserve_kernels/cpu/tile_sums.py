@@ -18,7 +18,7 @@ _VECTORS = TILE // _LANES
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
-class _BFloat16(ir.types.Type):
+class _BFloat16(ir.types.Type):  # type: ignore[misc]
     """llvmlite has no name for it."""
 
     def __str__(self) -> str:
