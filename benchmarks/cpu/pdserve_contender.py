@@ -1,12 +1,12 @@
 """pdserve's engine as it serves: scheduler, block bookkeeping, executor thread, sampler."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.cpu.contender import Prompt
-from pdserve.core.batch import StepOutput
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import EngineLimits
 from pdserve.core.request import Request, SamplingParams
@@ -15,6 +15,8 @@ from pdserve.engine.core_events import Emitted
 from pdserve.worker.worker import WorkerOptions, build_worker
 
 MAX_TOKENS = 2048
+
+T = TypeVar("T")
 
 
 class Pdserve:
@@ -58,11 +60,19 @@ class Pdserve:
             pass
 
     def step(self) -> list[int]:
+        return self.run(self.advance())
+
+    def run(self, work: Coroutine[None, None, T]) -> T:
+        """Until work is done, on the engine's event loop."""
+        return self._loop.run_until_complete(work)
+
+    async def advance(self) -> list[int]:
+        """One step, on the event loop; its tokens."""
         batch = self._core.schedule()
         assert batch is not None
         handle = self._worker.executor.forward(batch)
         self._worker.executor.sample(handle)
-        output: StepOutput = self._loop.run_until_complete(self._worker.executor.collect(handle))
+        output = await self._worker.executor.collect(handle)
         events = self._core.complete(output)
         return [token for event in events if isinstance(event, Emitted) for token in event.token_ids]
 

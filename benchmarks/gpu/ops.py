@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
 from benchmarks.gpu.timing import DEVICE, copy_bytes_per_second, device_seconds, num_sets, product_operations_per_second
-from pdserve_kernels.block_copy.kernel import gather_blocks
 from pdserve_kernels.fused_norm.kernel import add_norm
 from pdserve_kernels.rope_kv_write.kernel import HeadNorms, rope_kv_write
 from pdserve_kernels.sampling.kernel import sample
@@ -101,25 +100,6 @@ def rope_case(model: Model, rows: int, *, norms: bool) -> Case:
     return Case(name=name, rows=rows, bytes=4 * size, operations=10 * size, prepare=prepare)
 
 
-def copy_case(model: Model, blocks: int, *, block_major: bool) -> Case:
-    """One layer's share in layer-major memory is as scattered as a whole block is in block-major memory."""
-    layers, total = 32, max(2 * blocks, 64)
-    block_elements = layers * 2 * model.kv_heads * 16 * model.dim
-
-    def prepare() -> tuple[Callable[[], object], Callable[[], object]]:
-        shape = (total, layers, 2, model.kv_heads, 16, model.dim)
-        if block_major:
-            kv = torch.randn(shape, dtype=BF16, device=DEVICE)
-        else:
-            kv = torch.randn(layers, total, *shape[2:], dtype=BF16, device=DEVICE).transpose(0, 1)
-        chosen = torch.randperm(total, device=DEVICE)[:blocks]
-        heads = (0, model.kv_heads)
-        return lambda: gather_blocks(kv, chosen, heads), lambda: kv.index_select(0, chosen)
-
-    name = f"block_copy, {'block' if block_major else 'layer'}-major"
-    return Case(name=name, rows=blocks, bytes=4 * blocks * block_elements, operations=0, prepare=prepare)
-
-
 def sampling_case(vocab: int, rows: int, *, top_p: float, top_k: int) -> Case:
     def prepare() -> tuple[Callable[[], object], None]:
         logits = torch.randn(rows, vocab, device=DEVICE) * 3
@@ -199,9 +179,6 @@ def cases(
             yield sampling_case(model.vocab, rows, top_p=top_p, top_k=top_k)
     for rows in (decode_rows[0], decode_rows[-1]):
         yield from product_cases(model, rows, workspace, deterministic=True)
-    for blocks in (1, 16, 256):
-        yield copy_case(model, blocks, block_major=True)
-        yield copy_case(model, blocks, block_major=False)
 
 
 def measured(case: Case, bytes_per_second: float, operations_per_second: float) -> dict[str, Any]:

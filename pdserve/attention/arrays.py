@@ -12,6 +12,8 @@ from torch import Tensor
 
 Array = NDArray[Any]
 
+MOST_SCRATCH_ROWS = 32
+
 
 @cache
 def have_cpu_kernels() -> bool:
@@ -63,6 +65,38 @@ class LayerMemories:
             # The tensor is kept, so that no other one can get its id.
             known = self._known[id(kv)] = kv, LayerMemory.of(kv)
         return known[1]
+
+
+class Scratch:
+    """Memory for what one step of a layer hands to the next: used again by every layer, and with the array beside the
+    tensor, since making both costs more than many a kernel. Tensors of many rows are made anew."""
+
+    def __init__(self) -> None:
+        self._bases: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._parts: dict[tuple[str, tuple[int, ...]], tuple[Tensor, Array]] = {}
+        self._arrays: dict[int, Array] = {}
+
+    def empty(self, purpose: str, shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Array]:
+        """(rows, …) of like's type, unwritten, until the next one for the same purpose and width. One Scratch serves
+        one type."""
+        known = self._parts.get((purpose, shape))
+        if known is not None:
+            return known
+        if shape[0] > MOST_SCRATCH_ROWS:
+            tensor = like.new_empty(shape)
+            return tensor, as_array(tensor)
+        key = purpose, shape[1:]
+        if key not in self._bases:
+            self._bases[key] = like.new_empty((MOST_SCRATCH_ROWS, *shape[1:]))
+        tensor = self._bases[key][: shape[0]]
+        part = self._parts[purpose, shape] = tensor, as_array(tensor)
+        self._arrays[id(tensor)] = part[1]
+        return part
+
+    def array(self, tensor: Tensor) -> Array:
+        """Of a tensor from here without work, of another made."""
+        known = self._arrays.get(id(tensor))
+        return as_array(tensor.contiguous()) if known is None else known
 
 
 def float32(value: float) -> np.float32:

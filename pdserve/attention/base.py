@@ -14,7 +14,8 @@ from torch import Tensor
 class AttentionMetadata:
     """The sequences of one step. All tensors int64 on the device of the KV memory.
 
-    block_tables: (sequences, max_blocks) block ids, rows padded with 0 beyond the blocks a sequence has.
+    block_tables: (rows, columns) block ids, at least a row per sequence and a column per block of the longest. Beyond
+    the blocks a sequence has they mean nothing.
     query_starts: (sequences + 1,) where each sequence's new tokens begin in the step, and their total.
     kv_lens: (sequences,) tokens whose KV a sequence has once this step's is written.
     slots: (tokens,) block_id * block_size + offset, the place of each new token's KV. A token's rotary position

@@ -19,11 +19,13 @@ class CpuAttention:
         self._memories = LayerMemories()
 
     def plan(self, metadata: AttentionMetadata) -> "CpuPlan":
-        new, total = (np.array(lens, dtype=np.int64) for lens in (metadata.query_lens_host, metadata.kv_lens_host))
+        starts, total, tables = metadata.query_starts.numpy(), metadata.kv_lens.numpy(), metadata.block_tables.numpy()
+        if starts[-1] == len(total):  # one new token each
+            return CpuPlan(metadata.slots, tables, starts[:-1], total, self._memories)
+        new = np.diff(starts)
         owners = np.repeat(np.arange(len(new)), new)
-        ends = np.cumsum(new)
-        visible = np.arange(1, len(owners) + 1) + np.repeat(total - ends, new)
-        return CpuPlan(metadata.slots, metadata.block_tables.numpy(), owners, visible, self._memories)
+        visible = np.arange(1, len(owners) + 1) + (total - starts[1:])[owners]
+        return CpuPlan(metadata.slots, tables, owners, visible, self._memories)
 
 
 class CpuPlan:

@@ -1,10 +1,12 @@
 """One engine step's work, as it crosses from the scheduler to the workers, and what comes back.
 
-Everything here is a plain value that can be serialised: the worker may live in another process.
+Everything here is a plain value that can be serialised: the worker may live in another process. What a step makes for
+every sequence is a named tuple, which takes a small part of the time a frozen dataclass takes.
 """
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class TokenSource(IntEnum):
@@ -39,8 +41,7 @@ class SamplerInit:
     seen_token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One sequence's share of a step: tokens at positions [start, start + num_tokens).
 
     token_ids has num_tokens entries when token_source is KNOWN and is empty for PREVIOUS_STEP (then
@@ -76,8 +77,7 @@ class Batch:
         return sum(row.num_tokens for row in self.rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowOutput:
+class RowOutput(NamedTuple):
     """Tokens a step produced for one sampled row (one token; more with speculation).
 
     None at all when the row's logits were not finite: whatever were chosen from them would be wrong."""

@@ -30,6 +30,7 @@ from pdserve.engine.core_events import (
     Computed,
     CoreEvent,
     Departing,
+    Emitted,
     FetchAborted,
     FetchReady,
     HandoffScheduled,
@@ -48,10 +49,12 @@ from pdserve.kvcache.tier_index import TierIndex
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """A submitted row and the life of its sequence it belongs to."""
+    """A submitted step: per row its sequence, and which of the sequence's lives the row belongs to."""
 
-    row: Row
-    admission: int
+    step: int
+    rows: tuple[Row, ...]
+    sequences: list[Sequence]
+    admissions: list[int]
 
 
 class EngineCore:
@@ -87,7 +90,7 @@ class EngineCore:
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
         self._next_step = 0
-        self._steps: deque[tuple[int, list[_InFlight]]] = deque()
+        self._steps: deque[_InFlight] = deque()
         self._released: list[int] = []
         self._deadlines = Deadlines(self._sequences.__contains__)
         self._events: list[CoreEvent] = []
@@ -163,8 +166,8 @@ class EngineCore:
             return None
         batch = Batch(step=self._next_step, rows=tuple(plan.rows), released=tuple(self._released))
         self._released.clear()
-        rows = [_InFlight(row, s.admission) for row, s in zip(plan.rows, plan.scheduled, strict=True)]
-        self._steps.append((batch.step, rows))
+        admissions = [sequence.admission for sequence in plan.scheduled]
+        self._steps.append(_InFlight(batch.step, batch.rows, plan.scheduled, admissions))
         self._next_step += 1
         return batch
 
@@ -178,19 +181,18 @@ class EngineCore:
 
     def complete(self, output: StepOutput) -> list[CoreEvent]:
         """Take in the oldest step in flight."""
-        if not self._steps or self._steps[0][0] != output.step:
+        if not self._steps or self._steps[0].step != output.step:
             raise ValueError(f"step {output.step} completed, but the oldest in flight is another")
-        step, rows = self._steps.popleft()
-        self.kv.completed(step)
+        submitted = self._steps.popleft()
+        self.kv.completed(submitted.step)
         sampled = iter(output.rows)
-        for entry in rows:
-            result = next(sampled, None) if entry.row.sample else None
-            if entry.row.sample and (result is None or result.sequence_id != entry.row.sequence_id):
-                raise ValueError(f"step {step} has no output for sequence {entry.row.sequence_id}")
-            sequence = self._sequences.get(entry.row.sequence_id)
+        for row, sequence, admission in zip(submitted.rows, submitted.sequences, submitted.admissions, strict=True):
+            result = next(sampled, None) if row.sample else None
+            if row.sample and (result is None or result.sequence_id != row.sequence_id):
+                raise ValueError(f"step {output.step} has no output for sequence {row.sequence_id}")
             # Otherwise it ended after this row was submitted: a token too many is discarded here.
-            if sequence is not None:
-                self._collect(sequence, entry, result)
+            if sequence.state is not SequenceState.FINISHED:
+                self._collect(sequence, row, admission, result)
         return self.take_events()
 
     def abort(self, sequence_id: int, error: PdserveError | None = None) -> list[CoreEvent]:
@@ -312,21 +314,22 @@ class EngineCore:
             num_cached_tokens=sequence.num_cached_tokens or 0,
         )
 
-    def _collect(self, sequence: Sequence, entry: _InFlight, result: RowOutput | None) -> None:
-        row = entry.row
+    def _collect(self, sequence: Sequence, row: Row, admission: int, result: RowOutput | None) -> None:
         if result is not None and not result.token_ids:
             self._fail_computation(sequence)
             return
-        if entry.admission == sequence.admission and sequence.state is SequenceState.RUNNING:
+        if admission == sequence.admission and sequence.state is SequenceState.RUNNING:
             self._computed(sequence, row.start + row.num_tokens)
         if result is not None:
             self._receive(sequence, result)
-        self._hand_over_stopped(sequence)
+        if sequence.leave:
+            self._hand_over_stopped(sequence)
 
     def _computed(self, sequence: Sequence, num_tokens: int) -> None:
         before, sequence.num_computed_tokens = sequence.num_computed_tokens, num_tokens
-        self.kv.commit(sequence, num_tokens)
-        if before < sequence.prompt_len <= num_tokens and sequence.num_output_tokens == 0:
+        if before // self.kv.block_size != num_tokens // self.kv.block_size:
+            self.kv.commit(sequence, num_tokens)
+        if before < sequence.prompt_len <= num_tokens and not sequence.num_output_tokens:
             self._stamp(sequence, "prompt_computed")
         if sequence.handoff:
             self._events.append(Computed(sequence_id=sequence.sequence_id, num_tokens=num_tokens))
@@ -343,13 +346,22 @@ class EngineCore:
         """A sampled token: also of a sequence preempted since, for its KV was right when it was drawn."""
         if len(result.token_ids) != 1:
             raise ValueError(f"a row without drafts yields one token, not {len(result.token_ids)}")
-        index = sequence.num_output_tokens
-        sequence.receive(result.token_ids[0])
+        token_id, index = result.token_ids[0], sequence.num_output_tokens
+        sequence.receive(token_id)
         if index == 0:
             self._stamp(sequence, "first_token")
-        reason = sequence.rule.reason(result.token_ids[0], index + 1)
-        self._events.append(emitted(sequence, index, result.token_ids, result.logprobs, reason))
-        if reason or sequence.num_output_tokens >= sequence.max_output_tokens:
+        reason = sequence.rule.reason(token_id, index + 1)
+        self._events.append(
+            Emitted(
+                sequence_id=sequence.sequence_id,
+                request_id=sequence.request.id,
+                index=index,
+                token_ids=result.token_ids,
+                logprobs=result.logprobs,
+                finish_reason=reason,
+            )
+        )
+        if reason or index + 1 >= sequence.max_output_tokens:
             self._finish(sequence)
 
     def _hand_over_stopped(self, sequence: Sequence) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pdserve.core.blocks import BlockHash
 from pdserve.core.request import FinishReason
@@ -9,8 +10,7 @@ from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.core.tiers import SavedBlock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Emitted:
+class Emitted(NamedTuple):
     """Tokens for the client. index is the place of token_ids[0] among the request's output tokens.
 
     finish_reason None with a Finished right behind it: the request goes on at another engine. error is
@@ -19,7 +19,7 @@ class Emitted:
 
     sequence_id: int
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides the tuple's own
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] | None = None
     finish_reason: FinishReason | None = None

@@ -1,14 +1,11 @@
-"""The asynchronous shell around EngineCore: pumps steps, streams deltas, connects handoffs, tiers and loans to the
-scheduler.
+"""The asynchronous shell around EngineCore: pumps steps, connects handoffs, tiers and loans to the scheduler.
 
-All decisions are EngineCore's. This class moves its events to where they have effects, and effects'
-results back, on one event loop.
+All decisions are EngineCore's. LiveRequests gives its events their effects; this class brings results of effects back
+to it, on one event loop.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import Self
 
@@ -18,53 +15,28 @@ from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot
 from pdserve.core.errors import EngineDied, InvalidRequest, PdserveError, Unavailable
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
-from pdserve.core.request import FinishReason, Request, TokenDelta
+from pdserve.core.request import Request
 from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.core.tiers import TierService
 from pdserve.engine.core import EngineCore
 from pdserve.engine.core_events import (
-    Computed,
-    CoreEvent,
-    Emitted,
-    FetchAborted,
-    FetchReady,
-    Finished,
-    HandedOver,
-    HandoffScheduled,
-    Outgrown,
     RestoreReady,
-    SaveReady,
 )
-from pdserve.engine.deltas import engine_trace, to_delta
 from pdserve.engine.departures import AnswerDeparture, Departures
 from pdserve.engine.handoff_source import HandoffSource
 from pdserve.engine.handoff_target import FetchOutcome, HandoffTarget
 from pdserve.engine.kv_feed import KVFeed
 from pdserve.engine.lender import Lender
+from pdserve.engine.live_requests import LiveRequests, Sink
 from pdserve.engine.pump import StepPump
 from pdserve.engine.restoring import Restoring
 from pdserve.engine.source_link import OpenLink
 from pdserve.engine.source_links import SourceLinks
+from pdserve.engine.spare_blocks import SpareBlocks
 from pdserve.engine.step_timing import StepTimer
-
-EngineItem = TokenDelta | TransferTicket
-Sink = Callable[[list[EngineItem]], None]
-"""Takes what a step produced for one client; must not block."""
 
 _HOUSEKEEPING = 0.25
 """Seconds between looks for expired deadlines and leases."""
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request from start until its last delta has gone to its sink."""
-
-    request_id: str
-    sink: Sink
-    handoff: bool
-    last: TokenDelta | None = None
-    """Held back until the core's Finished brings the trace that travels with it."""
-    outcome: FetchOutcome | None = None
 
 
 class Engine:
@@ -88,6 +60,7 @@ class Engine:
         self.transfer = transfer
         self.clock = clock
         self._timer = StepTimer(clock)
+        self._ended = asyncio.Event()
         self._links = SourceLinks(open_link=open_link, disconnect=transfer.disconnect, times=times, clock=clock)
         self._restoring = Restoring(
             tiers,
@@ -113,7 +86,6 @@ class Engine:
         )
         self.limits = limits
         self.kv_feed = KVFeed(self._core.kv.drain_events, self._core.kv.snapshot)
-        self._pump = StepPump(self._core, executor, self._timer, self._apply)
         self.source = HandoffSource(
             endpoint=endpoint,
             transfer=transfer,
@@ -129,8 +101,9 @@ class Engine:
             clock=clock,
             patience=times.fetch_deadline,
             refusal=self._refusal,
-            on_change=self._pump.wake,
+            on_change=self._wake,
         )
+        self.spare_blocks = SpareBlocks(endpoint.engine_id, self._core.kv, died=lambda: self._died, on_free=self._wake)
         self._departures = Departures(self._core, self.source)
         self._target = HandoffTarget(
             transfer=transfer,
@@ -140,16 +113,20 @@ class Engine:
             on_outcome=self._on_outcome,
             on_settled=self._on_settled,
         )
-        self._live: dict[int, _Live] = {}
-        self._by_request: dict[str, int] = {}
-        self._aborted_fetches: dict[int, tuple[int, ...]] = {}
-        """Target blocks the core quarantined, until the fetch's outcome says which may still be written."""
+        self._requests = LiveRequests(
+            endpoint=endpoint,
+            source=self.source,
+            target=self._target,
+            departures=self._departures,
+            restoring=self._restoring,
+            on_ended=self._ended.set,
+        )
+        self._pump = StepPump(self._core, executor, self._timer, self._requests.apply)
         self._died: EngineDied | None = None
         self._draining = False
         self.drain_watchers: set[Callable[[], None]] = set()
         """Called as soon as the engine drains."""
         self._snapshots = 0
-        self._ended = asyncio.Event()
         self._dead = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -193,52 +170,32 @@ class Engine:
         """Begin a request; everything it produces goes to sink. Raises PdserveError to refuse it."""
         if refusal := self._refusal():
             raise refusal
-        if request.id in self._by_request:
+        if self._requests.id_of(request.id) is not None:
             raise InvalidRequest(f"request id {request.id!r} is already running here", "id")
         sequence_id = self._core.add(request, handoff=handoff, ticket=ticket, source=source)
         reach("queued")
-        self._live[sequence_id] = _Live(request.id, sink, handoff)
-        self._by_request[request.id] = sequence_id
+        self._requests.add(sequence_id, request.id, sink, handoff=handoff)
         if ticket:
             try:
                 self._target.hold(sequence_id, ticket)
             except PdserveError as error:
-                self._apply(self._core.abort(sequence_id, error))
-        self._pump.wake()
+                self._requests.apply(self._core.abort(sequence_id, error))
+        self._wake()
 
     def cancel(self, request_id: str) -> None:
         """Stop a request and free what it holds; unknown ids are ignored (it has just ended)."""
-        sequence_id = self._by_request.get(request_id)
+        sequence_id = self._requests.id_of(request_id)
         if sequence_id is not None:
             self._abort(sequence_id, None)
 
     def depart(self, request_id: str, answer: AnswerDeparture) -> None:
         """Ask a request to move to another engine. It runs on here until whoever presents the ticket has caught up,
         then it ends with HANDOFF. answer is called once: as soon as the request may leave, or when it has ended."""
-        sequence_id = self._by_request.get(request_id)
-        if sequence_id is None or self._live[sequence_id].handoff:
+        sequence_id = self._requests.id_of(request_id)
+        if sequence_id is None or self._requests.is_handoff(sequence_id):
             answer(Unavailable(f"{request_id} does not decode on {self.endpoint.engine_id}"))
         else:
             self._departures.ask(sequence_id, request_id, answer)
-
-    def borrow_blocks(self, most: int) -> tuple[int, ...]:
-        """Spare blocks for a check of the transfers, at most so many. Raises Unavailable when there are none."""
-        if self._died:
-            raise self._died
-        blocks = self._core.kv.borrow(most)
-        if not blocks:
-            raise Unavailable(f"{self.endpoint.engine_id} has no spare KV blocks now")
-        return blocks
-
-    def quarantine_borrowed(self, blocks: tuple[int, ...]) -> None:
-        """A transfer may still write into these borrowed blocks; they are given back when it no longer does."""
-        self._core.kv.quarantine(blocks)
-
-    def give_back_blocks(self, blocks: tuple[int, ...], *, quarantined: bool = False) -> None:
-        if quarantined:
-            self._core.kv.unquarantine(blocks)
-        self._core.kv.give_back(blocks)
-        self._pump.wake()
 
     def snapshot(self) -> LoadSnapshot:
         self._snapshots += 1
@@ -263,7 +220,7 @@ class Engine:
             told()
         try:
             async with asyncio.timeout(timeout):
-                while self._live or self.source.num_open:
+                while len(self._requests) or self.source.num_open:
                     self._ended.clear()
                     await self._ended.wait()
         except TimeoutError:
@@ -290,116 +247,57 @@ class Engine:
         self._dead.set()
         self._abort_all(error)
 
+    def _wake(self) -> None:
+        self._pump.wake()
+
     async def _keep_house(self) -> None:
         while True:
             await self.clock.sleep(_HOUSEKEEPING)
             self.source.expire()
             self.kv_feed.collect()
-            self._apply(self._core.expire(self.clock.monotonic()))
-            self._pump.wake()
+            self._requests.apply(self._core.expire(self.clock.monotonic()))
+            self._wake()
 
     def _abort(self, sequence_id: int, error: PdserveError | None) -> None:
-        self._apply(self._core.abort(sequence_id, error))
-        self._pump.wake()
+        self._requests.apply(self._core.abort(sequence_id, error))
+        self._wake()
 
     def _abort_all(self, error: PdserveError) -> None:
-        for sequence_id in list(self._live):
+        for sequence_id in self._requests.ids:
             self._abort(sequence_id, error)
 
-    def _apply(self, events: list[CoreEvent]) -> None:
-        """Give the core's events their effects; each sink is called once."""
-        out: dict[Sink, list[EngineItem]] = defaultdict(list)
-        for event in events:
-            match event:
-                case Emitted():
-                    self._on_emitted(event, out)
-                case HandoffScheduled():
-                    self._on_handoff_scheduled(event, out)
-                case Computed():
-                    self.source.computed(event.sequence_id, event.num_tokens, event.source_blocks)
-                    reach("prefilling")
-                case HandedOver() | Outgrown():
-                    self._departures.over(event)
-                case FetchReady():
-                    self._target.fetch(event.sequence_id, dict(event.fetch_blocks))
-                case FetchAborted():
-                    self._aborted_fetches[event.sequence_id] = event.block_ids
-                case RestoreReady():
-                    self._restoring.restore(event)
-                case SaveReady():
-                    self._restoring.save(event)
-                case Finished():
-                    self._on_finished(event, out)
-        for sink, items in out.items():
-            sink(items)
-
-    def _on_emitted(self, event: Emitted, out: dict[Sink, list[EngineItem]]) -> None:
-        live = self._live[event.sequence_id]
-        reason = event.finish_reason
-        if event.token_ids:
-            reach("first_token" if event.index == 0 else "decoding")
-        if live.handoff and event.token_ids:
-            self.source.prefilled(event.sequence_id, event.token_ids[0], finished=reason is not None)
-            reason = reason or FinishReason.HANDOFF
-        delta = to_delta(event, reason)
-        if reason:
-            live.last = delta
-        else:
-            out[live.sink].append(delta)
-            self._departures.emitted(event.sequence_id)
-
-    def _on_handoff_scheduled(self, event: HandoffScheduled, out: dict[Sink, list[EngineItem]]) -> None:
-        ticket = self.source.issue(
-            event.ticket_id, event.sequence_id, event.request_id, event.num_tokens, event.source_blocks
-        )
-        self.source.computed(event.sequence_id, event.num_cached_tokens)
-        out[self._live[event.sequence_id].sink].append(ticket)
-        reach("leased")
-
-    def _on_finished(self, event: Finished, out: dict[Sink, list[EngineItem]]) -> None:
-        live = self._live.pop(event.sequence_id)
-        self._departures.ended(event.sequence_id)
-        self._target.cancel(event.sequence_id)
-        fetch = self._restoring.forget(event.sequence_id)
-        del self._by_request[live.request_id]
-        if live.last:
-            trace = engine_trace(self.endpoint, event, live.outcome, fetch)
-            out[live.sink].append(replace(live.last, trace=trace))
-        self._ended.set()
-
     def _on_outcome(self, sequence_id: int, outcome: FetchOutcome) -> None:
-        aborted = self._aborted_fetches.pop(sequence_id, None)
+        aborted = self._requests.take_aborted(sequence_id)
         if aborted is not None:
             self._core.kv.unquarantine(set(aborted) - set(outcome.unsettled))
-        elif live := self._live.get(sequence_id):
-            live.outcome = outcome
+        elif self._requests.fetched(sequence_id, outcome):
             if outcome.error or outcome.finished:
-                self._apply(self._core.fetch_failed(sequence_id, outcome.unsettled, outcome.error))
+                self._requests.apply(self._core.fetch_failed(sequence_id, outcome.unsettled, outcome.error))
             else:
-                self._apply(self._core.fetched(sequence_id, outcome.token_ids))
-        self._pump.wake()
+                self._requests.apply(self._core.fetched(sequence_id, outcome.token_ids))
+        self._wake()
 
     def _on_saved(self, blocks: Sequence[int]) -> None:
         self._core.kv.saved(blocks)
-        self._pump.wake()
+        self._wake()
 
     def _on_restored(self, event: RestoreReady, num_blocks: int) -> None:
-        self._apply(self._core.restore_ended(event.sequence_id, event.admission, num_blocks))
-        self._pump.wake()
+        self._requests.apply(self._core.restore_ended(event.sequence_id, event.admission, num_blocks))
+        self._wake()
 
     def _on_restore_late(self, event: RestoreReady) -> None:
         self._core.restore_late(event.sequence_id, event.admission)
-        self._pump.wake()
+        self._wake()
 
     def _on_settled(self, blocks: tuple[int, ...]) -> None:
         self._core.kv.unquarantine(blocks)
-        self._pump.wake()
+        self._wake()
 
     def _on_caught_up(self, sequence_id: int) -> None:
-        self._apply(self._core.stop(sequence_id))
-        self._pump.wake()
+        self._requests.apply(self._core.stop(sequence_id))
+        self._wake()
 
     def _on_lease_end(self, ticket_id: str, sequence_id: int | None) -> None:
-        self._apply(self._core.lease_ended(ticket_id, sequence_id))
+        self._requests.apply(self._core.lease_ended(ticket_id, sequence_id))
         self._ended.set()
-        self._pump.wake()
+        self._wake()

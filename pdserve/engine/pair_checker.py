@@ -76,7 +76,7 @@ class PairChecker:
         engine, transfer = self._engine, self._transfer
         if epoch != engine.endpoint.epoch:
             raise StaleEpoch(f"{engine.endpoint.engine_id} is another incarnation than the one asked for")
-        blocks = engine.borrow_blocks(min(most_blocks, self._most_blocks()))
+        blocks = engine.spare_blocks.borrow(min(most_blocks, self._most_blocks()))
         filling = asyncio.ensure_future(transfer.fill(blocks, seed))
         try:
             await asyncio.shield(filling)
@@ -111,7 +111,7 @@ class PairChecker:
     async def _measure(self, check: PairCheck, peer: PeerAddress, source: PatternSource) -> PairCheck:
         parts = plan_parts(peer.shards, self._transfer.address.shards)
         seed = randbits(64)
-        blocks = self._engine.borrow_blocks(self._most_blocks())
+        blocks = self._engine.spare_blocks.borrow(self._most_blocks())
         reads = _Reads(self._transfer, peer, parts, seed, self._times.transfer_deadline)
         filling = asyncio.ensure_future(self._transfer.fill(blocks, seed ^ 1))
         try:
@@ -154,9 +154,9 @@ class PairChecker:
     def _give_back(self, blocks: tuple[int, ...], filling: "asyncio.Future[None]", pulls: Sequence[Pull]) -> None:
         """At once, or when neither we nor a read write into them any more."""
         if filling.done() and not pulls:
-            self._engine.give_back_blocks(blocks)
+            self._engine.spare_blocks.give_back(blocks)
             return
-        self._engine.quarantine_borrowed(blocks)
+        self._engine.spare_blocks.quarantine(blocks)
         task = asyncio.get_running_loop().create_task(self._settle(blocks, filling, pulls))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
@@ -166,7 +166,7 @@ class PairChecker:
         for pull in pulls:
             pull.cancel()
             await pull.settled()
-        self._engine.give_back_blocks(blocks, quarantined=True)
+        self._engine.spare_blocks.give_back(blocks, quarantined=True)
 
 
 class _Reads:

@@ -104,8 +104,8 @@ class Scheduler:
     def schedule(self, last_step: int) -> StepPlan:
         """Compose the next step; last_step is the last one submitted. The plan may have no rows."""
         plan = StepPlan(tokens_left=self._limits.max_tokens_per_step, rows_left=self._limits.max_rows)
-        self._continue_decodes(plan, last_step)
-        self._continue_prompts(plan)
+        prompts = self._continue_decodes(plan, last_step)
+        self._continue_prompts(prompts, plan)
         self._admit(plan)
         return plan
 
@@ -148,21 +148,25 @@ class Scheduler:
         self._kv.free(sequence, last_step)
         sequence.finish()
 
-    def _continue_decodes(self, plan: StepPlan, last_step: int) -> None:
+    def _continue_decodes(self, plan: StepPlan, last_step: int) -> list[Sequence]:
+        """Returns the sequences that are in their prompts."""
+        prompts: list[Sequence] = []
         for sequence in self.running:
             # A member of the copy iterated over may have been preempted for an older one.
-            if sequence.state is not SequenceState.RUNNING or sequence.num_pending_tokens != 1:
+            if sequence.state is not SequenceState.RUNNING:
                 continue
-            if not plan.tokens_left or not plan.rows_left:
-                return
-            if self._grow(sequence, plan, last_step):
+            pending = sequence.num_pending_tokens
+            if pending > 1:
+                prompts.append(sequence)
+            elif pending and plan.tokens_left and plan.rows_left and self._grow(sequence, plan, last_step):
                 self._take(sequence, 1, plan)
+        return prompts
 
-    def _continue_prompts(self, plan: StepPlan) -> None:
-        for sequence in self.running:
+    def _continue_prompts(self, prompts: list[Sequence], plan: StepPlan) -> None:
+        for sequence in prompts:
             if not plan.tokens_left or not plan.rows_left:
                 return
-            if sequence.num_pending_tokens > 1:
+            if sequence.state is SequenceState.RUNNING:
                 self._take(sequence, sequence.num_pending_tokens, plan)
 
     def _admit(self, plan: StepPlan) -> None:

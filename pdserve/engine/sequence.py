@@ -82,13 +82,11 @@ class Sequence:
     admission: int = 0
     sampler_sent: bool = False
     stamps: list[tuple[str, float]] = field(default_factory=list)
+    prompt_len: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
-
-    @property
-    def prompt_len(self) -> int:
-        return len(self.request.prompt_token_ids)
+        self.prompt_len = len(self.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
@@ -103,9 +101,10 @@ class Sequence:
         """Tokens a step could compute now; 0 also when the tokens in flight are the last ones allowed here."""
         if self.leave and self.leave.stopping:
             return 0
-        if self.num_placeholders and self.num_tokens - self.prompt_len >= self.max_output_tokens:
+        num_tokens = len(self.token_ids) + self.num_placeholders
+        if self.num_placeholders and num_tokens - self.prompt_len >= self.max_output_tokens:
             return 0
-        return self.num_tokens - self.num_scheduled_tokens
+        return num_tokens - self.num_scheduled_tokens
 
     @property
     def num_fetch_tokens(self) -> int:

@@ -43,8 +43,11 @@ class KVOwner(Protocol):
 
 @dataclass(slots=True)
 class _Table:
+    """A sequence's blocks, to which others are only ever added. told: the last part of it that was asked for."""
+
     block_ids: list[int] = field(default_factory=list)
     num_published: int = 0
+    told: tuple[int, ...] = ()
 
 
 class KVCacheManager:
@@ -80,8 +83,11 @@ class KVCacheManager:
         return self._pool.counts()
 
     def block_ids(self, owner: KVOwner, num_tokens: int) -> tuple[int, ...]:
-        """The block table over positions [0, num_tokens)."""
-        return tuple(self._tables[owner.sequence_id].block_ids[: self.blocks_for(num_tokens)])
+        """The block table over positions [0, num_tokens); the same object while it stays the same."""
+        table, count = self._tables[owner.sequence_id], self.blocks_for(num_tokens)
+        if len(table.told) != count:
+            table.told = tuple(table.block_ids[:count])
+        return table.told
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -105,10 +111,10 @@ class KVCacheManager:
         table = self._tables.get(owner.sequence_id)
         if hit and table is not None:
             raise ValueError(f"sequence {owner.sequence_id} already has blocks; a prefix hit comes first")
+        if table is not None and upto_tokens <= len(table.block_ids) * self.block_size:
+            return True
         held = len(table.block_ids) if table else len(hit)
         missing = max(0, self.blocks_for(upto_tokens) - held)
-        if table and not missing:
-            return True
         unused_hits = sum(self._pool.state(block_id) is BlockState.FREE for block_id in hit)
         if missing > self._pool.num_free - unused_hits:
             return False

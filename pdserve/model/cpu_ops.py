@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdserve.attention.arrays import Array, LayerMemories, as_array, float32
+from pdserve.attention.arrays import Array, LayerMemories, Scratch, as_array, float32
 from pdserve.attention.base import AttentionPlan
 from pdserve.model.linear import Linear
 from pdserve.model.norm import RMSNorm
@@ -35,11 +35,12 @@ class _Norm:
 
 
 class CpuOps:
-    """LayerOps for one core."""
+    """LayerOps for one core. scratch: that of the linear method, if it has one."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Scratch) -> None:
         self._memories = LayerMemories()
         self._norms: dict[int, _Norm] = {}
+        self._scratch = scratch
 
     def rotation(self, rotary: Rotary, positions: Tensor) -> Turning:
         return Turning(rotary.cos.numpy(), rotary.sin.numpy(), positions.numpy())
@@ -50,13 +51,20 @@ class CpuOps:
         return out
 
     def norm_linear(self, residual: Residual, norm: RMSNorm, linear: Linear) -> tuple[Tensor, Residual]:
-        return linear(self.norm(residual, norm)), residual
+        return linear(self._normed(residual, norm)), residual
 
     def norm_gated(self, residual: Residual, norm: RMSNorm, gate_up: Linear) -> tuple[Tensor, Residual]:
-        both = gate_up(self.norm(residual, norm))
-        out = both.new_empty(both.shape[0], both.shape[1] // 2)
-        silu_mul(as_array(both), as_array(out))
+        both = gate_up(self._normed(residual, norm))
+        out, array = self._scratch.empty("gated", (both.shape[0], both.shape[1] // 2), both)
+        silu_mul(self._scratch.array(both), array)
         return out, residual
+
+    def _normed(self, residual: Residual, norm: RMSNorm) -> Tensor:
+        """norm, into memory that the next call overwrites."""
+        x, known = residual.x, self._norm(norm)
+        out, array = self._scratch.empty("normed", tuple(x.shape), x)
+        rms_norm(as_array(x), known.weight, known.eps, array)
+        return out
 
     def add_linear(self, residual: Residual, x: Tensor, linear: Linear, parallel: ParallelContext) -> Residual:
         return Residual(residual.x.add_(parallel.all_reduce(linear(x))))
@@ -65,8 +73,8 @@ class CpuOps:
         self, qkv: Tensor, norms: HeadNorms | None, rotation: Turning, plan: AttentionPlan, kv: Tensor
     ) -> Tensor:
         memory = self._memories.of(kv)
-        q = qkv.new_empty(qkv.shape[0], qkv.shape[1] - 2 * memory.kv_heads, qkv.shape[2])
-        array = as_array(qkv)
+        shape = qkv.shape[0], qkv.shape[1] - 2 * memory.kv_heads, qkv.shape[2]
+        (q, q_array), array = self._scratch.empty("queries", shape, qkv), as_array(qkv)
         if norms is None:
             # Any array of the type does for weights that are not read.
             query_weight = key_weight = array[0, 0]
@@ -88,7 +96,7 @@ class CpuOps:
             memory.block_stride,
             memory.kv_heads,
             memory.block_size,
-            as_array(q),
+            q_array,
         )
         return plan.attend(q, kv)
 

@@ -41,7 +41,7 @@ class Decoder(nn.Module):
     def _head(self, build: Build) -> Linear:
         config = build.config
         weight = self.embedding if config.tied_head else build.empty(config.vocab_size, config.hidden_size)
-        return Linear(weight, None, build.method)
+        return Linear(weight, None, build.method, kept=True)
 
     def forward(
         self,

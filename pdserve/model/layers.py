@@ -58,18 +58,20 @@ class Attention(nn.Module):
         self.output = build.partial_linear(self.heads * self.head_dim, config.hidden_size, bias=config.output_bias)
         self.q_norm = build.norm(config.head_dim) if config.qk_norm else None
         self.k_norm = build.norm(config.head_dim) if config.qk_norm else None
+        self.norms: HeadNorms | None = None
+        if self.q_norm is not None and self.k_norm is not None:
+            self.norms = HeadNorms(query=self.q_norm, key=self.k_norm)
         self.parallel, self.ops = build.parallel, build.ops
 
     def forward(
         self, residual: Residual, norm: RMSNorm, rotation: Rotation, plan: AttentionPlan, kv: Tensor
     ) -> Residual:
         qkv, residual = self.ops.norm_linear(residual, norm, self.qkv)
-        norms = None
-        if self.q_norm is not None and self.k_norm is not None:
-            norms = HeadNorms(query=self.q_norm, key=self.k_norm)
         heads = qkv.view(qkv.shape[0], -1, self.head_dim)
-        attended = self.ops.attend(heads, norms, rotation, plan, kv)
+        attended = self.ops.attend(heads, self.norms, rotation, plan, kv)
         return self.ops.add_linear(residual, attended.flatten(1), self.output, self.parallel)
+
+    __call__ = forward
 
 
 class MLP(nn.Module):
@@ -86,6 +88,8 @@ class MLP(nn.Module):
         gated, residual = self.ops.norm_gated(residual, norm, self.gate_up)
         return self.ops.add_linear(residual, gated, self.down, self.parallel)
 
+    __call__ = forward
+
 
 class DecoderLayer(nn.Module):
     """Attention and MLP, each behind a norm and added to the residual stream."""
@@ -99,5 +103,6 @@ class DecoderLayer(nn.Module):
 
     def forward(self, residual: Residual, rotation: Rotation, plan: AttentionPlan, kv: Tensor) -> Residual:
         residual = self.attention(residual, self.attention_norm, rotation, plan, kv)
-        added: Residual = self.mlp(residual, self.mlp_norm)
-        return added
+        return self.mlp(residual, self.mlp_norm)
+
+    __call__ = forward

@@ -4,7 +4,7 @@ A method owns the arithmetic, so that quantized weights and adapters come as fur
 PackedLinear (packed_linear.py) make results independent of the batch.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,21 +54,25 @@ class TiledLinear:
 
 class Linear(nn.Module):
     """weight (out_features, in_features) and bias (out_features,) or None, as the loader fills them. packed is the
-    weight in a method's own form; then weight is empty.
+    weight in a method's own form; then weight is empty. kept: whether results outlive the layer that follows; the
+    memory of others may be used again by the next product of their width.
 
     x (rows, in_features) → (rows, out_features).
     """
 
-    packed: Tensor | None = None
+    packed: Any = None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, method: LinearMethod) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, method: LinearMethod, *, kept: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.method = method
+        self.kept = kept
 
     def forward(self, x: Tensor) -> Tensor:
         return self.method.apply(self, x)
+
+    __call__ = forward  # a module's own call looks for hooks first: at batch 1 it costs what a small kernel costs
 
 
 def pad_rows(x: Tensor, rows: int) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pdserve.attention.arrays import have_cpu_kernels
+from pdserve.attention.arrays import Scratch, have_cpu_kernels
 from pdserve.core.errors import CheckpointError, ConfigError
 from pdserve.core.protocols import ModelInfo
 from pdserve.model.checkpoint import eos_token_ids, model_revision, weight_files
@@ -101,20 +101,21 @@ def _arithmetic(
         from pdserve.model.kernel_ops import KernelLinear, KernelOps
         from pdserve_kernels.small_gemm.kernel import Workspace
 
-        method = KernelLinear(Workspace.on(device), deterministic=deterministic)
-        return method, KernelOps(method)
-    if not deterministic:
-        return PlainLinear(), _torch_or_cpu_ops(device)
-    packs = device.type == "cpu" and can_pack(dtype)
-    return PackedLinear() if packs else TiledLinear(), _torch_or_cpu_ops(device)
-
-
-def _torch_or_cpu_ops(device: torch.device) -> LayerOps:
+        kernel = KernelLinear(Workspace.on(device), deterministic=deterministic)
+        return kernel, KernelOps(kernel)
+    scratch = Scratch()
+    method = _linear_method(device, dtype, deterministic, scratch)
     if device.type != "cpu" or not have_cpu_kernels():
-        return TorchOps()
+        return method, TorchOps()
     from pdserve.model.cpu_ops import CpuOps
 
-    return CpuOps()
+    return method, CpuOps(scratch)
+
+
+def _linear_method(device: torch.device, dtype: torch.dtype, deterministic: bool, scratch: Scratch) -> LinearMethod:
+    if not deterministic:
+        return PlainLinear()
+    return PackedLinear(scratch) if device.type == "cpu" and can_pack(dtype) else TiledLinear()
 
 
 def resolve_device(device: str) -> torch.device:

@@ -5,7 +5,7 @@ implementation for the whole model: TorchOps runs everywhere, KernelOps (kernel_
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +21,7 @@ Rotation = Any
 """A step's positions, in the form an implementation of LayerOps turns heads by; only it looks inside."""
 
 
-@dataclass(frozen=True, slots=True)
-class Residual:
+class Residual(NamedTuple):
     """The residual stream, x (rows, hidden_size), and what may still have to be added to it."""
 
     x: Tensor

@@ -14,8 +14,8 @@ from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.connection import settle_departure
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.request_stream import RequestStream
-from pdserve.engine.engine import EngineItem
 from pdserve.engine.kv_feed import KVReader
+from pdserve.engine.live_requests import EngineItem
 from pdserve.simulator.engines import SimEngine
 from pdserve.simulator.node import Wire
 

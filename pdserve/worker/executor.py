@@ -27,14 +27,20 @@ class StepRunner(Protocol):
     def sample(self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None) -> StepOutput: ...
 
 
+Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[StepOutput]"]
+
+
 @dataclass(slots=True, eq=False)
 class SubmittedStep:
-    """A step in flight. logits is touched by the computing thread only."""
+    """A step in flight. sampled: whether sample was called, with these masks; logits are there between the end of the
+    forward pass and the choice of tokens; result once it has ended, and until then those who wait for it."""
 
     batch: Batch
-    output: "Future[StepOutput]" = field(default_factory=Future)
     logits: Tensor | None = None
     sampled: bool = False
+    masks: Sequence[bytes | None] | None = None
+    result: StepOutput | EngineDied | None = None
+    waiters: list[Waiter] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -67,10 +73,9 @@ class InprocExecutor:
     def forward(self, batch: Batch) -> StepHandle:
         """Enqueue a step. RuntimeError when two are in flight or the one before is not sampled yet."""
         step = SubmittedStep(batch)
-        step.output.set_running_or_notify_cancel()
         with self._lock:
             self._raise_if_dead()
-            self._in_flight = [earlier for earlier in self._in_flight if not earlier.output.done()]
+            self._in_flight = [earlier for earlier in self._in_flight if earlier.result is None]
             if len(self._in_flight) >= MAX_IN_FLIGHT:
                 raise RuntimeError(f"{MAX_IN_FLIGHT} steps are in flight; collect one before step {batch.step}")
             if self._in_flight and not self._in_flight[-1].sampled:
@@ -85,19 +90,29 @@ class InprocExecutor:
             self._raise_if_dead()
             if step.sampled:
                 raise RuntimeError(f"step {step.step} is already sampled")
-            step.sampled = True
-            self._jobs.put(partial(self._choose, step, masks))
+            step.sampled, step.masks = True, masks
+            if step.logits is not None:
+                self._jobs.put(partial(self._choose, step))
 
     async def collect(self, handle: StepHandle) -> StepOutput:
         """The step's tokens. Cancelling the wait leaves the step and the executor as they are."""
         step = _own(handle)
-        if not step.sampled and not step.output.done():
+        if not step.sampled and step.result is None:
             raise RuntimeError(f"step {step.step} must be sampled before it is collected")
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[StepOutput] = loop.create_future()
+        with self._lock:
+            if step.result is None:
+                step.waiters.append((loop, arrived))
+            else:
+                _settle(arrived, step.result)
+        # asyncio.timeout would do, and takes several times as long.
+        late = EngineDied(f"step {step.step} took longer than {self._step_timeout:g} s")
+        deadline = loop.call_later(self._step_timeout, _settle, arrived, late)
         try:
-            async with asyncio.timeout(self._step_timeout):
-                return await asyncio.wrap_future(step.output)
-        except TimeoutError:
-            raise EngineDied(f"step {step.step} took longer than {self._step_timeout:g} s") from None
+            return await arrived
+        finally:
+            deadline.cancel()
 
     def close(self, timeout: float = 10.0) -> None:
         """End the thread after the work it has; wait at most timeout seconds. May be called again."""
@@ -107,31 +122,45 @@ class InprocExecutor:
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)
         try:
-            while (job := self._jobs.get()) is not None:
-                job()
+            with torch.inference_mode():
+                while (job := self._jobs.get()) is not None:
+                    job()
         except Exception as error:
             self._die(error)
         else:
             self._die(RuntimeError("the executor was closed"))
 
     def _compute(self, step: SubmittedStep) -> None:
-        step.logits = self._runner.forward(step.batch)
+        """And choose tokens at once if sample was called meanwhile: one way between threads per step."""
+        logits = self._runner.forward(step.batch)
+        with self._lock:
+            step.logits = logits
+            sampled = step.sampled
+        if sampled:
+            self._choose(step)
 
-    def _choose(self, step: SubmittedStep, masks: Sequence[bytes | None] | None) -> None:
-        if step.logits is None:
-            raise RuntimeError(f"step {step.step} was not computed")
+    def _choose(self, step: SubmittedStep) -> None:
+        assert step.logits is not None
         logits, step.logits = step.logits, None
-        self._sample(step, logits, masks)
+        self._sample(step, logits)
 
-    def _sample(self, step: SubmittedStep, logits: Tensor, masks: Sequence[bytes | None] | None) -> None:
-        step.output.set_result(self._runner.sample(step.batch, logits, masks))
+    def _sample(self, step: SubmittedStep, logits: Tensor) -> None:
+        self._end(step, self._runner.sample(step.batch, logits, step.masks))
+
+    def _end(self, step: SubmittedStep, result: StepOutput | EngineDied) -> None:
+        with self._lock:
+            step.result = result
+            waiters = step.waiters
+        for loop, arrived in waiters:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, arrived, result)
 
     def _die(self, error: Exception) -> None:
         with self._lock:
             self._death = error
-            for step in self._in_flight:
-                if not step.output.done():
-                    step.output.set_exception(_died(error))
+            unfinished = [step for step in self._in_flight if step.result is None]
+        for step in unfinished:
+            self._end(step, _died(error))
         self.death.set_result(_died(error))
 
     def _raise_if_dead(self) -> None:
@@ -143,6 +172,15 @@ def _own(handle: StepHandle) -> SubmittedStep:
     if not isinstance(handle, SubmittedStep):
         raise TypeError(f"{handle!r} is not a handle of this executor")
     return handle
+
+
+def _settle(arrived: "asyncio.Future[StepOutput]", result: StepOutput | EngineDied) -> None:
+    if arrived.done():
+        return
+    if isinstance(result, EngineDied):
+        arrived.set_exception(result)
+    else:
+        arrived.set_result(result)
 
 
 def _died(error: Exception) -> EngineDied:

@@ -25,6 +25,7 @@ VALUE_ERROR = "value_error"
 """Code of a ValueError: the caller broke the contract."""
 
 _T = TypeVar("_T")
+_DECODERS: dict[type, msgspec.msgpack.Decoder[Any]] = {}
 _LENGTH = struct.Struct("<I")
 
 
@@ -175,7 +176,9 @@ class Answer(msgspec.Struct, frozen=True):
 
 def decode(data: bytes | msgspec.Raw, frame_type: type[_T]) -> _T:
     """Raises MalformedMessage for anything but a frame_type."""
-    decoder: msgspec.msgpack.Decoder[_T] = msgspec.msgpack.Decoder(frame_type, dec_hook=_decode_other)
+    if frame_type not in _DECODERS:
+        _DECODERS[frame_type] = msgspec.msgpack.Decoder(frame_type, dec_hook=_decode_other)
+    decoder: msgspec.msgpack.Decoder[_T] = _DECODERS[frame_type]
     return unpack(data, decoder)
 
 

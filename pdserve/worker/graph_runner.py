@@ -143,7 +143,7 @@ class GraphRunner:
             partial(self._on_layers_done, batch) if self._on_layers_done else None,
         )
         self._computed = _Computed(targets)
-        return self._model.logits(hidden[inputs.sampled])
+        return self._model.logits(hidden if inputs.sampled is None else hidden[inputs.sampled])
 
     def _bucket(self, rows: Sequence[Row]) -> int | None:
         """The recorded step that computes these rows, if one does."""

@@ -1,6 +1,6 @@
 """An executor that keeps its device busy: the next step is submitted while the last is still computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
@@ -27,8 +27,8 @@ class OverlappedExecutor(InprocExecutor):
         self._waiter.start()
         super().__init__(runner, num_threads=num_threads, step_timeout=step_timeout)
 
-    def _sample(self, step: SubmittedStep, logits: Tensor, masks: Sequence[bytes | None] | None) -> None:
-        self._waiting.put((step, self._ahead.begin_sample(step.batch, logits, masks)))
+    def _sample(self, step: SubmittedStep, logits: Tensor) -> None:
+        self._waiting.put((step, self._ahead.begin_sample(step.batch, logits, step.masks)))
 
     def _wait(self) -> None:
         """Until the first error: the computing thread then ends, as after one of its own."""
@@ -38,7 +38,7 @@ class OverlappedExecutor(InprocExecutor):
                 continue
             step, output = waiting
             try:
-                step.output.set_result(output())
+                self._end(step, output())
             except Exception as error:
                 failed = True
                 self._jobs.put(partial(_raise, error))

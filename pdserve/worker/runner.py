@@ -10,7 +10,7 @@ from torch import Tensor
 from pdserve.attention.base import AttentionBackend
 from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
 from pdserve.model.loader import LoadedModel
-from pdserve.worker.inputs import build_inputs
+from pdserve.worker.inputs import InputBuilder
 from pdserve.worker.kv_tensors import KVTensors
 from pdserve.worker.sampler import NO_TOKEN, Sampler, row_output
 
@@ -23,7 +23,8 @@ GPU they have it once all is done that the thread's current stream holds by then
 
 
 class Runner:
-    """One rank's computation. forward and sample of a step alternate, step by step, on one thread.
+    """One rank's computation. forward and sample of a step alternate, step by step, on one thread, in torch's inference
+    mode.
 
     All ranks run the same batches. Rank 0 alone has logits, chooses the tokens and tells the others: were each to
     choose by itself, ranks whose processors round differently would go separate ways.
@@ -41,11 +42,11 @@ class Runner:
         self._device = loaded.device
         self._attention = attention
         self._kv = kv
+        self._inputs = InputBuilder(block_size=kv.layout.block_size, device=loaded.device)
         self._sampler = _sampler(loaded)
         self._previous: dict[int, int] = {}
         self._on_layers_done = on_layers_done
 
-    @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:
         """Write the KV of all rows; return float32 logits (sampled rows, vocab), on ranks other than 0 none."""
         if self._device.type == "cuda" and self._device.index is not None:
@@ -53,7 +54,7 @@ class Runner:
         self._sampler.drop(batch.released)
         if not batch.rows:
             return torch.empty(0, self._model.config.vocab_size, device=self._device)
-        inputs = build_inputs(batch, self._previous, block_size=self._kv.layout.block_size, device=self._device)
+        inputs = self._inputs.build(batch, self._previous)
         hidden = self._model(
             inputs.token_ids,
             inputs.positions,
@@ -63,9 +64,8 @@ class Runner:
         )
         if self._parallel.rank > 0:
             return torch.empty(0, device=self._device)
-        return self._model.logits(hidden[inputs.sampled])
+        return self._model.logits(hidden if inputs.sampled is None else hidden[inputs.sampled])
 
-    @torch.inference_mode()
     def sample(self, batch: Batch, logits: Tensor, masks: Sequence[bytes | None] | None = None) -> StepOutput:
         """Choose a token for every sampled row of a batch whose forward pass gave logits.
 

@@ -7,7 +7,7 @@ import torch
 from pdserve.attention.base import AttentionBackend
 from pdserve.core.batch import Batch, Row, SamplerInit, TokenSource
 from pdserve.model.loader import LoadedModel
-from pdserve.worker.inputs import build_inputs
+from pdserve.worker.inputs import InputBuilder
 from pdserve.worker.kv_tensors import KVTensors
 
 
@@ -17,7 +17,7 @@ def warm_up(loaded: LoadedModel, attention: AttentionBackend, kv: KVTensors) -> 
     does nothing else. The KV memory is left zeroed. With several ranks, all of them call it."""
     row = Row(sequence_id=0, start=0, num_tokens=1, token_ids=(0,), block_ids=(0,))
     batch = Batch(step=0, rows=(row,))
-    inputs = build_inputs(batch, {}, block_size=kv.layout.block_size, device=loaded.device)
+    inputs = InputBuilder(block_size=kv.layout.block_size, device=loaded.device).build(batch, {})
     loaded.model(inputs.token_ids, inputs.positions, attention.plan(inputs.attention), kv.layers)
     for layer in kv.layers:
         layer[0].zero_()

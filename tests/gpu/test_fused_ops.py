@@ -83,23 +83,6 @@ def test_rope_kv_write(dim: int, heads: int, kv_heads: int, block_size: int, dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layer_major", [False, True])
-def test_block_copy(layer_major: bool, dtype: torch.dtype) -> None:
-    from pdserve_kernels.block_copy import kernel
-
-    shape = (9, 4, 2, 8, 16, 128)
-    kv = normal(*shape, dtype=dtype)
-    kv = kv.transpose(0, 1).contiguous().transpose(0, 1) if layer_major else kv
-    blocks, heads = torch.tensor([8, 0, 3]).cuda(), (2, 7)
-    staging = kernel.gather_blocks(kv, blocks, heads)
-    assert torch.equal(staging, kv[blocks][:, :, :, 2:7])
-    target = torch.zeros_like(kv)
-    kernel.scatter_blocks(staging, target, blocks, heads)
-    assert torch.equal(target[blocks][:, :, :, 2:7], staging)
-    assert target.count_nonzero() == staging.count_nonzero()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 16, 17, 64, 257])
 @pytest.mark.parametrize(("columns", "depth"), [(6144, 4096), (1000, 1040), (31, 33)])
 @pytest.mark.parametrize("deterministic", [False, True])

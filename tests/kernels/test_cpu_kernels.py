@@ -24,6 +24,8 @@ if not find_spec("numba"):
 from pdserve.attention.base import AttentionMetadata
 from pdserve.attention.cpu_backend import CpuAttention
 from pdserve_kernels.cpu.layer import rms_norm, rope_kv_write, silu_mul
+from pdserve_kernels.cpu.product import product
+from pdserve_kernels.cpu.tile_sums import TILE, multiplies_bfloat16
 
 DTYPES = [torch.float32, torch.bfloat16]
 AROUND_SPANS = [(1, 15), (1, 16), (2, 17), (1, 1), (3, 33), (40, 40), (1, 600)]
@@ -87,6 +89,33 @@ def test_norm_equals_the_reference(rows: int, width: int, dtype: torch.dtype) ->
     out = torch.full_like(x, float("nan"))
     rms_norm(as_array(x), as_array(weight), float32(1e-6), as_array(out))
     assert_close(out, norm_reference.rms_norm(wide(x), wide(weight), 1e-6))
+
+
+def in_tiles(weight: Tensor) -> Tensor:
+    """(width, depth) in the order product reads it, NaN beyond the width."""
+    width, depth = weight.shape
+    tiles = -(-width // TILE)
+    padded = torch.full((tiles * TILE, depth), float("nan"), dtype=weight.dtype)
+    padded[:width] = weight
+    together = 2 if weight.dtype is torch.bfloat16 else 1
+    return padded.view(tiles, TILE, depth // together, together).permute(0, 2, 1, 3).reshape(-1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 13, 32])
+@pytest.mark.parametrize(("width", "depth", "part"), [(1, 2, 2), (63, 88, 88), (130, 100, 32), (64, 1536, 1024)])
+def test_a_product_equals_the_reference(
+    width: int, depth: int, part: int, rows: int, biased: bool, dtype: torch.dtype
+) -> None:
+    if dtype is torch.bfloat16 and not multiplies_bfloat16():
+        pytest.skip("this processor has no AVX512_BF16")
+    draws = Draws(width, dtype)
+    x, weight, bias = draws.normal(rows, depth), draws.normal(width, depth), draws.normal(width)
+    out = torch.full((rows, width), float("nan"), dtype=dtype)
+    product(as_array(x), as_array(in_tiles(weight)), as_array(bias), biased, part, as_array(out))
+    expected = wide(x) @ wide(weight).T + (wide(bias) if biased else 0)
+    torch.testing.assert_close(out.double(), torch.from_numpy(expected), atol=1e-4 * depth**0.5, rtol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from pdserve_kernels.block_copy import kernel as block_copy
 from pdserve_kernels.fused_norm import kernel as fused_norm
 from pdserve_kernels.rope_kv_write import kernel as rope_kv_write
 from pdserve_kernels.sampling import kernel as sampling
@@ -75,18 +74,6 @@ def rope(dim: int, *, norm: bool) -> Build:
     )
 
 
-def copy(*, scatter: bool) -> Build:
-    pointers = dict.fromkeys(("memory_ptr", "staging_ptr", "blocks_ptr"), I64)
-    numbers = dict.fromkeys(("first", "block_stride", "layer_stride", "kind_stride", "length"), "i64:16")
-    return Build(
-        module=block_copy.__name__,
-        kernel="block_copy_kernel",
-        signature=pointers | numbers | {"layers": "i32"},
-        constants={"SCATTER": scatter, "TILE": block_copy.TILE_BYTES // 8},
-        num_warps=8,
-    )
-
-
 def gemm(rows: int, columns: int, depth: int, **parts: bool) -> Build:
     cut = tiling(rows, columns, depth, gated="GATED" in parts, deterministic=parts.pop("deterministic", False))
     tensors = ("x_ptr", "weight_ptr", "bias_ptr", "norm_ptr", "residual_ptr", "out_ptr")
@@ -151,8 +138,6 @@ def assert_all_fit(builds: list[Build]) -> None:
     for build, built in zip(builds, compile_for_hopper(*builds), strict=True):
         assert built.stack == 0, f"{build} spills"
         assert built.shared <= SHARED_BYTES, build
-        if build.kernel == "block_copy_kernel":
-            assert "ld.global.v2.b64" in built.ptx, "16 bytes at a time"
         if build.kernel == "small_gemm_kernel":
             assert "cp.async" in built.ptx, "weights come while the step before is multiplied"
             instruction = "wgmma.mma_async" if build.constants["BLOCK_M"] >= 64 else "mma.sync"
@@ -167,7 +152,6 @@ def test_what_a_decode_step_launches_fits() -> None:
 def test_every_configuration_fits() -> None:
     products = [build for rows in ROWS for model in LAYERS for build in layer(model, rows)]
     products += [build for model in LAYERS for build in layer(model, 1, deterministic=True)]
-    copies = [copy(scatter=False), copy(scatter=True)]
-    builds = [*products, *copies, *sampling_builds(F32), *elementwise((1024, 16384), (64, 96, 256))]
+    builds = [*products, *sampling_builds(F32), *elementwise((1024, 16384), (64, 96, 256))]
     for first in range(0, len(builds), BUILDS_AT_ONCE):
         assert_all_fit(builds[first : first + BUILDS_AT_ONCE])

@@ -16,7 +16,7 @@ from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.dispatch.replay import continued
 from pdserve.engine.core import EngineCore
-from pdserve.engine.engine import EngineItem
+from pdserve.engine.live_requests import EngineItem
 from pdserve.engine.sequence import Sequence, SequenceState
 from pdserve.kvcache.block_pool import BlockState
 from pdserve.simulator.node import Node
@@ -228,8 +228,10 @@ class Cluster:
             counts = engine._core.kv.counts()
             if counts.free < counts.total:
                 found.append(f"{name} has {counts}")
-            if engine._live or engine.source.num_open or engine._target._fetches:
-                found.append(f"{name} serves {engine._live}, {engine.source.num_open}, {engine._target._fetches}")
+            if len(engine._requests) or engine.source.num_open or engine._target._fetches:
+                found.append(
+                    f"{name} serves {engine._requests.ids}, {engine.source.num_open}, {engine._target._fetches}"
+                )
             if engine._restoring.num_fetches:
                 found.append(f"{name} has {engine._restoring.num_fetches} fetches from caches")
             if incarnation.transfer.stats().unsettled:

@@ -16,7 +16,16 @@ _QUIET_NAN = 0x7FC0
 
 def compiled(function: Any) -> Any:
     """A kernel. It runs beside other threads of Python; its machine code is kept on disk where that can be written."""
-    options = {"nogil": True, "fastmath": REORDERED, "error_model": "numpy"}
+    return _compiled(function, REORDERED)
+
+
+def compiled_in_order(function: Any) -> Any:
+    """A kernel whose sums are taken as they are written."""
+    return _compiled(function, False)
+
+
+def _compiled(function: Any, fastmath: Any) -> Any:
+    options = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # neither this folder nor a cache of the user's is writable

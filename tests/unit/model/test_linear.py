@@ -23,7 +23,8 @@ def layer(
         pytest.skip("oneDNN packs no such weights here")
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(out_features, in_features, generator=generator).to(dtype)
-    made = Linear(weight, torch.randn(out_features, generator=generator).to(dtype) if bias else None, method)
+    added = torch.randn(out_features, generator=generator).to(dtype) if bias else None
+    made = Linear(weight, added, method, kept=True)
     if isinstance(method, PackedLinear):
         method.pack([made])
     return made

@@ -105,7 +105,7 @@ def test_it_serves_one_event_loop_after_another(worker: Worker) -> None:
 
 
 async def test_a_step_without_samples_has_no_rows(worker: Worker) -> None:
-    row = replace(prefill().rows[0], sample=False, sampler=None)
+    row = prefill().rows[0]._replace(sample=False, sampler=None)
     handle = worker.executor.forward(Batch(step=0, rows=(row,)))
     worker.executor.sample(handle)
     assert (await worker.executor.collect(handle)).rows == ()

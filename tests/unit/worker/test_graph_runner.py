@@ -240,7 +240,7 @@ def prompt_row(sequence: int, block: int, **changes: Any) -> Row:
         sample=True,
         sampler=replace(GREEDY, prompt_len=3),
     )
-    return replace(row, **changes)
+    return row._replace(**changes)
 
 
 def decode_row(sequence: int, block: int, start: int = 3) -> Row:
@@ -270,7 +270,7 @@ def test_masks_hold_in_recorded_steps_and_tokens_come_from_the_step_before(kerne
         if masks:
             assert output.rows[1].token_ids == (9,)
     after = output.rows[0].token_ids
-    told = replace(decode_row(2, 3, 4), token_ids=(9,), token_source=TokenSource.KNOWN)
+    told = decode_row(2, 3, 4)._replace(token_ids=(9,), token_source=TokenSource.KNOWN)
     again = Batch(step=3, rows=(told,))
     assert runner.sample(again, runner.forward(again)).rows[0].token_ids == after
 
@@ -367,7 +367,7 @@ def test_deterministic_steps_are_recorded_too(
             monkeypatch.setattr(runner, "_bucket", lambda rows: None)
         prompts = Batch(step=0, rows=tuple(rows))
         runner.sample(prompts, runner.forward(prompts))
-        late = tuple(replace(decode_row(i, 0, n), block_ids=rows[i].block_ids) for i, n in enumerate(lengths))
+        late = tuple(decode_row(i, 0, n)._replace(block_ids=rows[i].block_ids) for i, n in enumerate(lengths))
         logits.append(runner.forward(Batch(step=1, rows=late)).clone())
     assert torch.equal(*logits)
     assert sum(replayed[f"bucket {size}"] for size in BUCKETS) == 1
