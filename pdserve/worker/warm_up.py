@@ -1,7 +1,5 @@
 """The first computation of a worker, before anybody waits for it or watches whether it answers."""
 
-from dataclasses import replace
-
 import torch
 
 from pdserve.attention.base import AttentionBackend
@@ -29,8 +27,7 @@ def prompt_steps(*, more_than: int, room: int, block_size: int) -> list[tuple[Ro
     block 0, one over the other; ids are negative."""
     longest = min(more_than + 1, room - 1)
     prompts = tuple(_prompt(-1 - i, longest, block_size) for i in range(more_than // longest + 1))
-    first = replace(
-        prompts[0],
+    first = prompts[0]._replace(
         start=longest,
         num_tokens=1,
         token_ids=(),
