@@ -28,6 +28,7 @@ from pdserve.core.cluster import ClusterState, Route, RouteAsk
 from pdserve.core.endpoint import Role
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.model.checkpoint import model_revision
+from pdserve.router.admission import AdmissionRules
 from pdserve.router.policies import KVAware
 from pdserve.router.rules import RoutingRules
 from pdserve.simulator.calibration import calibrated
@@ -147,7 +148,7 @@ def with_prompts(arrivals: Iterable[Arrival], texts: Sequence[str], tokenizer: T
 
 
 def simulate(profile: Profile, arrivals: Sequence[Arrival], seed: int) -> list[SimulatedRequest]:
-    spec = SimulationSpec(profile=profile, engines=ENGINES, seed=seed)
+    spec = SimulationSpec(profile=profile, engines=ENGINES, seed=seed, admission=AdmissionRules())
     return list(Simulation(spec).run(arrivals).requests)
 
 
@@ -159,7 +160,7 @@ def would_pick(profile: Profile, arrivals: Sequence[Arrival], picks: dict[int, P
         followed.append(Followed(rules, {f"r{place}": pick for place, pick in picks.items()}))
         return followed[0]
 
-    spec = SimulationSpec(profile=profile, engines=ENGINES, seed=seed, policy=policy)
+    spec = SimulationSpec(profile=profile, engines=ENGINES, seed=seed, policy=policy, admission=AdmissionRules())
     Simulation(spec).run(arrivals)
     return {int(name[1:]): pick for name, pick in followed[0].would.items()}
 
