@@ -54,11 +54,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("deployment")
     failpoints = folder / "failpoints"
     failpoints.mkdir()
-    checkpoint = make_checkpoint(folder / "qwen3", "qwen3", num_hidden_layers=4)
+    checkpoint = make_checkpoint(folder / "qwen3", "qwen3", num_hidden_layers=12)
     settings = {
         "model": str(checkpoint),
         "device": "cpu",
-        "kv": {"num_blocks": 2048},
+        "kv": {"num_blocks": 4096},
         "pools": {"decode": {"engines": 2}},
         "times": {"restart_backoff": 0.2},
     }
@@ -99,7 +99,7 @@ def judge(running: Running, asks: list[Ask], streams: "list[Future[Stream]]") ->
 
 @pytest.mark.timeout(180)
 def test_a_drained_engine_restarts_and_its_sixteen_streams_go_on_elsewhere(running: Running) -> None:
-    deployment, asks = running.deployment, make_asks(salt=1, max_tokens=1000)
+    deployment, asks = running.deployment, make_asks(salt=1, max_tokens=1200)
     with ThreadPoolExecutor(STREAMS) as clients:
         streams = start_streams(running, asks, clients)
         before = deployment.engines()["decode-0"]
@@ -118,7 +118,7 @@ def test_a_drained_engine_restarts_and_its_sixteen_streams_go_on_elsewhere(runni
 @pytest.mark.timeout(180)
 def test_an_engine_that_is_told_to_end_by_its_machine_loses_nothing(running: Running) -> None:
     """As when a spot instance is taken away: nobody but the engine knows."""
-    deployment, asks = running.deployment, make_asks(salt=40, count=6, max_tokens=1500)
+    deployment, asks = running.deployment, make_asks(salt=40, count=6, max_tokens=1700)
     with ThreadPoolExecutor(STREAMS) as clients:
         streams = start_streams(running, asks, clients)
         before = deployment.engines()["decode-0"]
@@ -143,7 +143,7 @@ def test_an_engine_that_is_told_to_end_by_its_machine_loses_nothing(running: Run
 def test_an_engine_that_dies_in_the_midst_of_a_migration_costs_nobody_a_token(
     running: Running, victim: str, point: str
 ) -> None:
-    deployment, asks = running.deployment, make_asks(salt=2 + len(victim + point), count=6, max_tokens=1500)
+    deployment, asks = running.deployment, make_asks(salt=2 + len(victim + point), count=6, max_tokens=1700)
     with ThreadPoolExecutor(STREAMS) as clients:
         streams = start_streams(running, asks, clients)
         order = order_strike(running.failpoints, victim, point, "kill")

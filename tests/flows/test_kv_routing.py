@@ -56,7 +56,8 @@ async def test_every_session_returns_to_the_engine_that_has_its_prefix(checkpoin
 
 
 async def test_the_second_of_two_simultaneous_equal_prompts_follows_the_first(checkpoint: Path) -> None:
-    async with open_cluster(checkpoint, SPECS) as cluster:
+    """By the policy that looks for nothing else: kv_aware has an idle engine compute it too, which is sooner."""
+    async with open_cluster(checkpoint, SPECS, policy="prefix") as cluster:
         answers = await asyncio.gather(*(cluster.answer(prompt(1, 200), GREEDY) for _ in range(2)))
         assert prefill_engine(answers[0]) == prefill_engine(answers[1])
         assert answers[0].token_ids == answers[1].token_ids
