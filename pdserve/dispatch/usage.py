@@ -44,7 +44,10 @@ def usage_of(record: RequestRecord, foreseen: Foreseen, output_tokens: int, ende
     # An answer grows evenly, so on average half of it is held.
     held = blocks * max(0.0, ended - sent) + grown / 2 * max(0.0, ended - first)
     trace = record.prompt_trace
-    share = (foreseen.prompt_tokens - trace.cached_tokens) / max(1, foreseen.uncached_tokens) if trace else 1.0
+    # A replay's prompt is longer, and more of it than of the one that was foreseen may have been cached.
+    share = 1.0
+    if trace:
+        share = max(0, foreseen.prompt_tokens - trace.cached_tokens) / max(1, foreseen.uncached_tokens)
     fetched = trace.fetch.num_bytes if trace and trace.fetch else 0
     handed_over = record.decode_trace.transfer_bytes if record.decode_trace else 0
     moved = sum(move.trace.transfer_bytes for move in record.migrations if move.trace)

@@ -43,6 +43,11 @@ def test_what_was_cached_after_all_is_not_charged_and_fetched_bytes_are() -> Non
     assert usage.link_bytes == 5700
 
 
+def test_a_replay_that_found_more_cached_than_was_asked_for_first_costs_no_less_than_nothing() -> None:
+    replayed = replace(record(), prefill_trace=trace(cached_tokens=500))
+    assert usage_of(replayed, FORESEEN, output_tokens=300, ended=105.0).prefill_seconds == 0.0
+
+
 def test_a_prompt_that_was_not_computed_to_its_end_counts_as_foreseen() -> None:
     lost = replace(record(), prefill_trace=None, decode_trace=None, stamps=[("routed", 100.0)])
     usage = usage_of(lost, replace(FORESEEN, uncached_tokens=0), output_tokens=0, ended=102.0)
