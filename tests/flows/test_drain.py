@@ -97,6 +97,7 @@ def judge(running: Running, asks: list[Ask], streams: "list[Future[Stream]]") ->
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_drained_engine_restarts_and_its_sixteen_streams_go_on_elsewhere(running: Running) -> None:
     deployment, asks = running.deployment, make_asks(salt=1, max_tokens=1200)

@@ -213,6 +213,7 @@ async def check(
     assert tokens | {gone: whole[gone]} == whole
 
 
+@pytest.mark.slow
 async def test_tokens_are_those_of_torch_around_bucket_borders(
     kernels: LoadedModel, in_torch: LoadedModel, replayed: Counter[str]
 ) -> None:
