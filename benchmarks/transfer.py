@@ -17,7 +17,6 @@ then all do, and the row says that it is not quiet.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from benchmarks.quiet import QUIET, until_quiet, usage
 from benchmarks.transfer_target import Blocks, Target, check_bytes
@@ -160,7 +160,7 @@ def main() -> None:
     for backend in BACKENDS:
         for block_kib in BLOCK_KIB:
             rng = random.Random(args.seed)
-            row = asyncio.run(measure(backend, block_kib, args.rounds, args.patience, rng))
+            row = uvloop.run(measure(backend, block_kib, args.rounds, args.patience, rng))
             results.append({"backend": backend, "block_kib": block_kib} | row)
     report = {
         "benchmark": "transfer",

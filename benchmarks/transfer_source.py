@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import msgspec
 import numpy as np
+import uvloop
 
 from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
@@ -111,4 +112,4 @@ async def main(host: str, backend: str, block_kib: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    uvloop.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
