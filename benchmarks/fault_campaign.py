@@ -29,7 +29,7 @@ from tests.faults.test_no_request_lost import DECODE_POINTS, POOLS, PREFILL_POIN
 from tests.streams import Ask, Stream, ask, expected
 from tests.strikes import order_strike
 
-STREAMS = 48
+STREAMS = 96
 STRIKE_WITHIN = 1.5
 """Seconds from the first stream's start, chosen at random, after which the next passage of the point strikes."""
 
@@ -61,7 +61,7 @@ def opened(launcher: str, logs: Path) -> Iterator[Bench]:
         }
         config = write_config(folder / "cluster.yaml", settings)
         log, env = logs / "serve.log", {ENVIRONMENT: str(folder / "failpoints")}
-        asks = make_asks(STREAMS, max_tokens=96)
+        asks = make_asks(STREAMS, max_tokens=192)
         wanted = [answer_hash(a.text, a.logprobs or ()) for a in expected(checkpoint, asks)]
         with deployed(log, str(config), "--launcher", launcher, env=env) as deployment:
             yield Bench(deployment, folder / "failpoints", log, asks, wanted)

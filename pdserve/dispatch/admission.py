@@ -23,14 +23,13 @@ from pdserve.router.admission import AdmissionRules, Outlook, Verdict, judge, lo
 from pdserve.router.fair_queue import FairQueue, Waiting
 from pdserve.router.pace import Pace
 from pdserve.router.router import Router
+from pdserve.router.wait_error import WaitError
 from pdserve.telemetry.record import RequestRecord
 
 _LOOK_AGAIN = 1.0
 """Seconds after which those that wait are looked at again though nothing was heard of any engine."""
 _LATELY = 30.0
 """Seconds for which a tenant that has asked is reckoned with."""
-_ERROR_GAIN = 0.1
-_WORST_ERROR = 10.0
 _LEAST_PAUSE = 0.01
 
 
@@ -66,8 +65,7 @@ class AdmissionGate:
         self._paces: dict[tuple[str, int], Pace] = {}
         self._asked: dict[str, float] = {}
         """Tenant → when it last asked (monotonic); the longest ago first."""
-        self._error = 1.0
-        """First tokens of late of requests that waited: seconds they took ÷ seconds predicted."""
+        self._error = WaitError(self._rules.ttft)
         self._called: Request | None = None
         """It was let in and is not booked yet."""
         self._timer: asyncio.TimerHandle | None = None
@@ -105,7 +103,7 @@ class AdmissionGate:
         verdict = self._judge(request, choice.outlook)
         record.admission = self._note(request, verdict, choice.outlook)
         if verdict.rejection:
-            raise Overloaded(_refusal(verdict, record.admission), retry_after=verdict.retry_after)
+            raise Overloaded(_refusal(verdict, record.admission, self._error.ratio), retry_after=verdict.retry_after)
         try:
             choice = await self._turn(request, choice.outlook, expires)
             record.stamp("admitted", self._clock.unix())
@@ -134,10 +132,9 @@ class AdmissionGate:
         self._queue.correct(request.tenant, extra)
 
     def first_token(self, admission: Admission, seconds: float) -> None:
-        """Of a request that was let in, so long after it came: how far predictions can be trusted."""
+        """Of a request that was let in, so long after it came, from the engines it was sent to."""
         if admission.waited and admission.predicted_ttft > 0:
-            ratio = min(seconds / admission.predicted_ttft, _WORST_ERROR)
-            self._error += _ERROR_GAIN * (ratio - self._error)
+            self._error.seen(admission.predicted_ttft, seconds)
         self.look()
 
     def look(self) -> None:
@@ -195,7 +192,7 @@ class AdmissionGate:
     def _judge(self, request: Request, outlook: Outlook) -> Verdict:
         ahead = self._queue.ahead(request.tenant, request.priority)
         pace = self._pace(request).seconds(ahead.own, self._clock.monotonic())
-        rules = replace(self._rules, ttft=self._rules.ttft / max(1.0, self._error))
+        rules = replace(self._rules, ttft=self._rules.ttft / self._error.ratio)
         verdict = judge(outlook, rules, ahead=ahead.cost, pace=pace, timeout=request.timeout)
         if verdict.rejection is None and ahead.own >= self._rules.max_waiting:
             return Verdict(verdict.wait, Rejection.QUEUE, max(1.0, pace / ahead.own))
@@ -251,7 +248,7 @@ class Visit:
 
     def tokens(self, count: int) -> None:
         """So many have come. With the first its prompt is off its engine."""
-        if not self._tokens and self._record.admission:
+        if not self._tokens and self._record.admission and not self._record.failed:
             self._gate.first_token(self._record.admission, asyncio.get_running_loop().time() - self._came)
         self._tokens += count
 
@@ -262,10 +259,10 @@ class Visit:
         self._gate.settled(self._request)
 
 
-def _refusal(verdict: Verdict, admission: Admission) -> str:
+def _refusal(verdict: Verdict, admission: Admission, error: float) -> str:
     if verdict.rejection is Rejection.QUEUE:
         return "too many requests wait already; try again later"
-    when = f"the first token would come in {admission.predicted_ttft:.1f} s"
+    when = f"the first token would come in about {admission.predicted_ttft * error:.1f} s"
     if verdict.rejection is Rejection.DEADLINE:
         return f"{when}, which is later than the client waits; try again later"
-    return f"{when}, and {admission.ttft_target:g} s are allowed; try again later"
+    return f"{when}, too late to be sure of the {admission.ttft_target:g} s promised; try again later"
