@@ -165,6 +165,14 @@ class RayConfig(Section):
     """The token of the cluster to join; by default where Ray looks for it (RAY_AUTH_TOKEN, ~/.ray/auth_token)."""
 
 
+class DiscoveryConfig(Section):
+    """Where `pdserve route` looks for engines that `pdserve engine` has started elsewhere."""
+
+    engines: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$")], ...] = ()
+    """host:port of engines. A name with several addresses, such as a headless Service, stands for all of them and is
+    resolved every second."""
+
+
 class DiskTierConfig(Section):
     """KV on disk: a file readable for the server's user only, found again after a restart."""
 
@@ -303,7 +311,7 @@ class TelemetryConfig(Section):
 
 
 class Config(Section):
-    """Everything `pdserve serve` can be told. model is a checkpoint directory, or "demo"."""
+    """Everything a deployment can be told. model is a checkpoint directory, or "demo"."""
 
     model: NonEmpty = DEMO_MODEL
     served_model_name: NonEmpty | None = None
@@ -329,6 +337,7 @@ class Config(Section):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Compute threads of each worker on cpu."""
     ray: RayConfig = RayConfig()
+    discovery: DiscoveryConfig = DiscoveryConfig()
     pools: PoolsConfig = PoolsConfig()
     kv: KVConfig = KVConfig()
     routing: RoutingConfig = RoutingConfig()
