@@ -1,10 +1,11 @@
-"""Write what is generated: the schema of the chart's values, and the plain manifests in deploy/k8s.
+"""Write what is generated: the schema of the chart's values, its dashboard, and the plain manifests in deploy/k8s.
 
 python -m deploy.generate            write
 python -m deploy.generate --check    exit with 1 when something differs
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from deploy.chart import CHART, Manifest, overlaid, render, values_file
+from deploy.dashboard import dashboard
 from deploy.values import schema
 
 K8S = Path(__file__).parent / "k8s"
@@ -31,11 +33,15 @@ def overlays() -> dict[str, dict[str, Any]]:
     }
 
 
-def files() -> dict[Path, str]:
-    """Everything generated, by path."""
-    generated = {CHART / "values.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
+def chart_files() -> dict[Path, str]:
+    """What is generated of the chart itself, by path."""
+    return {CHART / "values.schema.json": _json(schema()), CHART / "files" / "dashboard.json": _json(dashboard())}
+
+
+def manifests() -> dict[Path, str]:
+    """deploy/k8s, by path, rendered from the chart as it lies there."""
     base = {_key(manifest): manifest for manifest in plain({})}
-    generated |= _folder(K8S / "base", base, {"namespace": NAMESPACE})
+    generated = _folder(K8S / "base", base, {"namespace": NAMESPACE})
     for name, values in overlays().items():
         wanted = {_key(manifest): manifest for manifest in plain(values)}
         generated |= _overlay(K8S / "overlays" / name, base, wanted)
@@ -48,20 +54,27 @@ def plain(values: dict[str, Any]) -> list[Manifest]:
     return [_stripped(manifest) for manifest in manifests if "helm.sh/hook" not in _annotations(manifest)]
 
 
+def stale() -> list[Path]:
+    """Files that are not as they would be generated, or would not be."""
+    wanted = {**chart_files(), **manifests()}
+    differing = [path for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text]
+    return [*differing, *(path for path in K8S.rglob("*.yaml") if path not in wanted)]
+
+
 def main() -> None:
-    generated = files()
-    stale = [path for path, text in generated.items() if not path.exists() or path.read_text("utf-8") != text]
-    stale += [path for path in K8S.rglob("*.yaml") if path not in generated]
     if "--check" in sys.argv[1:]:
-        for path in stale:
+        for path in stale():
             print(f"{path.relative_to(K8S.parent)} differs: run python -m deploy.generate", file=sys.stderr)
-        sys.exit(bool(stale))
-    for path in stale:
-        if path not in generated:
-            path.unlink()
-            continue
+        sys.exit(bool(stale()))
+    _write(chart_files())
+    shutil.rmtree(K8S, ignore_errors=True)
+    _write(manifests())
+
+
+def _write(texts: dict[Path, str]) -> None:
+    for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(generated[path], encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 def _overlay(folder: Path, base: dict[str, Manifest], wanted: dict[str, Manifest]) -> dict[Path, str]:
@@ -83,12 +96,18 @@ def _folder(folder: Path, manifests: dict[str, Manifest], extra: dict[str, Any])
 
 
 def _kustomization(resources: list[str], extra: dict[str, Any]) -> str:
-    return _text({"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources} | extra)
+    return _text(
+        {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources} | extra
+    )
 
 
 def _deletion(manifest: Manifest) -> Manifest:
     metadata = {"name": manifest["metadata"]["name"]}
     return {"$patch": "delete", "apiVersion": manifest["apiVersion"], "kind": manifest["kind"], "metadata": metadata}
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def _key(manifest: Manifest) -> str:

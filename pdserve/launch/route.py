@@ -54,7 +54,8 @@ async def _route(config: Config) -> int:
 
 def _refuse(engine_id: str, order: EngineOrder) -> None:
     raise Unsupported(
-        f"{engine_id[:200]} was started elsewhere: end it where it runs, with SIGTERM or by deleting its pod; it drains first"
+        f"{engine_id[:200]} was started elsewhere: end it where it runs, with SIGTERM or by deleting its pod; "
+        "it drains first"
     )
 
 
