@@ -189,6 +189,10 @@ class Monitoring(Values):
     dashboard: Labelled
 
 
+class Autoscaling(Switch):
+    policies: dict[str, Any]
+
+
 class HpaPool(Values):
     minReplicas: AtLeastOne
     maxReplicas: AtLeastOne
@@ -238,6 +242,7 @@ class ChartValues(Values):
     serviceAccount: ServiceAccount
     podDisruptionBudget: Switch
     monitoring: Monitoring
+    autoscaling: Autoscaling
     hpa: Hpa
     keda: Keda
     test: Test

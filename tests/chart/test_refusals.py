@@ -65,6 +65,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"decode": {"rdma": {"resource": "rdma/hca"}}}, "decode.rdma.resource: network devices serve GPUs"),
     ({"decode": {"gpus": 1}, "config": {"device": "cpu"}}, "decode.gpus: config.device is cpu"),
+    ({"autoscaling": {"enabled": True}}, "autoscaling.enabled: pdserve's scaler starts engines on Ray"),
     ({"keda": {"enabled": True}}, "keda.serverAddress: give the URL"),
     ({"hpa": {"enabled": True}}, "hpa.prefill.metric: give the metric your adapter serves"),
     ({"keda": {"prefill": {"minReplicas": 9}}}, "keda.prefill.minReplicas: 9 is more than maxReplicas 4"),

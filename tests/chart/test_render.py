@@ -228,6 +228,14 @@ def test_ray_places_every_engine_on_a_node_of_its_pool() -> None:
     assert router["strategy"] == {"type": "Recreate"}
 
 
+def test_a_scaling_policy_reaches_the_supervisor_as_it_is() -> None:
+    policies = {"pools": {"decode": {"min": 1, "max": 4}}}
+    on = {"ray": {"mode": "builtin"}, "autoscaling": {"enabled": True, "policies": policies}}
+    data = named(render(on), "ConfigMap", "pdserve-config")["data"]
+    assert yaml.safe_load(data["policies.yaml"]) == policies
+    assert yaml.safe_load(data["router.yaml"])["policies"] == "/etc/pdserve/config/policies.yaml"
+
+
 def test_what_is_generated_is_as_it_would_be_generated() -> None:
     assert generate.stale() == [], "run python -m deploy.generate"
 

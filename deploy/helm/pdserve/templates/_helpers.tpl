@@ -75,6 +75,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $own "launcher" "ray" -}}
 {{- $_ := set $own "ray" (dict "address" (printf "%s.%s.svc:6379" (include "pdserve.rayHead" .) .Release.Namespace) "auth_token_file" "/etc/pdserve/ray/token") -}}
 {{- end -}}
+{{- if .Values.autoscaling.enabled }}{{ $_ := set $own "policies" "/etc/pdserve/config/policies.yaml" }}{{ end -}}
 {{ toYaml (mergeOverwrite (include "pdserve.engineConfig" . | fromYaml) $own) }}
 {{- end }}
 
