@@ -55,6 +55,7 @@ def overlaid(*layers: dict[str, Any]) -> dict[str, Any]:
 
 def _render(values: dict[str, Any], name: str, namespace: str) -> dict[str, str]:
     try:
-        return helm_python.Chart.load(CHART).render(values, name=name, namespace=namespace)
+        rendered: dict[str, str] = helm_python.Chart.load(CHART).render(values, name=name, namespace=namespace)
     except helm_python.HelmError as error:
         raise Refused(str(error)) from None
+    return rendered

@@ -182,7 +182,7 @@ async def addresses_of(target: str) -> tuple[str, ...]:
     found = await asyncio.get_running_loop().getaddrinfo(
         host, int(port), family=socket.AF_INET, type=socket.SOCK_STREAM
     )
-    return tuple(sorted({f"{address[0]}:{address[1]}" for *_, address in found}))
+    return tuple(sorted({f"{address[0]!s}:{port}" for *_, address in found}))
 
 
 def _by_name(endpoints: tuple[Endpoint, ...]) -> Mapping[str, Endpoint]:

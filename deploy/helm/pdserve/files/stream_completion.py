@@ -17,7 +17,8 @@ def stream() -> tuple[int, dict[str, object]]:
     prompt = f"{time.time_ns()} " * 16
     body = json.dumps({"prompt": prompt, "max_tokens": 16, "ignore_eos": True, "stream": True}).encode()
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    texts, record = 0, {}
+    texts = 0
+    record: dict[str, object] = {}
     with urllib.request.urlopen(urllib.request.Request(f"{URL}/v1/completions", body, headers), timeout=60) as answer:
         for line in answer:
             data = line.decode().removeprefix("data: ").strip()
