@@ -32,8 +32,10 @@ _CACHES = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
 class Pod:
     """One container's process."""
 
-    def __init__(self, name: str, ip: str, spec: dict[str, Any], folder: Path) -> None:
+    def __init__(self, name: str, ip: str, spec: dict[str, Any], folder: Path, names: dict[str, str]) -> None:
+        """names are those of the cluster, with what stands for them here."""
         self.name = name
+        self._names = names
         self.ip = ip
         (self._container,) = spec["containers"]
         self.grace = spec.get("terminationGracePeriodSeconds", 30)
@@ -45,12 +47,14 @@ class Pod:
         """Run the container's command."""
         own = {"POD_NAME": self.name, "POD_IP": self.ip}
         fixed = {entry["name"]: entry["value"] for entry in self._container["env"] if "value" in entry}
-        fixed = {name: value for name, value in fixed.items() if name not in _CACHES}
+        fixed = {
+            name: value.replace(_MOUNTED, str(self._folder)) for name, value in fixed.items() if name not in _CACHES
+        }
         words = [*self._container.get("command", PDSERVE), *self._container.get("args", [])]
         if words[:2] == ["tini", "--"]:
             words = words[2:]
-        for name, value in own.items():
-            words = [word.replace(f"$({name})", value) for word in words]
+        for name, value in [*((f"$({name})", value) for name, value in own.items()), *self._names.items()]:
+            words = [word.replace(name, value) for word in words]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [word.replace(_MOUNTED, str(self._folder)) for word in words],
@@ -61,6 +65,8 @@ class Pod:
 
     def probe(self, which: str) -> int | None:
         """Status of an HTTP probe; None when nothing answers."""
+        if "exec" in self._container[which]:
+            return 200  # looks into a folder that each pod has to itself
         get = self._container[which]["httpGet"]
         (port,) = [port["containerPort"] for port in self._container["ports"] if port["name"] == get["port"]]
         with suppress(httpx.HTTPError):
@@ -104,6 +110,7 @@ class Pods:
         self._manifests = render(values)
         self._folder = folder
         self._network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
+        self._names: dict[str, str] = {}
         self.pods: dict[str, Pod] = {}
         for workload in of_kind(self._manifests, "StatefulSet", "Deployment"):
             for number in range(workload["spec"]["replicas"]):
@@ -130,7 +137,10 @@ class Pods:
             pod.close()
 
     def _add(self, name: str, spec: dict[str, Any]) -> Pod:
-        self.pods[name] = Pod(name, f"{self._network}.{len(self.pods) + 2}", spec, self._folder)
+        ip = f"{self._network}.{len(self.pods) + 2}"
+        self.pods[name] = Pod(name, ip, spec, self._folder, self._names)
+        if name == "pdserve-ray-head-0":
+            self._names["pdserve-ray-head.pdserve.svc"] = ip
         return self.pods[name]
 
     def _write_files(self) -> None:
@@ -141,10 +151,18 @@ class Pods:
         self._key = keys.read_text(encoding="ascii").strip()
         config = self._folder / "config"
         config.mkdir()
+        for secret in of_kind(self._manifests, "Secret"):
+            if "token" in secret["data"]:
+                token = self._folder / "ray" / "token"
+                token.parent.mkdir()
+                token.touch(mode=0o600)
+                token.write_bytes(base64.b64decode(secret["data"]["token"]))
         for name, text in named(self._manifests, "ConfigMap", "pdserve-config")["data"].items():
             text = text.replace(_MOUNTED, str(self._folder)).replace("0.0.0.0", self.router.ip)
             for service in of_kind(self._manifests, "Service"):
                 text = text.replace(*self._resolved(service))
+            for full, ip in self._names.items():
+                text = text.replace(full, ip)
             (config / name).write_text(text, encoding="utf-8")
 
     def _resolved(self, service: Manifest) -> tuple[str, str]:

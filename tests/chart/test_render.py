@@ -100,7 +100,8 @@ def test_what_is_named_is_there(manifests: list[Manifest]) -> None:
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys(), name
             ports = {port["name"] for port in container.get("ports", [])}
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                assert probe not in container or container[probe]["httpGet"]["port"] in ports
+                if get := container.get(probe, {}).get("httpGet"):
+                    assert get["port"] in ports
     for service in of_kind(manifests, "Service"):
         chosen = [pod for pod in templates.values() if selects(service["spec"]["selector"], pod)]
         assert len(chosen) == 1, service["metadata"]["name"]
@@ -167,7 +168,8 @@ def test_pods_have_time_to_drain_and_to_load(values: dict[str, Any], manifests: 
         pause = max([int(_pre_stop(container)) for container in spec["containers"]])
         assert spec["terminationGracePeriodSeconds"] >= pause + times["drain_timeout"] + 10, name
         for container in spec["containers"]:
-            if probe := container.get("startupProbe"):
+            probe = container.get("startupProbe", {})
+            if "httpGet" in probe:
                 assert probe["periodSeconds"] * probe["failureThreshold"] > times["start_timeout"]
 
 
