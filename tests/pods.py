@@ -55,13 +55,22 @@ class Pod:
             words = words[2:]
         for name, value in [*((f"$({name})", value) for name, value in own.items()), *self._names.items()]:
             words = [word.replace(name, value) for word in words]
+        words = [word.replace(_MOUNTED, str(self._folder)) for word in words]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [word.replace(_MOUNTED, str(self._folder)) for word in words],
+                [*self._apart(), *words] if any("ray start" in word for word in words) else words,
                 env={**os.environ, **fixed, **own, **environment, "PATH": _path()},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def _apart(self) -> tuple[str, ...]:
+        """What gives a Ray node its own processes, which end with the first of them, and its own session folder."""
+        session = self._folder / f"{self.name}-ray"
+        session.mkdir(exist_ok=True)
+        Path("/tmp/ray").mkdir(exist_ok=True)
+        unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        return (*unshare, "sh", "-c", 'mount --bind "$0" /tmp/ray && exec "$@"', str(session))
 
     def probe(self, which: str) -> int | None:
         """Status of an HTTP probe; None when nothing answers."""
@@ -125,6 +134,10 @@ class Pods:
     @property
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"}
+
+    def free_address(self, port: int) -> str:
+        """host:port beside the pods."""
+        return f"{self._network}.254:{port}"
 
     def helm_test(self) -> Pod:
         """The pod of `helm test`, started."""

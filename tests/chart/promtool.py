@@ -4,20 +4,27 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 
-_BUILT = Path(__file__).parents[2] / "build" / "promtool"
+BUILD = Path(__file__).parents[2] / "build"
+"""Where `make build/promtool` unpacks Debian's package."""
+
+
+def missing(program: str) -> NoReturn:
+    """Skips the test, and fails it in CI."""
+    told = f"{program} is missing: `make build/promtool` fetches it from Debian, or install the package prometheus"
+    if os.environ.get("CI"):
+        pytest.fail(told)
+    pytest.skip(told)
 
 
 def promtool(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run it. Where it is missing a test is skipped, in CI it fails."""
-    found = shutil.which("promtool") or (str(_BUILT) if _BUILT.exists() else None)
-    if found is None:
-        told = "promtool is missing: `make build/promtool` fetches it from Debian, or install the package prometheus"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(told)
+    """Run it."""
+    built = BUILD / "promtool"
+    found = shutil.which("promtool") or (str(built) if built.exists() else missing("promtool"))
     return subprocess.run([found, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 

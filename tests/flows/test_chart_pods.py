@@ -6,12 +6,14 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from deploy.chart import overlaid, values_file
+from tests.chart.prometheus import scraping
 from tests.chart.rules import expressions, metrics_in
 from tests.pods import Pods, running
 
@@ -54,15 +56,19 @@ def test_helm_test_passes_and_the_keyless_stay_out(release: Pods) -> None:
     assert httpx.get(f"{release.url}/v1/models", timeout=10).status_code == 401
 
 
-def test_every_metric_of_rules_and_dashboard_is_on_a_live_scrape(release: Pods) -> None:
-    scrape = httpx.get(f"http://{release.router.ip}:8002/metrics", timeout=10).text
-    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", scrape, re.MULTILINE))
-    wanted = set().union(*map(metrics_in, expressions().values()))
-    for name in wanted:
-        base = name if name in kinds else re.sub(r"_(bucket|sum|count)$", "", name)
-        assert base in kinds, name
-        assert (base == name) == (kinds[base] != "histogram"), name
-    assert len(wanted) > 20
+def test_a_real_prometheus_finds_every_metric_of_rules_and_dashboard(release: Pods, tmp_path: Path) -> None:
+    admin = f"{release.router.ip}:8002"
+    with scraping(admin, release.free_address(9090), tmp_path) as prometheus:
+        kinds = prometheus.metrics()
+        for place, expression in expressions().items():
+            prometheus.query(expression)
+            for name in metrics_in(expression):
+                base = name if name in kinds else re.sub(r"_(bucket|sum|count)$", "", name)
+                assert base in kinds, f"{place}: {name}"
+                assert (base == name) == (kinds[base] != "histogram"), f"{place}: {name}"
+        roles = {result["metric"]["role"] for result in prometheus.query('pdserve_engine_info{state="ready"}')}
+        assert roles == {"prefill", "decode"}
+        assert prometheus.query("sum(pdserve_kv_blocks)")[0]["value"][1] != "0"
 
 
 def test_a_deleted_decode_pod_loses_no_token(release: Pods) -> None:
