@@ -306,6 +306,8 @@ class TelemetryConfig(Section):
 
     requests_kept: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """Records of the latest requests kept for `pdserve explain`, a few kilobytes each."""
+    vllm_names: bool = False
+    """Whether /metrics also has what vLLM has names for under those, for dashboards and scalers made for them."""
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
     """An OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318; without it nothing is sent."""
 
