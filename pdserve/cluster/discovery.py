@@ -40,8 +40,9 @@ class Sighting:
 
 
 def visible(sightings: Iterable[Sighting], now: float, times: Times) -> tuple[Endpoint, ...]:
-    """The engines as gateways should see them, by name: suspect when silent, gone when that lasts. An engine that was
-    seen at two addresses has moved to where it was heard last."""
+    """The engines as gateways should see them, by name: suspect when silent, gone when that lasts. One that drains may
+    well end: its silence is not suspect. An engine that was seen at two addresses has moved to where it was heard
+    last."""
     latest: dict[str, Sighting] = {}
     for sighting in sorted(sightings, key=lambda sighting: sighting.heard):
         if now - sighting.heard < times.fence:
@@ -50,8 +51,8 @@ def visible(sightings: Iterable[Sighting], now: float, times: Times) -> tuple[En
 
 
 def _as_heard(sighting: Sighting, now: float, times: Times) -> Endpoint:
-    silent = now - sighting.heard >= times.suspect
-    return replace(sighting.engine, state=EngineState.SUSPECT if silent else EngineState.READY)
+    silent = now - sighting.heard >= times.suspect and sighting.engine.state is EngineState.READY
+    return replace(sighting.engine, state=EngineState.SUSPECT) if silent else sighting.engine
 
 
 class Discovery:
@@ -160,8 +161,8 @@ class Discovery:
 
 
 async def introductions_at(address: str) -> AsyncGenerator[Endpoint, None]:
-    """Who is at an address, once per message; ends when nobody is, or the session does. Raises MalformedMessage when
-    something else than an engine answers."""
+    """Who is at an address, READY or DRAINING, once per message; ends when nobody is, or the session does. Raises
+    MalformedMessage when something else than an engine answers."""
     channel = open_channel(address)
     engine: Endpoint | None = None
     try:
@@ -170,6 +171,8 @@ async def introductions_at(address: str) -> AsyncGenerator[Endpoint, None]:
                 for event in message.events:
                     if event.HasField("description"):
                         engine = convert.described_endpoint(event.description, address)
+                    elif engine is not None and event.HasField("load") and event.load.draining:
+                        engine = replace(engine, state=EngineState.DRAINING)
                 if engine is not None:
                     yield engine
     finally:
@@ -191,9 +194,18 @@ def _by_name(endpoints: tuple[Endpoint, ...]) -> Mapping[str, Endpoint]:
 
 def _report(before: Mapping[str, Endpoint], after: Mapping[str, Endpoint]) -> None:
     for name in before.keys() - after.keys():
-        _log.warning("lost", engine=name, address=before[name].address)
+        if before[name].state is EngineState.DRAINING:
+            _log.info("left", engine=name, address=before[name].address)
+        else:
+            _log.warning("lost", engine=name, address=before[name].address)
     for name, endpoint in after.items():
         known = before.get(name)
-        if known is not None and known.state is not endpoint.state:
-            word = "silent" if endpoint.state is EngineState.SUSPECT else "heard again"
-            _log.warning(word, engine=name, address=endpoint.address)
+        if known is None or known.state is endpoint.state:
+            continue
+        match endpoint.state:
+            case EngineState.SUSPECT:
+                _log.warning("silent", engine=name, address=endpoint.address)
+            case EngineState.DRAINING:
+                _log.info("drains", engine=name, address=endpoint.address)
+            case _:
+                _log.info("heard again", engine=name, address=endpoint.address)

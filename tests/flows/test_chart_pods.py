@@ -88,6 +88,7 @@ def test_a_deleted_decode_pod_loses_no_token(release: Pods) -> None:
     assert text(told) == text(whole)
     assert [move["reason"] for move in record(told)["migrations"]] == ["drain"]
     assert pod.probe("livenessProbe") is None
+    assert '"event": "silent"' not in release.router.said(), "who leaves in order is under no suspicion"
     pod.start()
     pod.until("startupProbe", 200)
     _until_found(release, pod.name)

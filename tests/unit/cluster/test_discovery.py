@@ -12,7 +12,7 @@ from pdserve.core.endpoint import Endpoint, EngineState, Role
 from tests.clocks import ManualClock, settle
 
 TIMES = Times()
-READY, SUSPECT = EngineState.READY, EngineState.SUSPECT
+READY, SUSPECT, DRAINING = EngineState.READY, EngineState.SUSPECT, EngineState.DRAINING
 
 
 def engine(name: str, address: str, epoch: int = 1) -> Endpoint:
@@ -29,6 +29,13 @@ def states(endpoints: tuple[Endpoint, ...]) -> dict[str, EngineState]:
 )
 def test_silence_makes_an_engine_suspect_and_then_gone(silence: float, state: EngineState | None) -> None:
     seen = visible([Sighting(engine("d", "a:1"), 100.0)], 100.0 + silence, TIMES)
+    assert states(seen) == ({"d": state} if state else {})
+
+
+@pytest.mark.parametrize(("silence", "state"), [(0.0, DRAINING), (3.5, DRAINING), (4.0, None)])
+def test_one_that_drains_is_never_suspect(silence: float, state: EngineState | None) -> None:
+    draining = replace(engine("d", "a:1"), state=DRAINING)
+    seen = visible([Sighting(draining, 100.0)], 100.0 + silence, TIMES)
     assert states(seen) == ({"d": state} if state else {})
 
 
