@@ -18,8 +18,8 @@ from tests.chart.rules import expressions, metrics_in
 from tests.pods import Pods, running
 
 VALUES = overlaid(values_file("cpu-demo"), {"decode": {"replicas": 2}})
-MAX_TOKENS = 1500
-"""Seconds of decoding: time enough to delete a pod meanwhile."""
+MAX_TOKENS = 700
+"""A second or two of decoding: time enough to delete a pod meanwhile."""
 
 
 @pytest.fixture(scope="module")
