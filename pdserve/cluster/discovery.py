@@ -15,7 +15,7 @@ import structlog
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, EngineState
-from pdserve.core.errors import MalformedMessage
+from pdserve.core.errors import LayoutMismatch, PdserveError
 from pdserve.rpc import convert
 from pdserve.rpc.channel import open_channel
 from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import EngineServiceStub
@@ -25,8 +25,12 @@ _RECONNECT = 0.2
 
 _log = structlog.get_logger(__name__)
 
+_NOT_THERE = (socket.EAI_NONAME, socket.EAI_NODATA)
+"""Answers of a name server: there is no such name, or no machine has it."""
+
 Introductions = Callable[[str], AsyncGenerator[Endpoint, None]]
-"""address → the engine there, once per sign of life; ends with the session."""
+"""address → the engine there, once per sign of life; ends with the session. Raises PdserveError for what is none of
+ours."""
 Resolve = Callable[[str], Awaitable[tuple[str, ...]]]
 """host:port → an address for each machine of that name. Raises OSError when nobody can tell now."""
 
@@ -69,15 +73,15 @@ class Discovery:
         times: Times,
         clock: Clock,
         on_change: Callable[[tuple[Endpoint, ...]], None],
+        introductions: Introductions,
         resolve: Resolve | None = None,
-        introductions: Introductions | None = None,
     ) -> None:
         self._targets = targets
         self._times = times
         self._clock = clock
         self._on_change = on_change
         self._resolve = resolve or addresses_of
-        self._introductions = introductions or introductions_at
+        self._introductions = introductions
         self._resolved: dict[str, tuple[str, ...]] = {}
         self._unknown: set[str] = set()
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -127,11 +131,17 @@ class Discovery:
             self._asking[address] = group.create_task(self._follow(address))
 
     async def _follow(self, address: str) -> None:
+        told = ""
         while True:
-            with suppress(MalformedMessage):
+            try:
                 async with aclosing(self._introductions(address)) as introductions:
                     async for engine in introductions:
                         self._saw(address, engine)
+            except PdserveError as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.error("not used", address=address, cause=told)
+                await self._clock.sleep(self._times.heartbeat)
             await self._clock.sleep(_RECONNECT)
 
     def _saw(self, address: str, engine: Endpoint) -> None:
@@ -160,9 +170,10 @@ class Discovery:
             self._on_change(endpoints)
 
 
-async def introductions_at(address: str) -> AsyncGenerator[Endpoint, None]:
+async def introductions_at(address: str, *, revision: str) -> AsyncGenerator[Endpoint, None]:
     """Who is at an address, READY or DRAINING, once per message; ends when nobody is, or the session does. Raises
-    MalformedMessage when something else than an engine answers."""
+    LayoutMismatch for an engine of another model than this revision, MalformedMessage for something else than an
+    engine."""
     channel = open_channel(address)
     engine: Endpoint | None = None
     try:
@@ -171,6 +182,8 @@ async def introductions_at(address: str) -> AsyncGenerator[Endpoint, None]:
                 for event in message.events:
                     if event.HasField("description"):
                         engine = convert.described_endpoint(event.description, address)
+                        if event.description.model_revision != revision:
+                            raise LayoutMismatch(f"{engine.engine_id} serves another model or revision of it")
                     elif engine is not None and event.HasField("load") and event.load.draining:
                         engine = replace(engine, state=EngineState.DRAINING)
                 if engine is not None:
@@ -180,11 +193,15 @@ async def introductions_at(address: str) -> AsyncGenerator[Endpoint, None]:
 
 
 async def addresses_of(target: str) -> tuple[str, ...]:
-    """The IPv4 addresses of host:port."""
+    """The IPv4 addresses of host:port. Raises OSError when no name server answers."""
     host, _, port = target.rpartition(":")
-    found = await asyncio.get_running_loop().getaddrinfo(
-        host, int(port), family=socket.AF_INET, type=socket.SOCK_STREAM
-    )
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, int(port), family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        if error.errno in _NOT_THERE:
+            return ()
+        raise
     return tuple(sorted({f"{address[0]!s}:{port}" for *_, address in found}))
 
 

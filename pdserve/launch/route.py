@@ -1,8 +1,9 @@
 """`pdserve route`: the parent of a gateway that serves engines started elsewhere. Never imports torch."""
 
 import asyncio
+from functools import partial
 
-from pdserve.cluster.discovery import Discovery
+from pdserve.cluster.discovery import Discovery, introductions_at
 from pdserve.cluster.process_launcher import ProcessLauncher
 from pdserve.cluster.registry import EngineOrder, Registry
 from pdserve.cluster.supervisor import Supervisor
@@ -14,6 +15,7 @@ from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import desired_gateway
 from pdserve.launch.ports import settle_ports
 from pdserve.launch.running import run_until_signal
+from pdserve.model.checkpoint import model_revision
 from pdserve.telemetry.logs import configure_logs
 
 
@@ -41,7 +43,13 @@ async def _route(config: Config) -> int:
         clock=clock,
         on_change=_none,
     )
-    discovery = Discovery(config.discovery.engines, times=config.times, clock=clock, on_change=registry.publish)
+    discovery = Discovery(
+        config.discovery.engines,
+        times=config.times,
+        clock=clock,
+        on_change=registry.publish,
+        introductions=partial(introductions_at, revision=model_revision(config.model_path)),
+    )
     try:
         async with asyncio.TaskGroup() as group:
             looking = group.create_task(discovery.run())

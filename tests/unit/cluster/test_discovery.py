@@ -2,13 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from pdserve.cluster.discovery import Discovery, Sighting, addresses_of, visible
+from pdserve.cluster.discovery import Discovery, Sighting, addresses_of, introductions_at, visible
 from pdserve.config.times import Times
 from pdserve.core.endpoint import Endpoint, EngineState, Role
+from pdserve.core.errors import LayoutMismatch, MalformedMessage
+from pdserve.rpc.channel import new_server
+from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1.engine_pb2_grpc import (
+    EngineServiceServicer,
+    add_EngineServiceServicer_to_server,
+)
 from tests.clocks import ManualClock, settle
 
 TIMES = Times()
@@ -159,3 +168,68 @@ async def test_an_engine_that_is_back_is_ready_again(watching: Watching) -> None
 
 async def test_a_name_is_resolved_to_addresses_with_its_port() -> None:
     assert await addresses_of("localhost:8100") == ("127.0.0.1:8100",)
+    assert await addresses_of("no-such-name.invalid:8100") == ()
+
+
+async def test_a_name_without_machines_takes_addresses_away_that_nobody_answers_at(watching: Watching) -> None:
+    watching.network.names["decode:1"] = (D0.address,)
+    await watching.hear(D0, seconds=3)
+    watching.network.names["decode:1"] = ()
+    await watching.hear(seconds=6)
+    assert watching.now == {}
+    await watching.hear(D0, seconds=3)
+    assert watching.now == {}, "whoever has the address now is asked no more"
+
+
+class _Engine(EngineServiceServicer):
+    """Describes itself and draws breath."""
+
+    def __init__(self, *events: pb.SessionEvent) -> None:
+        self._events = events
+
+    async def Session(self, commands: Any, context: Any) -> AsyncGenerator[pb.SessionEvents, None]:
+        for event in self._events:
+            yield pb.SessionEvents(events=[event])
+
+
+@asynccontextmanager
+async def served(*events: pb.SessionEvent) -> AsyncIterator[str]:
+    server = new_server()
+    add_EngineServiceServicer_to_server(_Engine(*events), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+def described(**changed: Any) -> pb.SessionEvent:
+    about = {"engine_id": "d-0", "role": "decode", "epoch": 5, "pid": 7, "model_revision": "r1", **changed}
+    return pb.SessionEvent(description=pb.EngineDescription(**about))
+
+
+async def test_an_engine_tells_who_it_is_and_that_it_drains() -> None:
+    load = pb.SessionEvent(load=pb.LoadSnapshot(draining=True))
+    async with served(described(), load) as address:
+        told = [engine async for engine in introductions_at(address, revision="r1")]
+    assert [(engine.engine_id, engine.epoch, engine.address, engine.state) for engine in told] == [
+        ("d-0", 5, address, READY),
+        ("d-0", 5, address, DRAINING),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"model_revision": "r2"}, LayoutMismatch),
+        ({"role": "chef"}, MalformedMessage),
+        ({"epoch": 0}, MalformedMessage),
+    ],
+)
+async def test_what_is_no_engine_of_this_model_is_refused(changed: dict[str, Any], error: type[Exception]) -> None:
+    async with served(described(**changed)) as address:
+        with pytest.raises(error):
+            await anext(introductions_at(address, revision="r1"))
+
+
+async def test_where_nobody_listens_nobody_is() -> None:
+    assert [engine async for engine in introductions_at("127.0.0.1:1", revision="r1")] == []
