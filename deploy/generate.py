@@ -41,7 +41,7 @@ def chart_files() -> dict[Path, str]:
 def manifests() -> dict[Path, str]:
     """deploy/k8s, by path, rendered from the chart as it lies there."""
     base = {_key(manifest): manifest for manifest in plain({})}
-    generated = _folder(K8S / "base", base, {"namespace": NAMESPACE})
+    generated = _folder(K8S / "base", base)
     for name, values in overlays().items():
         wanted = {_key(manifest): manifest for manifest in plain(values)}
         generated |= _overlay(K8S / "overlays" / name, base, wanted)
@@ -78,27 +78,36 @@ def _write(texts: dict[Path, str]) -> None:
 
 
 def _overlay(folder: Path, base: dict[str, Manifest], wanted: dict[str, Manifest]) -> dict[Path, str]:
-    """A kustomization that replaces what differs from the base, adds what it lacks and deletes what is not wanted."""
-    changed = {key: manifest for key, manifest in wanted.items() if base.get(key) != manifest}
-    replaced = {key: {"$patch": "replace", **manifest} for key, manifest in changed.items() if key in base}
-    gone = {key: _deletion(base[key]) for key in base.keys() - wanted.keys()}
-    added = {key: manifest for key, manifest in changed.items() if key not in base}
-    patches = {**replaced, **dict(sorted(gone.items()))}
-    extra = {"patches": [{"path": f"{key}.yaml"} for key in patches]} if patches else {}
-    texts = {folder / f"{key}.yaml": _text(manifest) for key, manifest in {**patches, **added}.items()}
+    """A kustomization that changes what differs from the base, adds what it lacks and deletes what is not wanted."""
+    changed = {key: _changes(base[key], new) for key, new in wanted.items() if key in base and base[key] != new}
+    gone = {key: _deletion(base[key]) for key in sorted(base.keys() - wanted.keys())}
+    added = {key: manifest for key, manifest in wanted.items() if key not in base}
+    patches = [{"path": f"{key}.yaml", "target": _target(base[key])} for key in changed]
+    patches += [{"path": f"{key}.yaml"} for key in gone]
+    texts = {folder / f"{key}.yaml": _text(content) for key, content in {**changed, **gone, **added}.items()}
     resources = ["../../base", *(f"{key}.yaml" for key in added)]
-    return texts | {folder / "kustomization.yaml": _kustomization(resources, extra)}
+    return texts | {folder / "kustomization.yaml": _kustomization(resources, patches)}
 
 
-def _folder(folder: Path, manifests: dict[str, Manifest], extra: dict[str, Any]) -> dict[Path, str]:
+def _changes(before: Manifest, after: Manifest) -> list[dict[str, Any]]:
+    """As a JSON patch (RFC 6902) of whole sections: merging patches keep what a list or section no longer has."""
+    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    gone = [{"op": "remove", "path": f"/{key}"} for key in keys if key not in after]
+    return gone + [{"op": "add", "path": f"/{key}", "value": after[key]} for key in keys if key in after]
+
+
+def _target(manifest: Manifest) -> dict[str, str]:
+    return {"kind": manifest["kind"], "name": manifest["metadata"]["name"]}
+
+
+def _folder(folder: Path, manifests: dict[str, Manifest]) -> dict[Path, str]:
     texts = {folder / f"{key}.yaml": _text(manifest) for key, manifest in manifests.items()}
-    return texts | {folder / "kustomization.yaml": _kustomization([f"{key}.yaml" for key in manifests], extra)}
+    return texts | {folder / "kustomization.yaml": _kustomization([f"{key}.yaml" for key in manifests], [])}
 
 
-def _kustomization(resources: list[str], extra: dict[str, Any]) -> str:
-    return _text(
-        {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources} | extra
-    )
+def _kustomization(resources: list[str], patches: list[dict[str, Any]]) -> str:
+    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": NAMESPACE}
+    return _text({**head, "resources": resources, **({"patches": patches} if patches else {})})
 
 
 def _deletion(manifest: Manifest) -> Manifest:
