@@ -13,16 +13,21 @@ GPU_PYTHON ?= python3
 FUZZ_RUNS ?= 100000
 BIN := .venv/bin
 
-.PHONY: serve test test-slow check gpu-wheels test-gpu bench-gpu bench-gpu-kv fuzz bench manifests protos metrics-table clean
+.PHONY: serve test test-slow test-k8s check gpu-wheels test-gpu bench-gpu bench-gpu-kv fuzz bench manifests protos metrics-table clean
 
 serve: .venv/.serve
 	$(BIN)/pdserve serve $(SERVE_ARGS)
 
 test: .venv/.dev check build/promtool
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(BIN)/python -m pytest -m "not gpu and not slow and not k8s"
 
 test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu" || [ $$? -eq 5 ] # 5: no test is marked slow
+	$(BIN)/python -m pytest -m "slow and not gpu and not k8s" || [ $$? -eq 5 ] # 5: no test is marked slow
+
+# KUBECONFIG names the cluster; everything happens in namespaces that the tests make and delete.
+test-k8s: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[k8s]"
+	$(BIN)/python -m pytest -m k8s tests/k8s
 
 check: .venv/.dev
 	$(BIN)/ruff check .
