@@ -29,12 +29,17 @@ def stream() -> tuple[int, dict[str, object]]:
     return texts, record
 
 
+def engine(record: dict[str, object], role: str) -> str:
+    trace = record.get(role)
+    return str(trace["engine"]) if isinstance(trace, dict) else "none"
+
+
 def main() -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
             texts, record = stream()
-            seen = f"{texts} chunks, mode {record.get('mode')}, {record.get('prefill')} -> {record.get('decode')}"
+            seen = f"{texts} chunks, {record.get('mode')}: {engine(record, 'prefill')} -> {engine(record, 'decode')}"
             if texts > 1 and record.get("mode") == "disaggregated":
                 print(f"passed: {seen}")
                 return
