@@ -13,16 +13,21 @@ GPU_PYTHON ?= python3
 FUZZ_RUNS ?= 100000
 BIN := .venv/bin
 
-.PHONY: serve test test-slow check gpu-wheels test-gpu bench-gpu bench-gpu-kv fuzz bench protos metrics-table clean
+.PHONY: serve test test-slow test-k8s check gpu-wheels test-gpu bench-gpu bench-gpu-kv fuzz bench manifests protos metrics-table clean
 
 serve: .venv/.serve
 	$(BIN)/pdserve serve $(SERVE_ARGS)
 
-test: .venv/.dev check
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+test: .venv/.dev check build/promtool
+	$(BIN)/python -m pytest -m "not gpu and not slow and not k8s"
 
 test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu" || [ $$? -eq 5 ] # 5: no test is marked slow
+	$(BIN)/python -m pytest -m "slow and not gpu and not k8s" || [ $$? -eq 5 ] # 5: no test is marked slow
+
+# KUBECONFIG names the cluster; everything happens in namespaces that the tests make and delete.
+test-k8s: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[k8s]"
+	$(BIN)/python -m pytest -m k8s tests/k8s
 
 check: .venv/.dev
 	$(BIN)/ruff check .
@@ -30,6 +35,17 @@ check: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python -m deploy.generate --check
+
+# Evaluates the alert rules in tests. Debian's package is unpacked here, not installed; where it cannot be had, those
+# tests say so.
+build/promtool:
+	mkdir -p build/prometheus
+	if command -v promtool >/dev/null; then ln -sf "$$(command -v promtool)" $@; else \
+	  cd build/prometheus && \
+	  { apt-get download --quiet prometheus || { apt-get update --quiet && apt-get download --quiet prometheus; }; } && \
+	  dpkg-deb --extract prometheus_*.deb . && ln -sf prometheus/usr/bin/promtool ../promtool; \
+	fi || echo "without promtool: the alert rules are only parsed" >&2
 
 # On a machine that reaches a package index: what `make test-gpu` installs where there is none, for CPython 3.12.
 gpu-wheels: .venv/.torch
@@ -67,6 +83,9 @@ bench: .venv/.dev
 	  echo "without llama.cpp: its package needs a C++ compiler and CMake" >&2
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.handoff
+
+manifests: .venv/.dev
+	$(BIN)/python -m deploy.generate
 
 protos: .venv/.dev
 	$(BIN)/python protos/generate.py

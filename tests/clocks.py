@@ -21,6 +21,10 @@ class ManualClock:
         self._sleepers.append((self._now + seconds, woken))
         await woken.wait()
 
+    def jump(self, seconds: float) -> None:
+        """Let time pass without anybody running, as when the process was stopped."""
+        self._now += seconds
+
     async def advance(self, seconds: float) -> None:
         """Move on, waking sleepers in order, and let everything that became runnable run."""
         until = self._now + seconds

@@ -80,6 +80,57 @@ def serve(
 
 
 @app.command()
+def engine(
+    config: ConfigFile = None,
+    role: Annotated[str, typer.Option(help="prefill, decode or unified.")] = "decode",
+    name: Annotated[str | None, typer.Option(help="What the engine is called (default: this machine's name).")] = None,
+    host: Annotated[str, typer.Option(help="Address at which gateways and other engines reach it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port for them.")] = 8100,
+    probe_port: Annotated[int, typer.Option(help="HTTP port of /live and /ready.")] = 8101,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
+) -> None:
+    """Start one engine, for `pdserve route` to find at its address; SIGTERM drains it."""
+    import socket
+
+    from pdserve.core.endpoint import Role
+    from pdserve.core.errors import ConfigError
+    from pdserve.launch.lone_engine import EnginePlace, run_engine
+
+    if role not in tuple(Role):
+        raise ConfigError(f"--role: must be {', '.join(Role)}, not {role!r}")
+    effective = _load(config, env={}, flags={"device": device})
+    place = EnginePlace(name=name or socket.gethostname(), role=Role(role), host=host, port=port, probe_port=probe_port)
+    raise typer.Exit(run_engine(effective, place))
+
+
+@app.command()
+def route(
+    config: ConfigFile = None,
+    engines: Annotated[
+        list[str] | None, typer.Option("--engine", help="host:port of an engine, or a name of several; repeatable.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port (default 8000 or $PORT).")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port (default 8001 or $GRPC_PORT).")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of /admin and /metrics (default 8002 or $ADMIN_PORT).")
+    ] = None,
+) -> None:
+    """Start a gateway for engines that `pdserve engine` has started here or elsewhere, and serve until Ctrl-C."""
+    flags = {
+        "discovery.engines": engines or None,
+        "host": host,
+        "port": port,
+        "grpc_port": grpc_port,
+        "admin_port": admin_port,
+    }
+    effective = _load(config, env=os.environ, flags=flags)
+    from pdserve.launch.route import route as run
+
+    raise typer.Exit(run(effective))
+
+
+@app.command()
 def status(
     host: Annotated[str, typer.Option(help="Where the gateway listens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="PORT", help="Its HTTP port.")] = 8000,

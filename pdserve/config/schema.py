@@ -165,6 +165,14 @@ class RayConfig(Section):
     """The token of the cluster to join; by default where Ray looks for it (RAY_AUTH_TOKEN, ~/.ray/auth_token)."""
 
 
+class DiscoveryConfig(Section):
+    """Where `pdserve route` looks for engines that `pdserve engine` has started elsewhere."""
+
+    engines: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$")], ...] = ()
+    """host:port of engines. A name with several addresses, such as a headless Service, stands for all of them and is
+    resolved every second."""
+
+
 class DiskTierConfig(Section):
     """KV on disk: a file readable for the server's user only, found again after a restart."""
 
@@ -298,12 +306,14 @@ class TelemetryConfig(Section):
 
     requests_kept: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """Records of the latest requests kept for `pdserve explain`, a few kilobytes each."""
+    vllm_names: bool = False
+    """Whether /metrics also has what vLLM has names for under those, for dashboards and scalers made for them."""
     otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
     """An OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318; without it nothing is sent."""
 
 
 class Config(Section):
-    """Everything `pdserve serve` can be told. model is a checkpoint directory, or "demo"."""
+    """Everything a deployment can be told. model is a checkpoint directory, or "demo"."""
 
     model: NonEmpty = DEMO_MODEL
     served_model_name: NonEmpty | None = None
@@ -329,6 +339,7 @@ class Config(Section):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Compute threads of each worker on cpu."""
     ray: RayConfig = RayConfig()
+    discovery: DiscoveryConfig = DiscoveryConfig()
     pools: PoolsConfig = PoolsConfig()
     kv: KVConfig = KVConfig()
     routing: RoutingConfig = RoutingConfig()

@@ -1,6 +1,7 @@
 """From the configuration to the processes that should run, and what each of them is told."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ GATEWAY = "gateway"
 
 def desired(config: Config, registry_address: str) -> list[Desired]:
     """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway."""
-    public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys"}))
+    public = _public(config)
     engines = [
         Desired(
             id=f"{role}-{index}",
@@ -24,9 +25,31 @@ def desired(config: Config, registry_address: str) -> list[Desired]:
         for role, pool in config.pools.by_role().items()
         for index in range(pool.engines)
     ]
+    return [*engines, desired_gateway(config, registry_address)]
+
+
+def desired_gateway(config: Config, registry_address: str) -> Desired:
+    """The gateway, which serves the engines the registry names."""
     payload = {"config": json.loads(to_wire(config)), "registry": registry_address}
     gateway = LaunchSpec(name=GATEWAY, module="pdserve.launch.gateway", payload=payload)
-    return [*engines, Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)]
+    return Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)
+
+
+def desired_engine(config: Config, engine_id: str, role: Role, host: str, port: int) -> Desired:
+    """One engine on this machine that listens on host:port."""
+    public = _public(config)
+
+    def launch(epoch: int) -> LaunchSpec:
+        spec = _engine_spec(engine_id, role, public, None, epoch)
+        return replace(spec, payload={**spec.payload, "host": host, "port": port})
+
+    return Desired(id=engine_id, role=role, launch=launch)
+
+
+def _public(config: Config) -> dict[str, Any]:
+    """What engines are told: nothing that opens the gateway."""
+    public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys"}))
+    return public
 
 
 def _resources(pool: PoolConfig, device: Device) -> Resources:
@@ -35,7 +58,9 @@ def _resources(pool: PoolConfig, device: Device) -> Resources:
     return Resources(cpus=pool.cpus, gpus=gpus, custom=placement.resources)
 
 
-def _engine_spec(engine_id: str, role: Role, config: dict[str, Any], resources: Resources, epoch: int) -> LaunchSpec:
+def _engine_spec(
+    engine_id: str, role: Role, config: dict[str, Any], resources: Resources | None, epoch: int
+) -> LaunchSpec:
     return LaunchSpec(
         name=engine_id,
         module="pdserve.launch.engine",

@@ -51,7 +51,7 @@ async def _serve(
 ) -> None:
     role = Role(payload["role"])
     max_model_len = min(config.max_model_len, worker.info.max_model_len)
-    server = EngineServer(host)
+    server = EngineServer(host, payload.get("port", 0))
     clock = SystemClock()
     engine = Engine(
         endpoint=Endpoint(

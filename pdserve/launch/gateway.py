@@ -73,6 +73,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         waiting=dispatcher.waiting,
     )
     gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
+    if config.telemetry.vllm_names:
+        gateway.metrics.name_as_vllm(config.model_name, gateway.generator.engines)
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)

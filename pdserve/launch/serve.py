@@ -1,9 +1,6 @@
 """`pdserve serve`: the parent of engines and gateway. Never imports torch."""
 
 import asyncio
-import signal
-
-import structlog
 
 from pdserve.cluster.launcher import Launcher
 from pdserve.cluster.member import Phase
@@ -12,21 +9,18 @@ from pdserve.cluster.registry import EngineOrder, Registry
 from pdserve.cluster.supervisor import Supervisor
 from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
-from pdserve.core.errors import ConfigError
+from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import GATEWAY, desired
 from pdserve.launch.launchers import open_launcher
 from pdserve.launch.ports import settle_ports
+from pdserve.launch.running import run_until_signal
 from pdserve.launch.welcome import until_answering, welcome
 from pdserve.telemetry.logs import configure_logs
-
-EXIT_FORCED = 130
-_log = structlog.get_logger(__name__)
 
 
 def serve(config: Config) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; the exit code. Raises ConfigError for input that cannot work."""
-    if not (config.model_path / "config.json").is_file():
-        raise ConfigError(f"model: {config.model_path} has no config.json; give a Hugging Face checkpoint directory")
+    check_model(config)
     configure_logs(json=config.log.format == "json", level=config.log.level)
     return asyncio.run(_serve(settle_ports(config)))
 
@@ -48,27 +42,12 @@ async def supervise(config: Config, launcher: Launcher) -> int:
         on_change=registry.publish,
     )
     registry.obey = lambda engine_id, order: _obey(supervisor, engine_id, order)
-    stop, force = _signals()
-    run = asyncio.create_task(supervisor.run())
     greeting = asyncio.create_task(_greet(config, supervisor))
     try:
-        await _first(run, stop)
-        if not run.done():
-            _log.info("draining: running requests finish; Ctrl-C again ends them", timeout=config.times.drain_timeout)
-            drain = asyncio.create_task(supervisor.drain())
-            await _first(drain, force)
-            drain.cancel()
-        forced = force.is_set()
-        if forced:
-            run.cancel()
-        await asyncio.wait([run])
-        if not forced:
-            run.result()
-        return EXIT_FORCED if forced else 0
+        return await run_until_signal(supervisor, config.times)
     finally:
         greeting.cancel()
-        run.cancel()
-        await asyncio.gather(run, greeting, return_exceptions=True)
+        await asyncio.gather(greeting, return_exceptions=True)
         await registry.stop()
 
 
@@ -77,27 +56,6 @@ def _obey(supervisor: Supervisor, engine_id: str, order: EngineOrder) -> None:
         supervisor.return_engine(engine_id)
     else:
         supervisor.drain_engine(engine_id, returns=order is EngineOrder.RESTART)
-
-
-def _signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Events of the first and of the second request to end."""
-    stop, force = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (force if stop.is_set() else stop).set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    return stop, force
-
-
-async def _first(task: "asyncio.Task[None]", event: asyncio.Event) -> None:
-    """Return when the task has ended or the event is set."""
-    waiting = asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
 
 
 async def _greet(config: Config, supervisor: Supervisor) -> None:

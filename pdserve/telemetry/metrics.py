@@ -16,6 +16,7 @@ from pdserve.telemetry.admission_metrics import WAITING, AdmissionMetrics, Waiti
 from pdserve.telemetry.index_metrics import INDEX_METRICS, IndexCollector, IndexSizes
 from pdserve.telemetry.record import Migration, RequestRecord
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
+from pdserve.telemetry.vllm_names import VllmNames
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -228,6 +229,14 @@ class Metrics:
     def watch_engines(self, engines: Callable[[], Iterable[EngineView]]) -> None:
         """Export the engines' load; read anew at every scrape."""
         self.registry.register(_EngineCollector(engines))
+
+    def name_as_vllm(self, model: str, engines: Callable[[], Iterable[EngineView]]) -> None:
+        """Export what vLLM has names for under those as well."""
+        histograms = (self.time_to_first_token, self.inter_token_latency, self.request_latency)
+        stages = (self.stages[stage] for stage in ("queue", "prefill", "decode"))
+        families = (self.prompt_tokens, self.output_tokens, *histograms, *stages)
+        sources = {family.name: source for source in families for family in source.collect()}
+        self.registry.register(VllmNames(model, sources, engines))
 
     def watch_index(self, sizes: Callable[[], IndexSizes]) -> None:
         """Export what the router's KV index knows; read anew at every scrape."""

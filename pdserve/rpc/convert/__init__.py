@@ -31,6 +31,7 @@ from pdserve.rpc.convert.handoffs import (
 )
 from pdserve.rpc.convert.reports import (
     capacity_from_proto,
+    described_endpoint,
     endpoint_from_proto,
     endpoint_to_proto,
     kv_events_from_proto,
@@ -55,6 +56,7 @@ __all__ = [
     "delta_to_proto",
     "departure_from_proto",
     "departure_to_proto",
+    "described_endpoint",
     "done_from_proto",
     "done_to_proto",
     "endpoint_from_proto",

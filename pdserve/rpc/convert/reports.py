@@ -165,6 +165,19 @@ def endpoint_to_proto(endpoint: Endpoint) -> pb.Endpoint:
     )
 
 
+def described_endpoint(message: pb.EngineDescription, address: str) -> Endpoint:
+    """The engine that describes itself at an address."""
+    require(bool(message.engine_id and message.epoch), "an engine has a name and an epoch")
+    return Endpoint(
+        engine_id=message.engine_id,
+        role=known(_ROLES, message.role, "role"),
+        epoch=message.epoch,
+        address=address,
+        pid=message.pid,
+        state=EngineState.READY,
+    )
+
+
 def endpoint_from_proto(message: pb.Endpoint) -> Endpoint:
     return Endpoint(
         engine_id=message.engine_id,

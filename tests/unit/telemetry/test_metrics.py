@@ -36,6 +36,29 @@ def test_engine_gauges_show_the_state_at_the_time_of_the_scrape() -> None:
     assert metrics.registry.get_sample_value("pdserve_kv_blocks", {"engine": "decode-0", "state": "free"}) is None
 
 
+def test_vllm_names_show_the_same_figures() -> None:
+    metrics = Metrics()
+    capacity = EngineCapacity(model_revision="r", block_size=16, num_blocks=10, max_rows=1, max_tokens_per_step=1)
+    metrics.name_as_vllm("m", lambda: [replace(view(free=7), capacity=capacity)])
+    metrics.time_to_first_token.observe(0.3)
+    metrics.count(disaggregated())
+    value = metrics.registry.get_sample_value
+    model, engine = {"model_name": "m"}, {"model_name": "m", "engine": "decode-0"}
+    for ours, theirs in (
+        ("pdserve_time_to_first_token_seconds_count", "vllm:time_to_first_token_seconds_count"),
+        ("pdserve_prompt_tokens_total", "vllm:prompt_tokens_total"),
+        ("pdserve_output_tokens_total", "vllm:generation_tokens_total"),
+        ("pdserve_decode_seconds_sum", "vllm:request_decode_time_seconds_sum"),
+    ):
+        assert value(theirs, model) == value(ours)
+        assert value(ours)
+    assert value("vllm:time_to_first_token_seconds_bucket", {**model, "le": "0.3"}) == 1
+    assert value("vllm:num_requests_running", engine) == 1
+    assert value("vllm:kv_cache_usage_perc", engine) == pytest.approx(0.3)
+    assert value("vllm:cache_config_info", {**engine, "block_size": "16", "num_gpu_blocks": "10"}) == 1
+    assert b"# TYPE vllm:time_to_first_token_seconds histogram" in metrics.exposition()
+
+
 def test_lost_links_are_those_of_decode_engines() -> None:
     metrics, parted = Metrics(), replace(view(free=7), lost_links=frozenset({("prefill-0", 1), ("prefill-1", 1)}))
     metrics.watch_engines(lambda: [parted])

@@ -1,0 +1,1 @@
+"""What it takes to deploy pdserve: the image, the chart, and what is generated for them."""

@@ -1,0 +1,71 @@
+"""`pdserve route`: the parent of a gateway that serves engines started elsewhere. Never imports torch."""
+
+import asyncio
+from functools import partial
+
+from pdserve.cluster.discovery import Discovery, introductions_at
+from pdserve.cluster.process_launcher import ProcessLauncher
+from pdserve.cluster.registry import EngineOrder, Registry
+from pdserve.cluster.supervisor import Supervisor
+from pdserve.config.schema import Config
+from pdserve.core.clock import SystemClock
+from pdserve.core.endpoint import Endpoint
+from pdserve.core.errors import ConfigError, Unsupported
+from pdserve.launch.checks import check_model
+from pdserve.launch.deployment import desired_gateway
+from pdserve.launch.ports import settle_ports
+from pdserve.launch.running import run_until_signal
+from pdserve.model.checkpoint import model_revision
+from pdserve.telemetry.logs import configure_logs
+
+
+def route(config: Config) -> int:
+    """Serve until SIGINT, SIGTERM or SIGHUP; the exit code. Raises ConfigError for input that cannot work."""
+    if not config.discovery.engines:
+        raise ConfigError(
+            "discovery.engines: names no engine; give host:port of those that `pdserve engine` has started, "
+            "or start everything here with `pdserve serve`"
+        )
+    check_model(config)
+    configure_logs(json=config.log.format == "json", level=config.log.level)
+    return asyncio.run(_route(settle_ports(config)))
+
+
+async def _route(config: Config) -> int:
+    clock = SystemClock()
+    registry = Registry()
+    registry.obey = _refuse
+    await registry.start()
+    supervisor = Supervisor(
+        [desired_gateway(config, registry.address)],
+        ProcessLauncher(name_lines=config.log.format == "console"),
+        times=config.times,
+        clock=clock,
+        on_change=_none,
+    )
+    discovery = Discovery(
+        config.discovery.engines,
+        times=config.times,
+        clock=clock,
+        on_change=registry.publish,
+        introductions=partial(introductions_at, revision=model_revision(config.model_path)),
+    )
+    try:
+        async with asyncio.TaskGroup() as group:
+            looking = group.create_task(discovery.run())
+            code = await run_until_signal(supervisor, config.times)
+            looking.cancel()
+        return code
+    finally:
+        await registry.stop()
+
+
+def _refuse(engine_id: str, order: EngineOrder) -> None:
+    raise Unsupported(
+        f"{engine_id[:200]} was started elsewhere: end it where it runs, with SIGTERM or by deleting its pod; "
+        "it drains first"
+    )
+
+
+def _none(endpoints: tuple[Endpoint, ...]) -> None:
+    """This supervisor has no engines to tell of."""

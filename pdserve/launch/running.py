@@ -1,0 +1,56 @@
+"""A supervisor from its start to its end: the first signal drains, the second ends by force."""
+
+import asyncio
+import signal
+
+import structlog
+
+from pdserve.cluster.supervisor import Supervisor
+from pdserve.config.times import Times
+
+EXIT_FORCED = 130
+_log = structlog.get_logger(__name__)
+
+
+async def run_until_signal(supervisor: Supervisor, times: Times) -> int:
+    """Supervise until SIGINT, SIGTERM or SIGHUP; the exit code. Raises what the supervisor raises."""
+    stop, force = _signals()
+    run = asyncio.create_task(supervisor.run())
+    try:
+        await _first(run, stop)
+        if not run.done():
+            _log.info("draining: running requests finish; Ctrl-C again ends them", timeout=times.drain_timeout)
+            drain = asyncio.create_task(supervisor.drain())
+            await _first(drain, force)
+            drain.cancel()
+        forced = force.is_set()
+        if forced:
+            run.cancel()
+        await asyncio.wait([run])
+        if not forced:
+            run.result()
+        return EXIT_FORCED if forced else 0
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Events of the first and of the second request to end."""
+    stop, force = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (force if stop.is_set() else stop).set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop, force
+
+
+async def _first(task: "asyncio.Task[None]", event: asyncio.Event) -> None:
+    """Return when the task has ended or the event is set."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
