@@ -12,21 +12,27 @@ from pdserve.core.endpoint import Role
 GATEWAY = "gateway"
 
 
-def desired(config: Config, registry_address: str) -> list[Desired]:
-    """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway."""
-    public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys"}))
-    engines = [
-        Desired(
-            id=f"{role}-{index}",
-            role=role,
-            launch=partial(_engine_spec, f"{role}-{index}", role, public, _resources(pool, config.device)),
-        )
+def desired(config: Config, registry_address: str, owner: str = "") -> list[Desired]:
+    """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway; or, by `only`, one kind of them.
+    owner: what the supervisor is called where it announces its engines."""
+    engines = [] if config.only == "router" else _engines(config)
+    if config.only == "engines":
+        return engines
+    payload = {"config": json.loads(to_wire(config)), "registry": registry_address, "owner": owner}
+    gateway = LaunchSpec(name=GATEWAY, module="pdserve.launch.gateway", payload=payload)
+    return [*engines, Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)]
+
+
+def _engines(config: Config) -> list[Desired]:
+    public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys", "redis"}))
+    named = [
+        (f"{config.engine_prefix}{role}-{index}", role, _resources(pool, config.device))
         for role, pool in config.pools.by_role().items()
         for index in range(pool.engines)
     ]
-    payload = {"config": json.loads(to_wire(config)), "registry": registry_address}
-    gateway = LaunchSpec(name=GATEWAY, module="pdserve.launch.gateway", payload=payload)
-    return [*engines, Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)]
+    return [
+        Desired(id=id, role=role, launch=partial(_engine_spec, id, role, public, taken)) for id, role, taken in named
+    ]
 
 
 def _resources(pool: PoolConfig, device: Device) -> Resources:

@@ -12,6 +12,7 @@ from pdserve.cluster.registry import order_engine, watch_endpoints
 from pdserve.config.schema import Config, TenantConfig, from_wire
 from pdserve.core.admission import TenantRules
 from pdserve.core.clock import SystemClock
+from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError
 from pdserve.core.protocols import ModelInfo
 from pdserve.dispatch.dispatcher import Dispatcher
@@ -28,6 +29,7 @@ from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.ports import local_address
+from pdserve.launch.routers import KnownEngines, open_link
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
@@ -52,6 +54,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     config = from_wire(json.dumps(payload["config"]))
     configure_logs(json=config.log.format == "json", level=config.log.level)
     clock = SystemClock()
+    link = open_link(config, clock)
     sessions = SessionPool(config.times, clock, index=KVIndex(max_blocks=config.routing.index_blocks))
     dispatcher = Dispatcher(
         sessions,
@@ -72,13 +75,24 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         move_request=dispatcher.move,
         waiting=dispatcher.waiting,
     )
+    watch = EngineWatch(gateway.metrics)
+
+    def meet(endpoints: tuple[Endpoint, ...]) -> None:
+        sessions.update(endpoints)
+        watch.update(endpoints)
+
+    engines = KnownEngines(meet)
+    if link:
+        engines.follow(link, payload["owner"], clock, config.times.shared_lease)
     gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        background = [group.create_task(_follow(payload["registry"], sessions, EngineWatch(gateway.metrics)))]
+        background = [group.create_task(_follow(payload["registry"], engines))]
+        if link:
+            background.append(group.create_task(link.run()))
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
@@ -91,6 +105,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         for task in background:
             task.cancel()
     await sessions.close()
+    if link:
+        await link.close()
 
 
 def router(config: Config, sessions: SessionPool) -> Router:
@@ -149,11 +165,10 @@ def open_traces(endpoint: str, gateway: Gateway) -> "TraceQueue":
     return traces
 
 
-async def _follow(registry: str, sessions: SessionPool, watch: EngineWatch) -> None:
+async def _follow(registry: str, engines: KnownEngines) -> None:
     async with aclosing(watch_endpoints(registry)) as sets:
         async for endpoints in sets:
-            sessions.update(endpoints)
-            watch.update(endpoints)
+            engines.update(endpoints)
 
 
 def _settings(config: Config) -> GatewaySettings:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from secrets import token_hex
 
 import structlog
 
@@ -12,11 +13,13 @@ from pdserve.cluster.registry import EngineOrder, Registry
 from pdserve.cluster.supervisor import Supervisor
 from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
+from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError
 from pdserve.launch.deployment import GATEWAY, desired
 from pdserve.launch.launchers import open_launcher
 from pdserve.launch.ports import settle_ports
-from pdserve.launch.welcome import until_answering, welcome
+from pdserve.launch.routers import announcing
+from pdserve.launch.welcome import until_answering, welcome, welcome_without_router
 from pdserve.telemetry.logs import configure_logs
 
 EXIT_FORCED = 130
@@ -38,15 +41,24 @@ async def _serve(config: Config) -> int:
 
 async def supervise(config: Config, launcher: Launcher) -> int:
     """Serve with an open launcher and settled ports until a signal; the exit code."""
+    clock, owner = SystemClock(), token_hex(8)
     registry = Registry()
     await registry.start()
-    supervisor = Supervisor(
-        desired(config, registry.address),
-        launcher,
-        times=config.times,
-        clock=SystemClock(),
-        on_change=registry.publish,
-    )
+    try:
+        async with announcing(config, owner, clock) as announce:
+
+            def publish(endpoints: tuple[Endpoint, ...]) -> None:
+                registry.publish(endpoints)
+                announce(endpoints)
+
+            wanted = desired(config, registry.address, owner)
+            supervisor = Supervisor(wanted, launcher, times=config.times, clock=clock, on_change=publish)
+            return await _run(config, supervisor, registry)
+    finally:
+        await registry.stop()
+
+
+async def _run(config: Config, supervisor: Supervisor, registry: Registry) -> int:
     registry.obey = lambda engine_id, order: _obey(supervisor, engine_id, order)
     stop, force = _signals()
     run = asyncio.create_task(supervisor.run())
@@ -69,7 +81,6 @@ async def supervise(config: Config, launcher: Launcher) -> int:
         greeting.cancel()
         run.cancel()
         await asyncio.gather(run, greeting, return_exceptions=True)
-        await registry.stop()
 
 
 def _obey(supervisor: Supervisor, engine_id: str, order: EngineOrder) -> None:
@@ -107,6 +118,9 @@ async def _greet(config: Config, supervisor: Supervisor) -> None:
         return all(member.phase is Phase.READY for member in members.values())
 
     await supervisor.until(all_ready)
+    if config.only == "engines":
+        print(welcome_without_router(config), flush=True)
+        return
     address = supervisor.members[GATEWAY].address
     await until_answering(address, "/ready")
     print(welcome(config, address), flush=True)
