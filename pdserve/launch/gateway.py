@@ -29,7 +29,7 @@ from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.ports import local_address
-from pdserve.launch.routers import KnownEngines, open_link
+from pdserve.launch.routers import KnownEngines, open_link, shared_claims, shared_counters
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
@@ -64,6 +64,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         MigrationRules(deadline=config.times.migration),
         AdmissionRules(**config.slo.model_dump(), **config.admission.model_dump()),
         {tenant.name: tenant_rules(tenant) for tenant in config.tenants},
+        shared_counters(config, link) if link else None,
     )
     gateway = Gateway(
         dispatcher,
@@ -74,7 +75,10 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         order_engine=partial(order_engine, payload["registry"]),
         move_request=dispatcher.move,
         waiting=dispatcher.waiting,
+        claims=shared_claims(config, link) if link else None,
     )
+    if link:
+        gateway.metrics.routers.watch_redis(lambda: link.up)
     watch = EngineWatch(gateway.metrics)
 
     def meet(endpoints: tuple[Endpoint, ...]) -> None:
@@ -104,6 +108,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         stop.set()
         for task in background:
             task.cancel()
+    await gateway.keyed.close()
     await sessions.close()
     if link:
         await link.close()
@@ -182,6 +187,8 @@ def _settings(config: Config) -> GatewaySettings:
         admin_port=config.admin_port,
         pair_check_timeout=config.times.pair_check,
         requests_kept=config.telemetry.requests_kept,
+        answers_kept_for=config.idempotency.keep,
+        answers_kept=config.idempotency.max_answers,
     )
 
 

@@ -10,9 +10,11 @@ from pdserve.config.schema import Config
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError
-from pdserve.launch.tasks import running
+from pdserve.core.tasks import running
 
 if TYPE_CHECKING:
+    from pdserve.dispatch.tenant_limits import TenantCounters
+    from pdserve.shared.claims import Claims
     from pdserve.shared.engines import EngineFollower
     from pdserve.shared.link import RedisLink
 
@@ -36,6 +38,21 @@ def open_link(config: Config, clock: Clock) -> "RedisLink | None":
         heartbeat=config.times.heartbeat,
         answer=config.times.redis_answer,
     )
+
+
+def shared_claims(config: Config, link: "RedisLink") -> "Claims":
+    """On keyed requests, among all routers."""
+    from pdserve.shared.redis_claims import RedisClaims
+
+    keep, most = config.idempotency.keep, config.idempotency.max_answers
+    return RedisClaims(link, lease=config.times.shared_lease, keep=keep, max_answers=most)
+
+
+def shared_counters(config: Config, link: "RedisLink") -> "TenantCounters":
+    """Of tenants' requests, over all routers."""
+    from pdserve.shared.redis_tenants import RedisTenantCounters
+
+    return RedisTenantCounters(link, config.times.shared_lease)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from pdserve.core.clock import Clock
 from pdserve.core.errors import ConfigError, PdserveError, Unavailable
+from pdserve.core.tasks import end
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -52,7 +53,8 @@ class RedisLink:
         self._clock = clock
         self._heartbeat = heartbeat
         self._namespace = namespace
-        self._channel = self.key("news")
+        self.channel = self.key("news")
+        """Where news are told; the first byte says of what kind."""
         self._due = asyncio.Event()
         self._tried = asyncio.Event()
         self.up = False
@@ -71,7 +73,7 @@ class RedisLink:
         try:
             return await work(self._redis)
         except LOST as error:
-            self._note(up=False, cause=_cause(error))
+            self._note(up=False, cause=f"{type(error).__name__}: {error}")
             raise SharedStateLost("Redis does not answer; try again in a few seconds") from error
 
     def nudge(self) -> None:
@@ -80,7 +82,7 @@ class RedisLink:
 
     async def tell(self, redis: Redis, kind: bytes, news: bytes) -> None:
         """Everybody else, and this process as well."""
-        await redis.publish(self._channel, kind + news)
+        await redis.publish(self.channel, kind + news)
 
     async def settled(self) -> None:
         """Returns once the server has answered, or has not, for the first time."""
@@ -90,14 +92,22 @@ class RedisLink:
         """Keep the line; a server that is away is looked for every heartbeat."""
         while True:
             try:
-                async with self._redis.pubsub() as news:
-                    await news.subscribe(self._channel)
-                    async with asyncio.TaskGroup() as group:
-                        group.create_task(self._beat())
-                        group.create_task(self._listen(news))
-            except* LOST as errors:
-                self._note(up=False, cause=_cause(errors.exceptions[0]))
+                await self._keep()
+            except LOST as error:
+                self._note(up=False, cause=f"{type(error).__name__}: {error}")
             await self._clock.sleep(self._heartbeat)
+
+    async def _keep(self) -> None:
+        """Until it breaks."""
+        async with self._redis.pubsub() as news:
+            await news.subscribe(self.channel)
+            tasks = [asyncio.create_task(work) for work in (self._beat(), self._listen(news))]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                await end(tasks)
 
     async def close(self) -> None:
         with suppress(*LOST):
@@ -147,9 +157,3 @@ def as_bytes(value: bytes | str) -> bytes:
 
 def as_text(value: bytes | str) -> str:
     return as_bytes(value).decode()
-
-
-def _cause(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ from pdserve.core.request import EngineTrace, PrefixFetch
 from pdserve.telemetry.admission_metrics import WAITING, AdmissionMetrics, WaitingCollector
 from pdserve.telemetry.index_metrics import INDEX_METRICS, IndexCollector, IndexSizes
 from pdserve.telemetry.record import Migration, RequestRecord
+from pdserve.telemetry.router_metrics import SHARED_STATE_UP, RouterMetrics
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -65,6 +66,8 @@ class Metrics:
         self.admission = AdmissionMetrics(
             self._counter, lambda name, documentation: self._histogram(name, documentation, _REQUEST_BUCKETS)
         )
+        self.described.append(Description(SHARED_STATE_UP[0], "gauge", (), SHARED_STATE_UP[1]))
+        self.routers = RouterMetrics(self.registry, self._counter)
         self.time_to_first_token = self._histogram(
             "pdserve_time_to_first_token_seconds", "From the request's arrival to its first token.", _REQUEST_BUCKETS
         )
