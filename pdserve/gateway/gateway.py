@@ -65,13 +65,15 @@ class Gateway:
         move_request: MoveRequest | None = None,
         waiting: Callable[[], Mapping[str, int]] | None = None,
         claims: Claims | None = None,
+        degraded: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """order_engine, move_request: None where nobody owns the engines, where requests cannot move. waiting: how many
         requests wait to be let in, by tenant. claims: on requests with idempotency keys; this process's own by
-        default."""
+        default. degraded: what is missing, though requests are served."""
         self.generator = generator
         self.move_request = move_request
         self.order_engine = order_engine
+        self.degraded = degraded
         self.tokenizer = tokenizer
         self.model = model
         self.settings = settings or GatewaySettings()

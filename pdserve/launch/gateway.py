@@ -29,7 +29,7 @@ from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.ports import local_address
-from pdserve.launch.routers import KnownEngines, open_link, shared_claims, shared_counters
+from pdserve.launch.routers import KnownEngines, exchange_bookings, open_link, shared_claims, shared_counters
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
@@ -76,9 +76,11 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         move_request=dispatcher.move,
         waiting=dispatcher.waiting,
         claims=shared_claims(config, link) if link else None,
+        degraded=lambda: ("redis",) if link and not link.up else (),
     )
     if link:
-        gateway.metrics.routers.watch_redis(lambda: link.up)
+        others = exchange_bookings(config, link, sessions, clock)
+        gateway.metrics.routers.watch(lambda: link.up, lambda: others.num_known)
     watch = EngineWatch(gateway.metrics)
 
     def meet(endpoints: tuple[Endpoint, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import structlog
@@ -11,8 +12,12 @@ from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError
 from pdserve.core.tasks import running
+from pdserve.dispatch.other_routers import OtherRouters
+from pdserve.dispatch.sessions import SessionPool
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from pdserve.dispatch.tenant_limits import TenantCounters
     from pdserve.shared.claims import Claims
     from pdserve.shared.engines import EngineFollower
@@ -53,6 +58,24 @@ def shared_counters(config: Config, link: "RedisLink") -> "TenantCounters":
     from pdserve.shared.redis_tenants import RedisTenantCounters
 
     return RedisTenantCounters(link, config.times.shared_lease)
+
+
+def exchange_bookings(config: Config, link: "RedisLink", sessions: SessionPool, clock: Clock) -> OtherRouters:
+    """Other routers hear of what this one books on engines, and this one of theirs."""
+    from pdserve.shared.redis_news import NewsSender
+
+    kind = b"b"
+    sender = NewsSender(link, kind)
+    lease = config.times.shared_lease
+    others = OtherRouters(token_hex(8), lambda: sessions.ledgers, clock, lease, sender.send)
+    sessions.on_booked.append(others.booked)
+    link.listeners[kind] = others.take
+
+    async def tell_all(_: "Redis") -> None:
+        others.tell_all()
+
+    link.beats.append(tell_all)
+    return others
 
 
 @asynccontextmanager

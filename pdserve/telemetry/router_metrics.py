@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-SHARED_STATE_UP = (
+REDIS_UP = (
     "pdserve_redis_up",
     "1 while Redis answers this router, 0 while it does not and each router is on its own; absent without Redis.",
 )
+OTHER_ROUTERS = ("pdserve_other_routers", "Routers whose bookings this one hears of through Redis.")
 
 
 class RouterMetrics:
@@ -22,6 +23,7 @@ class RouterMetrics:
             ("outcome",),
         )
 
-    def watch_redis(self, is_up: Callable[[], bool]) -> None:
-        """Export whether Redis answers; read anew at every scrape."""
-        Gauge(*SHARED_STATE_UP, registry=self._registry).set_function(lambda: float(is_up()))
+    def watch(self, is_up: Callable[[], bool], others: Callable[[], int]) -> None:
+        """Export whether Redis answers, and how many other routers are heard from; read anew at every scrape."""
+        Gauge(*REDIS_UP, registry=self._registry).set_function(lambda: float(is_up()))
+        Gauge(*OTHER_ROUTERS, registry=self._registry).set_function(others)

@@ -83,6 +83,7 @@ class InferenceService(InferenceServicer):
             draining=self._gateway.intake.draining,
             running_requests=len(self._gateway.intake),
             engines=engines,
+            degraded=self._gateway.degraded(),
         )
 
     async def _identify(self, context: Context) -> Identity:
