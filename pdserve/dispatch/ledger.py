@@ -103,8 +103,13 @@ class EngineLedger:
         self._on_load()
 
     def kv_changed(self, events: Sequence[KVEvent]) -> bool:
-        """False: events are missing, ask the engine for a snapshot."""
+        """False: events are missing, ask the engine for those that follow kv_number."""
         return self._left or self._index.apply(self._key, events)
+
+    @property
+    def kv_number(self) -> int | None:
+        """Of the last event that was taken in; None: everything is missing."""
+        return self._index.last_number(self._key)
 
     def kv_restored(self, snapshot: KVSnapshot) -> None:
         if not self._left:

@@ -88,10 +88,12 @@ async def announcing(config: Config, owner: str, clock: Clock) -> AsyncIterator[
     from pdserve.shared.engines import EngineAnnouncer
 
     announcer = EngineAnnouncer(link, owner, clock, config.times.shared_lease)
-    async with running(link.run()):
-        yield announcer.publish
-        await announcer.withdraw()
-    await link.close()
+    try:
+        async with running(link.run()):
+            yield announcer.publish
+            await announcer.withdraw()
+    finally:
+        await link.close()
 
 
 class KnownEngines:
