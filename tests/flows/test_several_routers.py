@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -22,9 +22,10 @@ from tests.redis_server import RedisServer, redis_server
 from tests.streams import Ask, Stream, ask, expected
 
 STREAMS = 4
-REBUILT_WITHIN = 10.0
 GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=150, ignore_eos=True)
 ASKS = [Ask(tuple((7 * number + token) % 250 for token in range(64)), GREEDY) for number in range(STREAMS)]
+LONG = Ask(tuple(range(100, 164)), replace(GREEDY, max_tokens=800))
+"""It still runs when all streams have begun."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Cluster:
     engines: Deployment
     routers: tuple[Deployment, Deployment]
     wanted: list[RequestOutput]
+    wanted_long: RequestOutput
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             deployed(logs / "a.log", config, "--only", "router") as a,
             deployed(logs / "b.log", config, "--only", "router") as b,
         ):
-            yield Cluster(redis, engines, (a, b), expected(checkpoint, ASKS))
+            *wanted, wanted_long = expected(checkpoint, [*ASKS, LONG])
+            yield Cluster(redis, engines, (a, b), wanted, wanted_long)
 
 
 def engines_alone(log: Path, config: str) -> Any:
@@ -130,19 +133,19 @@ def test_a_killed_router_disturbs_no_stream_of_the_other_and_knows_everything_ag
     key = f"killed-{victim}"
     with ThreadPoolExecutor(STREAMS + 1) as pool:
         streams, begun = under_load(living, pool)
-        lost = pool.submit(keyed, dying, key, ASKS[1])
+        lost = pool.submit(keyed, dying, key, LONG)
         begun.wait()
         kill_gateway(dying)
         killed = time.monotonic()
         with pytest.raises(httpx.TransportError):
             lost.result()
-        retried = keyed_until_answered(living, key, ASKS[1])
+        retried = keyed_until_answered(living, key, LONG)
         assert_undisturbed(streams, cluster.wanted)
-    assert retried.json()["choices"][0]["text"] == cluster.wanted[1].text
-    assert keyed(living, key, ASKS[1]).json()["id"] == retried.json()["id"]
+    assert retried.json()["choices"][0]["text"] == cluster.wanted_long.text
+    assert keyed(living, key, LONG).json()["id"] == retried.json()["id"]
     blocks = 'pdserve_kv_index_blocks{kind="announced"}'
     dying.eventually(lambda: dying.is_ready() and metric(dying, blocks) == metric(living, blocks) > 0)
-    assert keyed(dying, key, ASKS[1]).json()["id"] == retried.json()["id"]
+    assert keyed(dying, key, LONG).json()["id"] == retried.json()["id"]
     print(f"rebuilt {time.monotonic() - killed:.1f} s after the kill, retries included")
     living.eventually(lambda: all(engine["running"] == 0 for engine in living.engines().values()))
 
@@ -155,7 +158,7 @@ def test_without_redis_streams_go_on_and_with_it_everything_is_as_before(cluster
         begun_b.wait()
         cluster.redis.kill()
         for router in (a, b):
-            router.eventually(lambda router=router: _degraded(router) == ["redis"])  # type: ignore[misc]
+            router.eventually(lambda router=router: degraded(router) == ["redis"])  # type: ignore[misc]
         assert_undisturbed(streams_a, cluster.wanted)
         assert_undisturbed(streams_b, cluster.wanted)
     assert not ask(a, ASKS[0]).wrong(cluster.wanted[0]), "new requests are served"
@@ -163,13 +166,13 @@ def test_without_redis_streams_go_on_and_with_it_everything_is_as_before(cluster
     cluster.redis.start()
     back = time.monotonic()
     for router in (a, b):
-        router.eventually(lambda router=router: _degraded(router) == [])  # type: ignore[misc]
+        router.eventually(lambda router=router: degraded(router) == [])  # type: ignore[misc]
         router.eventually(lambda router=router: metric(router, "pdserve_other_routers") == 1)  # type: ignore[misc]
     assert keyed_until_answered(b, "new", ASKS[0]).status_code == 200
     print(f"all as before {time.monotonic() - back:.1f} s after redis was back")
     assert set(a.engines()) == {"prefill-0", "decode-0"}
 
 
-def _degraded(router: Deployment) -> list[str]:
-    degraded: list[str] = httpx.get(f"{router.url}/ready", timeout=10).json().get("degraded", [])
-    return degraded
+def degraded(router: Deployment) -> list[str]:
+    missing: list[str] = httpx.get(f"{router.url}/ready", timeout=10).json().get("degraded", [])
+    return missing
