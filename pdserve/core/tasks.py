@@ -18,9 +18,11 @@ async def running(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 
 async def end(tasks: Collection["asyncio.Task[None]"]) -> None:
-    """Cancel until they have ended: libraries may lose a cancellation that meets the end of a call."""
+    """Cancel until they have ended: libraries may lose a cancellation that meets the end of a call. What they raised is
+    not raised here."""
     left = set(tasks)
     while left:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,6 +15,7 @@ from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError
 from pdserve.core.protocols import ModelInfo
+from pdserve.core.tasks import end
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.migration import MigrationRules
 from pdserve.dispatch.replay import ReplayRules
@@ -97,8 +98,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(_follow(payload["registry"], engines))]
-        if link:
-            background.append(group.create_task(link.run()))
+        shared = [group.create_task(link.run())] if link else []
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
@@ -110,6 +110,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         stop.set()
         for task in background:
             task.cancel()
+        await end(shared)
     await gateway.keyed.close()
     await sessions.close()
     if link:

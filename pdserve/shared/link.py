@@ -56,12 +56,11 @@ class RedisLink:
         self.channel = self.key("news")
         """Where news are told; the first byte says of what kind."""
         self._due = asyncio.Event()
-        self._tried = asyncio.Event()
+        self._told = False
+        """Whether anything was said yet of how it is."""
         self.up = False
         self.beats: list[Callable[[Redis], Awaitable[None]]] = []
         self.listeners: dict[bytes, Callable[[bytes], None]] = {}
-        self.on_change: list[Callable[[bool], None]] = []
-        """Told when the server is lost, and when it is back and all beats have been carried out."""
 
     def key(self, *parts: str) -> str:
         return ":".join((self._namespace, *parts))
@@ -83,10 +82,6 @@ class RedisLink:
     async def tell(self, redis: Redis, kind: bytes, news: bytes) -> None:
         """Everybody else, and this process as well."""
         await redis.publish(self.channel, kind + news)
-
-    async def settled(self) -> None:
-        """Returns once the server has answered, or has not, for the first time."""
-        await self._tried.wait()
 
     async def run(self) -> None:
         """Keep the line; a server that is away is looked for every heartbeat."""
@@ -137,17 +132,13 @@ class RedisLink:
                     _log.warning("news that cannot be read", error=str(error))
 
     def _note(self, *, up: bool, cause: str = "") -> None:
-        first, changed = not self._tried.is_set(), up != self.up
-        self.up = up
-        self._tried.set()
-        if not (changed or first):
+        if self._told and up is self.up:
             return
         if up:
-            _log.info("redis answers", back=not first)
+            _log.info("redis answers", back=self._told)
         else:
             _log.error("redis lost: routers do not see each other until it answers", cause=cause)
-        for told in self.on_change:
-            told(up)
+        self.up, self._told = up, True
 
 
 def as_bytes(value: bytes | str) -> bytes:
