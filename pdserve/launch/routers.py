@@ -16,8 +16,6 @@ from pdserve.dispatch.other_routers import OtherRouters
 from pdserve.dispatch.sessions import SessionPool
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
-
     from pdserve.dispatch.tenant_limits import TenantCounters
     from pdserve.shared.claims import Claims
     from pdserve.shared.engines import EngineFollower
@@ -71,7 +69,7 @@ def exchange_bookings(config: Config, link: "RedisLink", sessions: SessionPool, 
     sessions.on_booked.append(others.booked)
     link.listeners[kind] = others.take
 
-    async def tell_all(_: "Redis") -> None:
+    async def tell_all(_: object) -> None:
         others.tell_all()
 
     link.beats.append(tell_all)
