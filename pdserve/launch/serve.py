@@ -31,7 +31,7 @@ def serve(config: Config) -> int:
     if not (config.model_path / "config.json").is_file():
         raise ConfigError(f"model: {config.model_path} has no config.json; give a Hugging Face checkpoint directory")
     configure_logs(json=config.log.format == "json", level=config.log.level)
-    return asyncio.run(_serve(settle_ports(config)))
+    return asyncio.run(_serve(config if config.only == "engines" else settle_ports(config)))
 
 
 async def _serve(config: Config) -> int:
