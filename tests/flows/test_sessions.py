@@ -89,12 +89,12 @@ async def test_an_engine_keeps_the_requests_of_two_routers_apart(checkpoint: Pat
         request = Request(id="same", prompt_token_ids=tuple(range(40)), sampling=replace(GREEDY, max_tokens=200))
         ours = cluster.sessions.client(endpoint).submit(request)
         said = [await anext(ours)]
-        other.client(endpoint).cancel("same")
+        other.client(endpoint).cancel("same")  # type: ignore[attr-defined]
         [refused] = [item async for item in other.client(endpoint).submit(request)]
         assert isinstance(refused, TokenDelta)
         assert refused.error
         assert refused.error[0] == "invalid_request"
-        other.client(endpoint).cancel("same")
+        other.client(endpoint).cancel("same")  # type: ignore[attr-defined]
         said += [item async for item in ours]
         assert sum(len(delta.token_ids) for delta in said if isinstance(delta, TokenDelta)) == 200
         await other.close()
