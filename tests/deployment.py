@@ -121,7 +121,8 @@ class Deployment:
             if not text:
                 raise AssertionError(f"ended before it was ready; log:\n{self.log.read_text(encoding='utf-8')}")
             self.greeting += text
-        self.address, self.admin_address = re.findall(r" at http://(\S+)\n", self.greeting)[:2]
+        if addresses := re.findall(r" at http://(\S+)\n", self.greeting)[:2]:  # engines alone have none
+            self.address, self.admin_address = addresses
 
 
 @contextmanager

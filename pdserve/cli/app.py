@@ -56,6 +56,10 @@ def serve(
     ] = None,
     launcher: Annotated[str | None, typer.Option(help="What starts engines: ray (default) or process.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="router: serve with engines that others announce in Redis; engines: the others.")
+    ] = None,
+    redis: Annotated[str | None, typer.Option(help="Redis that several routers share: redis://host[:port].")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the effective configuration and exit.")] = False,
 ) -> None:
     """Start engines and gateway and serve until Ctrl-C, which lets running requests finish."""
@@ -69,6 +73,8 @@ def serve(
         "admin_port": admin_port,
         "launcher": launcher,
         "device": device,
+        "only": only,
+        "redis.url": redis,
     }
     effective = _load(config, env=os.environ, flags=flags)
     if dry_run:

@@ -27,6 +27,7 @@ def complaints(config: Config) -> list[str]:
         *_exposure(config),
         *_tenants(config.tenants),
         *_ports(config),
+        *_routers(config),
         *_pools(config),
         *_placement(config),
         *_memory(config),
@@ -71,6 +72,11 @@ def _ports(config: Config) -> Iterator[str]:
     if config.admin_port and config.admin_port in (config.port, config.grpc_port):
         other = "HTTP" if config.admin_port == config.port else "gRPC"
         yield f"admin_port: {config.admin_port} is also the {other} port; choose two different ports"
+
+
+def _routers(config: Config) -> Iterator[str]:
+    if config.only is not None and config.redis.url is None:
+        yield f"only: a deployment of {config.only} alone meets the others through Redis; set redis.url"
 
 
 def _pools(config: Config) -> Iterator[str]:
@@ -155,6 +161,7 @@ def _times(times: Times) -> Iterator[str]:
         ("suspect", "fence", "an engine is suspected before it is killed"),
         ("lease_guard", "lease", "a lease must leave time for a pull"),
         ("heartbeat", "lease", "heartbeats renew leases"),
+        ("heartbeat", "shared_lease", "heartbeats renew it"),
         ("link_backoff", "link_backoff_max", "the delay grows up to its maximum"),
         ("link_backoff_max", "link_forgotten", "a link is asked for as often as the delay allows"),
         ("restart_backoff", "restart_backoff_max", "the delay grows up to its maximum"),

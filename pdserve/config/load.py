@@ -87,7 +87,9 @@ def _problem(detail: ErrorDetails, origins: Mapping[str, str]) -> str:
     message = detail["msg"]
     for wordy, short in _WORDING.items():
         message = message.replace(wordy, short)
-    shown = "" if "keys" in dotted else f", not {json.dumps(detail['input'], default=str)[:80]}"
+    shown = (
+        "" if "keys" in dotted or dotted == "redis.url" else f", not {json.dumps(detail['input'], default=str)[:80]}"
+    )
     return f"{dotted}{origins.get(dotted, '')}: {message}{shown}"
 
 

@@ -47,6 +47,11 @@ def _network(value: object, parse: ValidatorFunctionWrapHandler) -> object:
 Network = Annotated[IPv4Network, WrapValidator(_network)]
 
 
+def _shown(secret: SecretStr, info: SerializationInfo) -> str:
+    """In clear only to whoever asks for it."""
+    return secret.get_secret_value() if info.context and info.context.get("reveal") else str(secret)
+
+
 class Launcher(StrEnum):
     """What starts engines. RAY: actors of a Ray cluster, which may be this machine alone. PROCESS: plain
     processes on this machine, without Ray."""
@@ -286,6 +291,28 @@ class TenantConfig(Section):
     """The most urgent its requests may ask for; the lower goes first."""
 
 
+class RedisConfig(Section):
+    """State that several routers share (docs/routers.md). Without a url each is on its own."""
+
+    url: Annotated[SecretStr, Field(min_length=9)] | None = None
+    """redis://[[user]:password@]host[:port][/db], rediss:// for TLS."""
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "pdserve"
+    """Before every key: routers of one namespace share engines and tenants."""
+
+    @field_serializer("url")
+    def _hide_url(self, url: SecretStr | None, info: SerializationInfo) -> str | None:
+        return _shown(url, info) if url else None
+
+
+class IdempotencyConfig(Section):
+    """Requests with an `Idempotency-Key`: a client that asks again gets the one answer."""
+
+    keep: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after its end for which an answer is kept."""
+    max_answers: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """Answers one router keeps in its memory; of more, the oldest go."""
+
+
 class LimitsConfig(Section):
     """What one client may ask for."""
 
@@ -350,6 +377,13 @@ class Config(Section):
     telemetry: TelemetryConfig = TelemetryConfig()
     slo: SloConfig = SloConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    redis: RedisConfig = RedisConfig()
+    idempotency: IdempotencyConfig = IdempotencyConfig()
+    only: Literal["router", "engines"] | None = None
+    """Run a router that serves with the engines others have announced in Redis, or engines for such routers. By default
+    both."""
+    engine_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
+    """Before the names of engines, where several deployments with engines share a Redis."""
     tenants: tuple[TenantConfig, ...] = ()
     api_keys: tuple[Annotated[SecretStr, Field(min_length=8)], ...] = ()
     """The simple case, and the operators' keys: clients without a tenant, each with a cache of its own, together one
@@ -359,8 +393,7 @@ class Config(Section):
 
     @field_serializer("api_keys")
     def _hide_keys(self, keys: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
-        reveal = bool(info.context and info.context.get("reveal"))
-        return [key.get_secret_value() if reveal else str(key) for key in keys]
+        return [_shown(key, info) for key in keys]
 
     @property
     def model_path(self) -> Path:

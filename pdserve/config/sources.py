@@ -10,7 +10,12 @@ from pdserve.core.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1024 * 1024
 MAX_DEPTH = 16
-ENVIRONMENT = {"PORT": "port", "GRPC_PORT": "grpc_port", "ADMIN_PORT": "admin_port"}
+ENVIRONMENT = {
+    "PORT": "port",
+    "GRPC_PORT": "grpc_port",
+    "ADMIN_PORT": "admin_port",
+    "PDSERVE_REDIS_URL": "redis.url",
+}
 
 Tree = dict[str, Any]
 """Nested settings as YAML gives them; keys are strings at every level."""

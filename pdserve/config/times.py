@@ -38,6 +38,10 @@ class Times:
     """One running request's move to another engine may take this long; then it stays, or is replayed."""
     pair_check: float = 30.0
     """How long `pdserve doctor` waits for one pair; a source holds its test pattern no longer."""
+    shared_lease: float = 4.0
+    """What a router or a supervisor has noted in Redis stands so long without renewal."""
+    redis_answer: float = 1.0
+    """Silence after which Redis counts as lost; no request waits longer for it."""
     restart_backoff: float = 0.5
     """First delay before a dead engine is started again; doubles with every death in a row."""
     restart_backoff_max: float = 30.0

@@ -70,9 +70,19 @@ class BookedPrompt(NamedTuple):
     since: float
 
 
+class Share(NamedTuple):
+    """One request's booking on one engine, as other routers are told of it. uncached_tokens: of its prompt, still to be
+    computed there; 0 when that is done elsewhere or is over. prompt_tokens and left_tokens, which it may still write:
+    0 for one that decodes elsewhere."""
+
+    uncached_tokens: int
+    prompt_tokens: int
+    left_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booked:
-    """Work of this gateway that runs on one engine now.
+    """Work of this gateway, and of others that tell of theirs, that runs on one engine now.
 
     decoding: requests that write their tokens there, and reserved_tokens the KV they may grow to (prompt
     and expected output). prefilling: requests whose prompt the engine has yet to finish, and prompt_tokens
@@ -94,7 +104,7 @@ class EngineView:
     """One engine as the router knows it: its last snapshot plus what was booked since.
 
     load and capacity are None until the engine has sent them. load_at is when load arrived (monotonic
-    seconds). others_requests: requests in the last snapshot that this gateway had not booked.
+    seconds). others_requests: requests in the last snapshot that nobody known here had booked.
     recent_work: seconds of prompt computing booked there, fading with the time constant RECENT_SECONDS.
     kv_filled: share of its device pool that holds KV worth keeping, by its own events, at most 1: what it computes when
     that is full takes the place of other KV.

@@ -2,7 +2,8 @@
 
 PdserveError
 ├── InvalidRequest            the client's input; names the parameter
-│   └── Unsupported           understood, but this version does not do it
+│   ├── Unsupported           understood, but this version does not do it
+│   └── KeyReused             an idempotency key that came with another body before
 ├── ModelNotFound
 ├── ConfigError               the operator's input
 ├── CheckpointError           a model directory that cannot be served
@@ -43,6 +44,10 @@ class InvalidRequest(PdserveError):
 
 class Unsupported(InvalidRequest):
     code = "unsupported"
+
+
+class KeyReused(InvalidRequest):
+    code = "idempotency_key_reused"
 
 
 class ModelNotFound(PdserveError):

@@ -7,8 +7,8 @@ they have a rate of their own (dispatch.replay).
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from pdserve.core.admission import Admission, Rejection, TenantRules
@@ -17,7 +17,7 @@ from pdserve.core.cluster import ClusterState, Route, RouteAsk
 from pdserve.core.errors import DeadlineExceeded, Overloaded, PdserveError
 from pdserve.core.request import Request
 from pdserve.dispatch.sessions import SessionPool
-from pdserve.dispatch.tenant_limits import LimitReached, TenantLimits
+from pdserve.dispatch.tenant_limits import LimitReached, TenantCounters, TenantLimits
 from pdserve.dispatch.usage import Foreseen, engine_seconds, usage_of
 from pdserve.router.admission import AdmissionRules, Outlook, Verdict, judge, look_ahead
 from pdserve.router.fair_queue import FairQueue, Waiting
@@ -51,13 +51,14 @@ class AdmissionGate:
         clock: Clock,
         rules: AdmissionRules | None = None,
         tenants: Mapping[str, TenantRules] | None = None,
+        counters: TenantCounters | None = None,
     ) -> None:
         self._sessions = sessions
         self._router = router
         self._clock = clock
         self._rules = rules or AdmissionRules()
         tenants = tenants or {}
-        self._limits = TenantLimits(tenants, clock)
+        self._limits = TenantLimits(tenants, clock, counters)
         self._queue: FairQueue[asyncio.Future[_Choice]] = FairQueue(
             {name: tenant.weight for name, tenant in tenants.items()}, credit=self._rules.credit
         )
@@ -75,11 +76,11 @@ class AdmissionGate:
         """How many requests wait, by tenant."""
         return self._queue.by_tenant()
 
-    @contextmanager
-    def visit(self, request: Request, record: RequestRecord) -> Iterator["Visit"]:
+    @asynccontextmanager
+    async def visit(self, request: Request, record: RequestRecord) -> AsyncIterator["Visit"]:
         """A request from its arrival to its end, within its tenant's limits. Raises RateLimited."""
         try:
-            with self._limits.inside(request.tenant):
+            async with self._limits.inside(request.tenant, request.id):
                 visit = Visit(self, request, record)
                 try:
                     yield visit

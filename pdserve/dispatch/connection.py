@@ -184,9 +184,12 @@ class EngineConnection:
 
     def _on_kv_events(self, message: pb.KVEvents) -> None:
         known = self._ledger.kv_changed(convert.kv_events_from_proto(message))
-        if not known and not self._kv_asked:
+        if known:
+            self._kv_asked = False
+        elif not self._kv_asked:
             self._kv_asked = True
-            self._outbox.put_nowait(pb.SessionCommand(resend_kv=pb.ResendKV()))
+            resend = pb.ResendKV(after_number=self._ledger.kv_number)
+            self._outbox.put_nowait(pb.SessionCommand(resend_kv=resend))
 
     def _push(self, request_id: str, item: TokenDelta | TransferTicket) -> None:
         if isinstance(item, TokenDelta):

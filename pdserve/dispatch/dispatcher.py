@@ -17,6 +17,7 @@ from pdserve.dispatch.attempt import Attempt
 from pdserve.dispatch.migration import MigrationRules, Migrator
 from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
 from pdserve.dispatch.sessions import Booking, SessionPool
+from pdserve.dispatch.tenant_limits import TenantCounters
 from pdserve.router.admission import AdmissionRules
 from pdserve.router.router import Router
 from pdserve.telemetry.record import RequestRecord
@@ -37,15 +38,16 @@ class Dispatcher:
         migration: MigrationRules | None = None,
         admission: AdmissionRules | None = None,
         tenants: Mapping[str, TenantRules] | None = None,
+        counters: TenantCounters | None = None,
     ) -> None:
-        """tenants: rules by name; others have weight 1 and no limits."""
+        """tenants: rules by name; others have weight 1 and no limits. counters: over all routers."""
         self._sessions = sessions
         self._router = router
         self._clock = clock
         self._replay = replay or ReplayRules()
         self._budget = ReplayBudget(self._replay, clock)
         self._migrator = Migrator(sessions, router, clock, migration)
-        self._gate = AdmissionGate(sessions, router, clock, admission, tenants)
+        self._gate = AdmissionGate(sessions, router, clock, admission, tenants, counters)
         self._acquainted = False
 
     @property
@@ -81,11 +83,13 @@ class Dispatcher:
         """
         record.stamp("received", self._clock.unix())
         try:
-            with self._gate.visit(request, record) as visit:
-                async with aclosing(self._serve(request, record, visit)) as deltas:
-                    async for delta in deltas:
-                        visit.tokens(len(delta.token_ids))
-                        yield delta
+            async with (
+                self._gate.visit(request, record) as visit,
+                aclosing(self._serve(request, record, visit)) as deltas,
+            ):
+                async for delta in deltas:
+                    visit.tokens(len(delta.token_ids))
+                    yield delta
         finally:
             record.stamp("finished", self._clock.unix())
 

@@ -14,11 +14,13 @@ from pdserve.core.cluster import (
     EngineKey,
     EngineView,
     Reservation,
+    Share,
     StepModel,
     expected_output,
 )
 from pdserve.core.endpoint import Endpoint, EngineCapacity, EngineState, LoadSnapshot
 from pdserve.dispatch.fetch_speeds import NO_SPEEDS
+from pdserve.dispatch.other_bookings import OtherBookings
 from pdserve.router.calibration import StepCalibrator
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.load import PromptWork
@@ -46,13 +48,16 @@ class EngineLedger:
         prior: StepModel | None = None,
         on_load: Callable[[], None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
+        on_booked: Callable[[str], None] = lambda request_id: None,
     ) -> None:
         """pool: shared by the ledgers of the engine's peers. on_load: called after each snapshot; on_change whenever
-        the next view will differ."""
+        the next view will differ; on_booked when this gateway's booking of a request has changed."""
         self._key = key
         self._pool = pool
         self._on_load = on_load
         self._on_change = on_change
+        self._on_booked = on_booked
+        self._elsewhere = OtherBookings()
         self._index = index
         self._clock = clock
         self._calibrator = StepCalibrator(prior)
@@ -92,13 +97,19 @@ class EngineLedger:
         self._calibrator.update(load.steps)
         self._pool.refresh(now)
         self._load, self._load_at = load, now
-        self._others = max(0, load.running + load.waiting - len(self._decoding.keys() | self._prompts.keys()))
+        known = len(self._decoding.keys() | self._prompts.keys()) + len(self._elsewhere)
+        self._others = max(0, load.running + load.waiting - known)
         self._outdate()
         self._on_load()
 
     def kv_changed(self, events: Sequence[KVEvent]) -> bool:
-        """False: events are missing, ask the engine for a snapshot."""
+        """False: events are missing, ask the engine for those that follow kv_number."""
         return self._left or self._index.apply(self._key, events)
+
+    @property
+    def kv_number(self) -> int | None:
+        """Of the last event that was taken in; None: everything is missing."""
+        return self._index.last_number(self._key)
 
     def kv_restored(self, snapshot: KVSnapshot) -> None:
         if not self._left:
@@ -108,6 +119,7 @@ class EngineLedger:
         """The request's prompt is computed, and the engine has sent so many tokens more."""
         if self._prompts.pop(request_id, None):
             self._outdate()
+            self._on_booked(request_id)
         if request_id in self._written:
             expected = self._row(request_id) if request_id in self._decoding else None
             self._written[request_id] += count
@@ -121,12 +133,14 @@ class EngineLedger:
         if reservation.decode == self._key:
             self.book_decode(reservation)
         self._outdate()
+        self._on_booked(reservation.request_id)
 
     def book_decode(self, reservation: Reservation) -> None:
         self._decoding[reservation.request_id] = reservation
         self._written.setdefault(reservation.request_id, 0)
         self._reserved += _reserved_by(reservation)
         self._outdate()
+        self._on_booked(reservation.request_id)
 
     def release(self, request_id: str) -> None:
         """Whatever is still booked for the request here."""
@@ -141,6 +155,32 @@ class EngineLedger:
         if reservation is not None:
             self._reserved -= _reserved_by(reservation)
         self._outdate()
+        self._on_booked(request_id)
+
+    def share(self, request_id: str) -> Share | None:
+        """What of a request of this gateway is booked here."""
+        prompt, decoding = self._prompts.get(request_id), self._decoding.get(request_id)
+        if prompt is None and decoding is None:
+            return None
+        uncached = prompt.tokens if prompt else 0
+        if decoding is None:
+            return Share(uncached, 0, 0)
+        return Share(uncached, decoding.prompt_tokens, max(0, decoding.max_tokens - self._written[request_id]))
+
+    def shares(self) -> dict[str, Share]:
+        """Of all requests of this gateway that are booked here."""
+        booked = self._prompts.keys() | self._decoding.keys()
+        return {request_id: share for request_id in booked if (share := self.share(request_id))}
+
+    def others_booked(self, router: str, request_id: str, share: Share | None) -> None:
+        """Another router's booking of a request here is now this."""
+        self._elsewhere.change(router, request_id, share, self._clock.monotonic())
+        self._outdate()
+
+    def others_hold(self, router: str, shares: Mapping[str, Share]) -> None:
+        """All that another router has booked here."""
+        if self._elsewhere.replace(router, shares, self._clock.monotonic()):
+            self._outdate()
 
     def decoding(self, request_id: str) -> DecodingRequest | None:
         """The request, if it is booked to decode here."""
@@ -216,12 +256,15 @@ class EngineLedger:
 
     def _booked(self) -> Booked:
         seen = self._load_at - _ON_THE_WAY
-        prompts = tuple(self._prompts.values())
+        others = self._elsewhere.booked()
+        prompts = (*self._prompts.values(), *others.prompts)
+        if others.prompts:
+            prompts = tuple(sorted(prompts, key=lambda prompt: prompt.since))
         tokens = sum(prompt.tokens for prompt in prompts)
         return Booked(
-            decoding=tuple(map(self._row, self._decoding)),
-            reserved_tokens=self._reserved,
-            prefilling=sum(request_id not in self._decoding for request_id in self._prompts),
+            decoding=(*map(self._row, self._decoding), *others.decoding),
+            reserved_tokens=self._reserved + others.reserved_tokens,
+            prefilling=sum(request_id not in self._decoding for request_id in self._prompts) + others.prefilling,
             prompt_tokens=tokens,
             behind_tokens=tokens - prompts[0].tokens if prompts else 0,
             unseen=tuple(prompt for prompt in prompts if prompt.since > seen),

@@ -90,6 +90,8 @@ class SessionPool:
         """Called when an engine begins to drain."""
         self.on_load: list[Callable[[], None]] = []
         """Called when an engine has told its load."""
+        self.on_booked: list[Callable[[EngineKey, str], None]] = []
+        """Called when the booking of a request (its id) on an engine has changed."""
         self._links = LostLinks(times, clock)
         self._watch = PairWatch()
         self._speeds = FetchSpeeds(clock)
@@ -123,6 +125,7 @@ class SessionPool:
                     self._prior(endpoint),
                     on_load=self._note_load,
                     on_change=partial(self._views.outdate, (key,)),
+                    on_booked=partial(self._note_booked, key),
                 )
                 self._open(key, endpoint)
         self._links.keep(live)
@@ -144,6 +147,11 @@ class SessionPool:
             self._views.outdate(key for key in lost.keys() | self._lost.keys() if lost.get(key) != self._lost.get(key))
             self._lost = lost
         return ClusterState(now=now, engines=self._views.at(now))
+
+    @property
+    def ledgers(self) -> Mapping[EngineKey, EngineLedger]:
+        """Of the engines that are connected to."""
+        return self._ledgers
 
     def client(self, endpoint: Endpoint) -> Connection:
         """Raises EngineDied if this incarnation has left meanwhile."""
@@ -260,6 +268,10 @@ class SessionPool:
     def _note_load(self) -> None:
         for told in self.on_load:
             told()
+
+    def _note_booked(self, key: EngineKey, request_id: str) -> None:
+        for told in self.on_booked:
+            told(key, request_id)
 
     def _find_draining(self) -> frozenset[EngineKey]:
         """By the registry or by their own word."""

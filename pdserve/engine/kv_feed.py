@@ -41,10 +41,10 @@ class KVFeed:
             self._num_hashes -= len(self._ring.popleft().hashes)
 
     def after(self, number: int) -> list[KVEvent] | None:
-        """The events that follow event `number`, or None when some of them are no longer kept."""
+        """The events that follow event `number`, or None when some of them are no longer kept, or it never was."""
         self.collect()
         missing = self._last_number - number
-        if missing > len(self._ring):
+        if not 0 <= missing <= len(self._ring):
             return None
         return list(islice(self._ring, len(self._ring) - missing, None)) if missing > 0 else []
 
@@ -65,9 +65,10 @@ class KVReader:
         self._feed = feed
         self._number: int | None = None
 
-    def restart(self) -> None:
-        """The reader missed something: the next news are a snapshot."""
-        self._number = None
+    def resume(self, number: int | None) -> None:
+        """The reader missed what follows event `number`: the next news are that, if the ring still holds it, else a
+        snapshot. None: it has nothing."""
+        self._number = number
 
     def news(self) -> list[KVEvent] | list[KVSnapshot]:
         """What happened since the last call; a snapshot in parts at first, and after a gap."""

@@ -48,9 +48,12 @@ class EngineSession:
             case "submit":
                 self._submit(command.submit)
             case "cancel_request_id":
-                self._engine.cancel(command.cancel_request_id)
+                if command.cancel_request_id in self._active:
+                    self._engine.cancel(command.cancel_request_id)
             case "resend_kv":
-                self._kv.restart()
+                resend = command.resend_kv
+                self._kv.resume(resend.after_number if resend.HasField("after_number") else None)
+                self._fresh.set()
             case "depart_request_id":
                 request_id = command.depart_request_id
                 self._engine.depart(request_id, lambda answer: self._answer_departure(request_id, answer))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 from pdserve.core.clock import Clock
 from pdserve.core.deadline import Deadline
@@ -34,6 +35,43 @@ class AnswerContext:
     """Told every record, complete; must not block."""
 
 
+class AnswerView(Protocol):
+    """What whoever words an answer needs of it. Counts and told() are complete once the delta with the finish_reason is
+    out."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def created(self) -> int:
+        """Unix seconds."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def completion_tokens(self) -> int: ...
+
+    @property
+    def cached_tokens(self) -> int: ...
+
+    @property
+    def repeated(self) -> bool:
+        """Whether another request with the same idempotency key had it executed."""
+        ...
+
+    def told(self) -> dict[str, object]:
+        """The request's record, JSON-ready."""
+        ...
+
+    def sent(self) -> None:
+        """Text has gone to the client's connection."""
+        ...
+
+    def deltas(self) -> AsyncGenerator[TextDelta, None]: ...
+
+
 class Answer:
     """Runs a request when deltas() is iterated; counts and logs it exactly once when it ends.
 
@@ -47,6 +85,8 @@ class Answer:
         self._context = context
         self.request = request
         self.record = record
+        self.created = int(context.clock.unix())
+        self.repeated = False
         self._detokenizer = detokenizer
         waited = max(0.0, context.clock.unix() - record.stamps[0][1]) if record.stamps else 0.0
         self._arrived = context.clock.monotonic() - waited
@@ -62,6 +102,17 @@ class Answer:
         if not self._sent:
             self._sent = True
             self.record.stamp("first_sent", self._context.clock.unix())
+
+    @property
+    def request_id(self) -> str:
+        return self.request.id
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.record.cached_tokens
+
+    def told(self) -> dict[str, object]:
+        return self.record.to_dict()
 
     @property
     def prompt_tokens(self) -> int:

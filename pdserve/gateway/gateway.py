@@ -10,13 +10,15 @@ from pdserve.core.clock import Clock, SystemClock
 from pdserve.core.errors import InvalidRequest, ModelNotFound
 from pdserve.core.protocols import ModelInfo
 from pdserve.core.request import MAX_SEED, Request, SamplingParams
-from pdserve.gateway.answer import Answer, AnswerContext
+from pdserve.gateway.answer import Answer, AnswerContext, AnswerView
 from pdserve.gateway.auth import Authenticator, Identity
 from pdserve.gateway.detokenizer import Detokenizer
 from pdserve.gateway.intake import Intake
+from pdserve.gateway.keyed import IdempotencyKey, KeyedAnswers
 from pdserve.gateway.ports import Generator, MoveRequest, OrderEngine
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
+from pdserve.shared.claims import Claims, LocalClaims
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.record import RequestRecord
 from pdserve.telemetry.request_ring import RequestRing
@@ -44,6 +46,7 @@ class Ask:
     """As the client asks for it; the lower goes first."""
     timeout: float | None = None
     """Seconds the client gives us; the setting's limit when None or longer."""
+    key: IdempotencyKey | None = None
 
 
 class Gateway:
@@ -61,12 +64,16 @@ class Gateway:
         order_engine: OrderEngine | None = None,
         move_request: MoveRequest | None = None,
         waiting: Callable[[], Mapping[str, int]] | None = None,
+        claims: Claims | None = None,
+        degraded: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """order_engine, move_request: None where nobody owns the engines, where requests cannot move. waiting: how many
-        requests wait to be let in, by tenant."""
+        requests wait to be let in, by tenant. claims: on requests with idempotency keys; this process's own by
+        default. degraded: what is missing, though requests are served."""
         self.generator = generator
         self.move_request = move_request
         self.order_engine = order_engine
+        self.degraded = degraded
         self.tokenizer = tokenizer
         self.model = model
         self.settings = settings or GatewaySettings()
@@ -80,6 +87,10 @@ class Gateway:
         self.operators = Authenticator(self.settings.api_keys)
         if waiting is not None:
             self.metrics.watch_waiting(waiting)
+        if claims is None:
+            keep, most = self.settings.answers_kept_for, self.settings.answers_kept
+            claims = LocalClaims(self.clock, keep=keep, max_answers=most)
+        self.keyed = KeyedAnswers(claims, self.metrics)
         self._random = random or SystemRandom()
         self._context = AnswerContext(
             generator=generator,
@@ -126,6 +137,12 @@ class Gateway:
             )
         return room
 
+    async def answer(self, ask: Ask) -> AnswerView:
+        """Accept a request; with an idempotency key it may be answered already, or be executed elsewhere: then this
+        waits for it. Raises as begin and KeyedAnswers.answer do."""
+        answer = self.begin(ask)
+        return await self.keyed.answer(ask.key, answer) if ask.key else answer
+
     def begin(self, ask: Ask) -> Answer:
         """Accept a request; it runs once the answer's deltas are iterated.
 
@@ -165,7 +182,9 @@ class Gateway:
                 f"for {room} in a context of {self.model.max_model_len}",
                 "max_tokens",
             )
-        seed = self._random.randint(0, MAX_SEED) if sampling.seed is None else sampling.seed
+        seed = sampling.seed
+        if seed is None:
+            seed = ask.key.seed if ask.key else self._random.randint(0, MAX_SEED)
         return replace(sampling, seed=seed, top_k=0 if sampling.top_k >= vocab_size else sampling.top_k)
 
 

@@ -13,24 +13,18 @@ from pdserve.core.endpoint import Role
 GATEWAY = "gateway"
 
 
-def desired(config: Config, registry_address: str) -> list[Desired]:
-    """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway."""
-    public = _public(config)
-    engines = [
-        Desired(
-            id=f"{role}-{index}",
-            role=role,
-            launch=partial(_engine_spec, f"{role}-{index}", role, public, _resources(pool, config.device)),
-        )
-        for role, pool in config.pools.by_role().items()
-        for index in range(pool.engines)
-    ]
-    return [*engines, desired_gateway(config, registry_address)]
+def desired(config: Config, registry_address: str, owner: str = "") -> list[Desired]:
+    """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway; or, by `only`, one kind of them.
+    owner: what the supervisor is called where it announces its engines."""
+    engines = [] if config.only == "router" else _engines(config)
+    if config.only == "engines":
+        return engines
+    return [*engines, desired_gateway(config, registry_address, owner)]
 
 
-def desired_gateway(config: Config, registry_address: str) -> Desired:
+def desired_gateway(config: Config, registry_address: str, owner: str = "") -> Desired:
     """The gateway, which serves the engines the registry names."""
-    payload = {"config": json.loads(to_wire(config)), "registry": registry_address}
+    payload = {"config": json.loads(to_wire(config)), "registry": registry_address, "owner": owner}
     gateway = LaunchSpec(name=GATEWAY, module="pdserve.launch.gateway", payload=payload)
     return Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)
 
@@ -46,9 +40,21 @@ def desired_engine(config: Config, engine_id: str, role: Role, host: str, port: 
     return Desired(id=engine_id, role=role, launch=launch)
 
 
+def _engines(config: Config) -> list[Desired]:
+    public = _public(config)
+    named = [
+        (f"{config.engine_prefix}{role}-{index}", role, _resources(pool, config.device))
+        for role, pool in config.pools.by_role().items()
+        for index in range(pool.engines)
+    ]
+    return [
+        Desired(id=id, role=role, launch=partial(_engine_spec, id, role, public, taken)) for id, role, taken in named
+    ]
+
+
 def _public(config: Config) -> dict[str, Any]:
-    """What engines are told: nothing that opens the gateway."""
-    public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys"}))
+    """What engines are told: nothing that opens the gateway, or Redis."""
+    public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys", "redis"}))
     return public
 
 

@@ -12,8 +12,10 @@ from pdserve.cluster.registry import order_engine, watch_endpoints
 from pdserve.config.schema import Config, TenantConfig, from_wire
 from pdserve.core.admission import TenantRules
 from pdserve.core.clock import SystemClock
+from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError
 from pdserve.core.protocols import ModelInfo
+from pdserve.core.tasks import end
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.migration import MigrationRules
 from pdserve.dispatch.replay import ReplayRules
@@ -28,6 +30,7 @@ from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.ports import local_address
+from pdserve.launch.routers import KnownEngines, exchange_bookings, open_link, shared_claims, shared_counters
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
@@ -52,6 +55,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     config = from_wire(json.dumps(payload["config"]))
     configure_logs(json=config.log.format == "json", level=config.log.level)
     clock = SystemClock()
+    link = open_link(config, clock)
     sessions = SessionPool(config.times, clock, index=KVIndex(max_blocks=config.routing.index_blocks))
     dispatcher = Dispatcher(
         sessions,
@@ -61,6 +65,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         MigrationRules(deadline=config.times.migration),
         AdmissionRules(**config.slo.model_dump(), **config.admission.model_dump()),
         {tenant.name: tenant_rules(tenant) for tenant in config.tenants},
+        shared_counters(config, link) if link else None,
     )
     gateway = Gateway(
         dispatcher,
@@ -71,7 +76,21 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         order_engine=partial(order_engine, payload["registry"]),
         move_request=dispatcher.move,
         waiting=dispatcher.waiting,
+        claims=shared_claims(config, link) if link else None,
+        degraded=lambda: ("redis",) if link and not link.up else (),
     )
+    if link:
+        others = exchange_bookings(config, link, sessions, clock)
+        gateway.metrics.routers.watch(lambda: link.up, lambda: others.num_known)
+    watch = EngineWatch(gateway.metrics)
+
+    def meet(endpoints: tuple[Endpoint, ...]) -> None:
+        sessions.update(endpoints)
+        watch.update(endpoints)
+
+    engines = KnownEngines(meet)
+    if link:
+        engines.follow(link, payload["owner"], clock, config.times.shared_lease)
     gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
     if config.telemetry.vllm_names:
         gateway.metrics.name_as_vllm(config.model_name, gateway.generator.engines)
@@ -80,7 +99,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        background = [group.create_task(_follow(payload["registry"], sessions, EngineWatch(gateway.metrics)))]
+        background = [group.create_task(_follow(payload["registry"], engines))]
+        shared = [group.create_task(link.run())] if link else []
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
@@ -92,7 +112,11 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         stop.set()
         for task in background:
             task.cancel()
+        await end(shared)
+    await gateway.keyed.close()
     await sessions.close()
+    if link:
+        await link.close()
 
 
 def router(config: Config, sessions: SessionPool) -> Router:
@@ -151,11 +175,10 @@ def open_traces(endpoint: str, gateway: Gateway) -> "TraceQueue":
     return traces
 
 
-async def _follow(registry: str, sessions: SessionPool, watch: EngineWatch) -> None:
+async def _follow(registry: str, engines: KnownEngines) -> None:
     async with aclosing(watch_endpoints(registry)) as sets:
         async for endpoints in sets:
-            sessions.update(endpoints)
-            watch.update(endpoints)
+            engines.update(endpoints)
 
 
 def _settings(config: Config) -> GatewaySettings:
@@ -169,6 +192,8 @@ def _settings(config: Config) -> GatewaySettings:
         admin_port=config.admin_port,
         pair_check_timeout=config.times.pair_check,
         requests_kept=config.telemetry.requests_kept,
+        answers_kept_for=config.idempotency.keep,
+        answers_kept=config.idempotency.max_answers,
     )
 
 

@@ -14,7 +14,7 @@ from pdserve.config.schema import Config
 async def open_launcher(config: Config) -> AsyncIterator[Launcher]:
     """Raises ConfigError when Ray is wanted and not installed."""
     name_lines = config.log.format == "console"
-    if config.launcher is schema.Launcher.PROCESS:
+    if config.launcher is schema.Launcher.PROCESS or config.only == "router":
         yield ProcessLauncher(name_lines=name_lines)
         return
     pools = config.pools.by_role().values()

@@ -1,6 +1,7 @@
 """`pdserve serve`: the parent of engines and gateway. Never imports torch."""
 
 import asyncio
+from secrets import token_hex
 
 from pdserve.cluster.launcher import Launcher
 from pdserve.cluster.member import Phase
@@ -9,12 +10,14 @@ from pdserve.cluster.registry import EngineOrder, Registry
 from pdserve.cluster.supervisor import Supervisor
 from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
+from pdserve.core.endpoint import Endpoint
 from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import GATEWAY, desired
 from pdserve.launch.launchers import open_launcher
 from pdserve.launch.ports import settle_ports
+from pdserve.launch.routers import announcing
 from pdserve.launch.running import run_until_signal
-from pdserve.launch.welcome import until_answering, welcome
+from pdserve.launch.welcome import until_answering, welcome, welcome_without_router
 from pdserve.telemetry.logs import configure_logs
 
 
@@ -22,7 +25,7 @@ def serve(config: Config) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; the exit code. Raises ConfigError for input that cannot work."""
     check_model(config)
     configure_logs(json=config.log.format == "json", level=config.log.level)
-    return asyncio.run(_serve(settle_ports(config)))
+    return asyncio.run(_serve(config if config.only == "engines" else settle_ports(config)))
 
 
 async def _serve(config: Config) -> int:
@@ -32,15 +35,24 @@ async def _serve(config: Config) -> int:
 
 async def supervise(config: Config, launcher: Launcher) -> int:
     """Serve with an open launcher and settled ports until a signal; the exit code."""
+    clock, owner = SystemClock(), token_hex(8)
     registry = Registry()
     await registry.start()
-    supervisor = Supervisor(
-        desired(config, registry.address),
-        launcher,
-        times=config.times,
-        clock=SystemClock(),
-        on_change=registry.publish,
-    )
+    try:
+        async with announcing(config, owner, clock) as announce:
+
+            def publish(endpoints: tuple[Endpoint, ...]) -> None:
+                registry.publish(endpoints)
+                announce(endpoints)
+
+            wanted = desired(config, registry.address, owner)
+            supervisor = Supervisor(wanted, launcher, times=config.times, clock=clock, on_change=publish)
+            return await _run(config, supervisor, registry)
+    finally:
+        await registry.stop()
+
+
+async def _run(config: Config, supervisor: Supervisor, registry: Registry) -> int:
     registry.obey = lambda engine_id, order: _obey(supervisor, engine_id, order)
     greeting = asyncio.create_task(_greet(config, supervisor))
     try:
@@ -48,7 +60,6 @@ async def supervise(config: Config, launcher: Launcher) -> int:
     finally:
         greeting.cancel()
         await asyncio.gather(greeting, return_exceptions=True)
-        await registry.stop()
 
 
 def _obey(supervisor: Supervisor, engine_id: str, order: EngineOrder) -> None:
@@ -65,6 +76,9 @@ async def _greet(config: Config, supervisor: Supervisor) -> None:
         return all(member.phase is Phase.READY for member in members.values())
 
     await supervisor.until(all_ready)
+    if config.only == "engines":
+        print(welcome_without_router(config), flush=True)
+        return
     address = supervisor.members[GATEWAY].address
     await until_answering(address, "/ready")
     print(welcome(config, address), flush=True)

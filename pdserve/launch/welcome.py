@@ -22,8 +22,7 @@ EXAMPLE = (
 
 def welcome(config: Config, address: str) -> str:
     """Begins with "pdserve is ready", then a curl command that can be pasted."""
-    pools = [f"{pool.engines} {role}" for role, pool in config.pools.by_role().items() if pool.engines]
-    engines = "engine" if pools == ["1 unified"] else "engines"
+    engines = "the engines announced in Redis" if config.only == "router" else _engines(config)
     body = json.dumps(
         {
             "model": config.model_name,
@@ -34,12 +33,26 @@ def welcome(config: Config, address: str) -> str:
     admin = local_address(config.admin_host, config.admin_port or 0)
     key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys or config.tenants else ""
     return (
-        f"\npdserve is ready: {' + '.join(pools)} {engines} serve {config.model_name} at http://{address}\n"
+        f"\npdserve is ready: {engines} serve {config.model_name} at http://{address}\n"
         f"  metrics and engines (pdserve status) at http://{admin}\n"
         f"  curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json'{key} \\\n"
         f"    -d '{body}'\n"
         f"Ctrl-C lets running requests finish and stops everything.\n"
     )
+
+
+def welcome_without_router(config: Config) -> str:
+    """Of engines alone."""
+    return (
+        f"\npdserve is ready: {_engines(config)} of {config.model_name}, announced in Redis "
+        f"({config.redis.namespace})\n"
+        f"Ctrl-C lets running requests finish and stops everything.\n"
+    )
+
+
+def _engines(config: Config) -> str:
+    pools = [f"{pool.engines} {role}" for role, pool in config.pools.by_role().items() if pool.engines]
+    return f"{' + '.join(pools)} {'engine' if pools == ['1 unified'] else 'engines'}"
 
 
 async def until_answering(address: str, path: str) -> None:

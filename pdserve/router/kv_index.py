@@ -40,8 +40,6 @@ class _Slot:
     """Those of them that lie in a tier only."""
     last_number: int | None = None
     """The last event taken in; None until a snapshot is complete."""
-    lost: bool = False
-    """Events are missing: nothing is taken in before the next snapshot."""
 
 
 class KVIndex:
@@ -52,7 +50,7 @@ class KVIndex:
     than it is; the engine then computes the block and announces it.
 
     Not thread-safe. Events of one incarnation must be applied in the order they came in; a gap is noticed by
-    their numbers and answered by asking for a snapshot. An incarnation that is dropped is forgotten at once;
+    their numbers and answered by asking for what is missing. An incarnation that is dropped is forgotten at once;
     its memory is reclaimed a little with every later event. Of more than max_blocks entries, each of one block on one
     engine, the engine that has most loses its oldest.
 
@@ -89,6 +87,11 @@ class KVIndex:
         slot = self._slots.get(key)
         return len(slot.hashes) if slot else 0
 
+    def last_number(self, key: EngineKey) -> int | None:
+        """Of the last event of an incarnation that was taken in; None before its first snapshot is complete."""
+        slot = self._slots.get(key)
+        return slot.last_number if slot else None
+
     def match(self, hashes: Sequence[BlockHash], now: float) -> dict[EngineKey, BlockHit]:
         """Longest known prefix of a chain per engine; engines that hold none of it are left out. What is expected
         counts where it goes on from what is announced."""
@@ -121,11 +124,10 @@ class KVIndex:
 
     def apply(self, key: EngineKey, events: Sequence[KVEvent]) -> bool:
         """Take in events of one incarnation; False when some before them are missing, or no snapshot has
-        come yet: ask for one. Events seen before are skipped."""
+        come yet: ask for what follows `last_number`. Events seen before are skipped."""
         slot = self._slot(key)
         for event in events:
-            if slot.last_number is None or slot.lost or event.number > slot.last_number + 1:
-                slot.lost = True
+            if slot.last_number is None or event.number > slot.last_number + 1:
                 return False
             if event.number == slot.last_number + 1:
                 self._take(key, slot, event)
@@ -141,7 +143,6 @@ class KVIndex:
         self._store(key, slot, snapshot.hashes, snapshot.tier)
         if snapshot.last:
             slot.last_number = snapshot.number
-            slot.lost = False
         self._sweep(1024)
 
     def expect(self, key: EngineKey, hashes: Sequence[BlockHash], now: float) -> None:

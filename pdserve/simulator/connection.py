@@ -146,9 +146,13 @@ class SimConnection:
                 self._ledger.kv_restored(part)
                 self._kv_asked = self._kv_asked and not part.last
         events = [item for item in news if isinstance(item, KVEvent)]
-        if events and not self._ledger.kv_changed(events) and not self._kv_asked:
+        if not events:
+            return
+        if self._ledger.kv_changed(events):
+            self._kv_asked = False
+        elif not self._kv_asked:
             self._kv_asked = True
-            self._commands.send(self._at_engine_kv.restart)
+            self._commands.send(partial(self._at_engine_kv.resume, self._ledger.kv_number))
 
     def _on_load(self, load: LoadSnapshot) -> None:
         self._last_heard = self._clock.monotonic()

@@ -15,6 +15,7 @@ from pdserve.core.request import EngineTrace, PrefixFetch
 from pdserve.telemetry.admission_metrics import WAITING, AdmissionMetrics, WaitingCollector
 from pdserve.telemetry.index_metrics import INDEX_METRICS, IndexCollector, IndexSizes
 from pdserve.telemetry.record import Migration, RequestRecord
+from pdserve.telemetry.router_metrics import OTHER_ROUTERS, REDIS_UP, RouterMetrics
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 from pdserve.telemetry.vllm_names import VllmNames
 
@@ -61,11 +62,14 @@ class Metrics:
         self.described += [
             Description(name, kind, labels, documentation) for name, kind, documentation, labels in INDEX_METRICS
         ]
-        name, documentation, labels = WAITING
-        self.described.append(Description(name, "gauge", labels, documentation))
+        waiting, documentation, labels = WAITING
+        self.described.append(Description(waiting, "gauge", labels, documentation))
         self.admission = AdmissionMetrics(
             self._counter, lambda name, documentation: self._histogram(name, documentation, _REQUEST_BUCKETS)
         )
+        for name, documentation in (REDIS_UP, OTHER_ROUTERS):
+            self.described.append(Description(name, "gauge", (), documentation))
+        self.routers = RouterMetrics(self.registry, self._counter)
         self.time_to_first_token = self._histogram(
             "pdserve_time_to_first_token_seconds", "From the request's arrival to its first token.", _REQUEST_BUCKETS
         )

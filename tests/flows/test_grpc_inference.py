@@ -333,3 +333,20 @@ async def test_a_client_that_knows_only_reflection_generates(served: Served) -> 
 async def test_port_in_use_is_a_clear_error(served: Served) -> None:
     with pytest.raises(ConfigError, match="in use"):
         GrpcServer(served.gateway, "127.0.0.1", served.server.port)
+
+
+async def test_a_retry_with_its_idempotency_key_is_answered_without_being_executed(tmp_path: Path) -> None:
+    async with grpc_server(tmp_path) as served:
+        metadata = (("idempotency-key", "k"),)
+        request = pb.GenerateRequest(text="say", sampling=SamplingParams(max_tokens=40))
+        first = [response async for response in served.stub.Generate(request, metadata=metadata)]
+        call = served.stub.Generate(request, metadata=metadata)
+        second = [response async for response in call]
+        assert "".join(response.text for response in first) == "".join(response.text for response in second)
+        assert second[-1].usage == first[-1].usage
+        assert ("idempotent-replayed", "true") in tuple(await call.initial_metadata())
+        assert len(served.generator.requests) == 1
+        request.sampling.max_tokens = 39
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await served.stub.Generate(request, metadata=metadata).read()
+        assert refused.value.code() is grpc.StatusCode.ALREADY_EXISTS

@@ -1,6 +1,7 @@
 """A gateway's sessions follow the engines: ready only when all are known, mended when only the line broke."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import EngineState, Role
-from pdserve.core.request import SamplingParams
+from pdserve.core.request import Request, SamplingParams, TokenDelta
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.router.loading import load_policy
@@ -78,6 +79,26 @@ async def test_a_new_gateway_is_not_ready_before_every_engine_has_been_heard_fro
         sessions.update(endpoints[:1])
         assert dispatcher.ready, "once acquainted, one pool can stand in for both"
         await sessions.close()
+
+
+async def test_an_engine_keeps_the_requests_of_two_routers_apart(checkpoint: Path) -> None:
+    async with open_cluster(checkpoint, SPECS) as cluster:
+        endpoint = cluster.engines["d"].endpoint
+        other = SessionPool(Times(), SystemClock())
+        other.update((endpoint,))
+        request = Request(id="same", prompt_token_ids=tuple(range(40)), sampling=replace(GREEDY, max_tokens=200))
+        ours = cluster.sessions.client(endpoint).submit(request)
+        said = [await anext(ours)]
+        other.client(endpoint).cancel("same")  # type: ignore[attr-defined]
+        [refused] = [item async for item in other.client(endpoint).submit(request)]
+        assert isinstance(refused, TokenDelta)
+        assert refused.error
+        assert refused.error[0] == "invalid_request"
+        other.client(endpoint).cancel("same")  # type: ignore[attr-defined]
+        said += [item async for item in ours]
+        assert sum(len(delta.token_ids) for delta in said if isinstance(delta, TokenDelta)) == 200
+        await other.close()
+        await cluster.until_idle()
 
 
 async def _until_usable(dispatcher: Dispatcher, count: int) -> None:

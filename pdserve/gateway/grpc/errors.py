@@ -10,6 +10,7 @@ from pdserve.core.errors import PdserveError
 
 _STATUS: dict[type[PdserveError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.KeyReused: grpc.StatusCode.ALREADY_EXISTS,
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
     errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,

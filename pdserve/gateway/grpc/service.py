@@ -12,11 +12,12 @@ import structlog
 
 from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError
 from pdserve.core.request import FinishReason, SamplingParams
-from pdserve.gateway.answer import Answer
+from pdserve.gateway.answer import AnswerView
 from pdserve.gateway.auth import Identity
 from pdserve.gateway.detokenizer import TextDelta
 from pdserve.gateway.gateway import Ask, Gateway
 from pdserve.gateway.grpc.errors import abort
+from pdserve.gateway.keyed import IdempotencyKey, checked_key
 from pdserve.rpc.generated.pdserve.v1 import inference_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1.inference_pb2_grpc import InferenceServicer
 
@@ -41,8 +42,8 @@ class InferenceService(InferenceServicer):
     ) -> None:
         identity = await self._identify(context)
         async with self._errors(context):
-            answer = self._gateway.begin(await self._ask(request, context, identity))
-            await context.send_initial_metadata((("x-request-id", answer.request.id),))
+            answer = await self._gateway.answer(await self._ask(request, context, identity))
+            await context.send_initial_metadata(_initial(answer))
             async with aclosing(answer.deltas()) as deltas:
                 async for delta in deltas:
                     await self._write(context, _response(answer, delta))
@@ -82,6 +83,7 @@ class InferenceService(InferenceServicer):
             draining=self._gateway.intake.draining,
             running_requests=len(self._gateway.intake),
             engines=engines,
+            degraded=self._gateway.degraded(),
         )
 
     async def _identify(self, context: Context) -> Identity:
@@ -116,6 +118,7 @@ class InferenceService(InferenceServicer):
             timeout=context.time_remaining(),
             traceparent=str(metadata.get("traceparent", "")),
             stamps=tuple(stamps),
+            key=_key(metadata.get("idempotency-key"), identity, request),
         )
 
     async def _write(self, context: Context, response: pb.GenerateResponse) -> None:
@@ -139,9 +142,14 @@ class InferenceService(InferenceServicer):
             await abort(context, PdserveError("internal error; the server's log has the details"))
 
 
-def _response(answer: Answer, delta: TextDelta) -> pb.GenerateResponse:
+def _initial(answer: AnswerView) -> tuple[tuple[str, str], ...]:
+    repeated = (("idempotent-replayed", "true"),) if answer.repeated else ()
+    return (("x-request-id", answer.request_id), *repeated)
+
+
+def _response(answer: AnswerView, delta: TextDelta) -> pb.GenerateResponse:
     response = pb.GenerateResponse(
-        request_id=answer.request.id,
+        request_id=answer.request_id,
         text=delta.text,
         token_ids=[token.id for token in delta.tokens],
         logprobs=[token.logprob for token in delta.tokens if token.logprob is not None],
@@ -150,9 +158,16 @@ def _response(answer: Answer, delta: TextDelta) -> pb.GenerateResponse:
     if delta.finish_reason is not None:
         response.usage.prompt_tokens = answer.prompt_tokens
         response.usage.completion_tokens = answer.completion_tokens
-        response.usage.cached_tokens = answer.record.cached_tokens
-        response.record_json = orjson.dumps(answer.record.to_dict()).decode()
+        response.usage.cached_tokens = answer.cached_tokens
+        response.record_json = orjson.dumps(answer.told()).decode()
     return response
+
+
+def _key(given: str | bytes | None, identity: Identity, request: pb.GenerateRequest) -> IdempotencyKey | None:
+    if given is None:
+        return None
+    body = request.SerializeToString(deterministic=True)
+    return IdempotencyKey.of(checked_key(str(given)), identity, "grpc_generate", body)
 
 
 def _sampling(given: pb.GenerateRequest.SamplingParams, defaults: Mapping[str, float]) -> SamplingParams:

@@ -5,10 +5,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pdserve.core.request import FinishReason
-from pdserve.gateway.answer import Answer
+from pdserve.gateway.answer import AnswerView
 from pdserve.gateway.detokenizer import OutputToken, TextDelta
 from pdserve.gateway.gateway import Ask, Gateway
 from pdserve.gateway.http.body import route_class
+from pdserve.gateway.http.keys import answer_to, key_of
 from pdserve.gateway.http.respond import TextChunk, respond, usage
 from pdserve.gateway.http.schemas import ChatBody
 from pdserve.gateway.http.urgency import priority_of, timeout_of
@@ -42,10 +43,11 @@ def chat_router(gateway: Gateway) -> APIRouter:
             traceparent=request.headers.get("traceparent", ""),
             priority=priority_of(request, body),
             timeout=timeout_of(request, body),
+            key=await key_of(request, "chat_completions"),
             stamps=tuple(stamps),
         )
-        wording = ChatFormat(gateway, ask, include_usage=body.include_usage)
-        answer = gateway.begin(ask)
+        answer = await answer_to(request, gateway, ask)
+        wording = ChatFormat(gateway, answer, logprobs=ask.sampling.logprobs, include_usage=body.include_usage)
         timeout = gateway.settings.send_timeout
         return await respond(request, answer, wording, stream=bool(body.stream), send_timeout=timeout)
 
@@ -55,11 +57,11 @@ def chat_router(gateway: Gateway) -> APIRouter:
 class ChatFormat:
     """Chunks and body as OpenAI words them, plus the key `pdserve`: the request's record."""
 
-    def __init__(self, gateway: Gateway, ask: Ask, *, include_usage: bool) -> None:
+    def __init__(self, gateway: Gateway, answer: AnswerView, *, logprobs: bool, include_usage: bool) -> None:
         self._vocabulary = gateway.tokenizer.vocabulary
         self._include_usage = include_usage
-        self._logprobs = ask.sampling.logprobs
-        self._head = {"id": ask.id, "created": int(gateway.clock.unix()), "model": gateway.model.name}
+        self._logprobs = logprobs
+        self._head = {"id": answer.request_id, "created": answer.created, "model": gateway.model.name}
         self._text_chunk = TextChunk(lambda text: self._chunk({"content": text}))
 
     def opening(self) -> list[dict[str, object]]:
@@ -70,13 +72,13 @@ class ChatFormat:
             return self._text_chunk(delta.text)
         return orjson.dumps(self._chunk({"content": delta.text}, logprobs=self._logprobs_of(delta.tokens)))
 
-    def closing(self, answer: Answer, reason: FinishReason) -> list[dict[str, object]]:
-        final = self._chunk({}, finish_reason=reason.value) | {"pdserve": answer.record.to_dict()}
+    def closing(self, answer: AnswerView, reason: FinishReason) -> list[dict[str, object]]:
+        final = self._chunk({}, finish_reason=reason.value) | {"pdserve": answer.told()}
         if not self._include_usage:
             return [final]
         return [final, self._head | {"object": "chat.completion.chunk", "choices": [], "usage": usage(answer)}]
 
-    def whole(self, answer: Answer, delta: TextDelta) -> dict[str, object]:
+    def whole(self, answer: AnswerView, delta: TextDelta) -> dict[str, object]:
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": delta.text, "refusal": None},
@@ -87,7 +89,7 @@ class ChatFormat:
             "object": "chat.completion",
             "choices": [choice],
             "usage": usage(answer),
-            "pdserve": answer.record.to_dict(),
+            "pdserve": answer.told(),
         }
 
     def _chunk(

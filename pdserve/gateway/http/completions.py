@@ -6,10 +6,11 @@ from starlette.responses import Response
 
 from pdserve.core.errors import Unsupported
 from pdserve.core.request import FinishReason
-from pdserve.gateway.answer import Answer
+from pdserve.gateway.answer import AnswerView
 from pdserve.gateway.detokenizer import OutputToken, TextDelta
 from pdserve.gateway.gateway import Ask, Gateway
 from pdserve.gateway.http.body import route_class
+from pdserve.gateway.http.keys import answer_to, key_of
 from pdserve.gateway.http.respond import TextChunk, respond, usage
 from pdserve.gateway.http.schemas import CompletionBody
 from pdserve.gateway.http.urgency import priority_of, timeout_of
@@ -43,10 +44,11 @@ def completions_router(gateway: Gateway) -> APIRouter:
             traceparent=request.headers.get("traceparent", ""),
             priority=priority_of(request, body),
             timeout=timeout_of(request, body),
+            key=await key_of(request, "completions"),
             stamps=tuple(stamps),
         )
-        wording = CompletionFormat(gateway, ask, include_usage=body.include_usage)
-        answer = gateway.begin(ask)
+        answer = await answer_to(request, gateway, ask)
+        wording = CompletionFormat(gateway, answer, logprobs=ask.sampling.logprobs, include_usage=body.include_usage)
         timeout = gateway.settings.send_timeout
         return await respond(request, answer, wording, stream=bool(body.stream), send_timeout=timeout)
 
@@ -56,15 +58,15 @@ def completions_router(gateway: Gateway) -> APIRouter:
 class CompletionFormat:
     """Chunks and body as OpenAI words them, plus the key `pdserve`: the request's record."""
 
-    def __init__(self, gateway: Gateway, ask: Ask, *, include_usage: bool) -> None:
+    def __init__(self, gateway: Gateway, answer: AnswerView, *, logprobs: bool, include_usage: bool) -> None:
         self._vocabulary = gateway.tokenizer.vocabulary
         self._include_usage = include_usage
-        self._logprobs = ask.sampling.logprobs
+        self._logprobs = logprobs
         self._text_offset = 0
         self._head = {
-            "id": ask.id,
+            "id": answer.request_id,
             "object": "text_completion",
-            "created": int(gateway.clock.unix()),
+            "created": answer.created,
             "model": gateway.model.name,
         }
         self._text_chunk = TextChunk(lambda text: self._body(self._choice(text, (), None)))
@@ -77,15 +79,15 @@ class CompletionFormat:
             return self._text_chunk(delta.text)
         return orjson.dumps(self._body(self._choice(delta.text, delta.tokens, None)))
 
-    def closing(self, answer: Answer, reason: FinishReason) -> list[dict[str, object]]:
-        final = self._body(self._choice("", (), reason)) | {"pdserve": answer.record.to_dict()}
+    def closing(self, answer: AnswerView, reason: FinishReason) -> list[dict[str, object]]:
+        final = self._body(self._choice("", (), reason)) | {"pdserve": answer.told()}
         if not self._include_usage:
             return [final]
         return [final, self._head | {"choices": [], "usage": usage(answer)}]
 
-    def whole(self, answer: Answer, delta: TextDelta) -> dict[str, object]:
+    def whole(self, answer: AnswerView, delta: TextDelta) -> dict[str, object]:
         choice = self._choice(delta.text, delta.tokens, delta.finish_reason)
-        return self._head | {"choices": [choice], "usage": usage(answer), "pdserve": answer.record.to_dict()}
+        return self._head | {"choices": [choice], "usage": usage(answer), "pdserve": answer.told()}
 
     def _body(self, choice: dict[str, object]) -> dict[str, object]:
         body: dict[str, object] = self._head | {"choices": [choice]}

@@ -22,6 +22,7 @@ log = structlog.get_logger("pdserve.gateway")
 
 _STATUS: dict[type[PdserveError], int] = {
     errors.InvalidRequest: 400,
+    errors.KeyReused: 422,
     errors.ModelNotFound: 404,
     errors.Overloaded: 429,
     errors.Cancelled: 499,

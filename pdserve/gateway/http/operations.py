@@ -22,7 +22,8 @@ def probes_router(gateway: Gateway) -> APIRouter:
         gateway.intake.check()
         if not gateway.ready:
             raise Unavailable("the engines are not ready yet")
-        return as_json({"status": "ready"})
+        degraded = gateway.degraded()
+        return as_json({"status": "ready"} | ({"degraded": list(degraded)} if degraded else {}))
 
     return router
 

@@ -1,8 +1,9 @@
 """An answer as one JSON object or as a stream of server-sent events, whatever the endpoint."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Protocol
 
 import orjson
@@ -14,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from pdserve.core.deadline import Deadline
 from pdserve.core.errors import Cancelled, PdserveError
 from pdserve.core.request import FinishReason
-from pdserve.gateway.answer import Answer
+from pdserve.gateway.answer import AnswerView
 from pdserve.gateway.detokenizer import OutputToken, TextDelta
 from pdserve.gateway.http.disconnect import until_disconnect
 from pdserve.gateway.http.errors import error_body, internal_error_body
@@ -33,11 +34,11 @@ class Format(Protocol):
         """As JSON: there is one for each token, of which only the text differs."""
         ...
 
-    def closing(self, answer: Answer, reason: FinishReason) -> list[dict[str, object]]:
+    def closing(self, answer: AnswerView, reason: FinishReason) -> list[dict[str, object]]:
         """Chunks after the text: the one with finish_reason and record, then the usage if asked for."""
         ...
 
-    def whole(self, answer: Answer, delta: TextDelta) -> dict[str, object]:
+    def whole(self, answer: AnswerView, delta: TextDelta) -> dict[str, object]:
         """The unstreamed body; delta is all deltas in one."""
         ...
 
@@ -55,26 +56,33 @@ class TextChunk:
         return self._before + orjson.dumps(text) + self._behind
 
 
-def usage(answer: Answer) -> dict[str, object]:
+def usage(answer: AnswerView) -> dict[str, object]:
     """The usage object of both endpoints."""
     return {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": answer.record.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
     }
 
 
-async def respond(request: Request, answer: Answer, wording: Format, *, stream: bool, send_timeout: float) -> Response:
+async def respond(
+    request: Request, answer: AnswerView, wording: Format, *, stream: bool, send_timeout: float
+) -> Response:
     """Run an answer. Errors before the first token are raised, and so have a status of their own.
 
     The answer is cancelled as soon as the client is gone."""
     if not stream:
         whole = await until_disconnect(request.receive, _collect(answer))
-        return Response(orjson.dumps(wording.whole(answer, whole)), media_type="application/json")
+        body = orjson.dumps(wording.whole(answer, whole))
+        return Response(body, headers=_headers(answer), media_type="application/json")
     deltas = answer.deltas()
     first = await until_disconnect(request.receive, _next(deltas))
-    return EventStream(_events(answer, wording, first, deltas), deltas, send_timeout)
+    return EventStream(_events(answer, wording, first, deltas), deltas, send_timeout, _headers(answer))
+
+
+def _headers(answer: AnswerView) -> dict[str, str]:
+    return {"Idempotent-Replayed": "true"} if answer.repeated else {}
 
 
 class EventStream(StreamingResponse):
@@ -82,9 +90,13 @@ class EventStream(StreamingResponse):
     before the first event was asked for."""
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], source: AsyncGenerator[TextDelta, None], send_timeout: float
+        self,
+        events: AsyncGenerator[bytes, None],
+        source: AsyncGenerator[TextDelta, None],
+        send_timeout: float,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
         super().__init__(events, headers=headers, media_type="text/event-stream")
         self._events = events
         self._source = source
@@ -113,7 +125,7 @@ class EventStream(StreamingResponse):
 
 
 async def _events(
-    answer: Answer, wording: Format, first: TextDelta, rest: AsyncGenerator[TextDelta, None]
+    answer: AnswerView, wording: Format, first: TextDelta, rest: AsyncGenerator[TextDelta, None]
 ) -> AsyncGenerator[bytes, None]:
     """A failure after the first token becomes an event with the error envelope, the last of the stream."""
     async with aclosing(rest):
@@ -131,7 +143,7 @@ async def _events(
         except PdserveError as error:
             yield _event(error_body(error))
         except Exception:
-            log.exception("unexpected error in a stream", request_id=answer.request.id)
+            log.exception("unexpected error in a stream", request_id=answer.request_id)
             yield _event(internal_error_body())
 
 
@@ -149,7 +161,7 @@ async def _next(deltas: AsyncIterator[TextDelta]) -> TextDelta:
     return await anext(deltas)
 
 
-async def _collect(answer: Answer) -> TextDelta:
+async def _collect(answer: AnswerView) -> TextDelta:
     texts: list[str] = []
     tokens: list[OutputToken] = []
     reason = None

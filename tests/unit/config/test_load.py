@@ -207,3 +207,19 @@ def test_every_setting_can_be_written_in_a_file(tmp_path: Path) -> None:
     tree = json.loads(Config().model_dump_json(exclude_none=True))
     assert load_config(write(tmp_path, json.dumps(tree))) == load_config()
     assert {"kv.block_size", "times.lease", "pools.decode.engines", "log.level", "port"} <= set(setting_names())
+
+
+def test_a_redis_url_is_hidden_but_on_the_wire(tmp_path: Path) -> None:
+    url = "redis://:very-secret@127.0.0.1:6379"
+    config = load_config(write(tmp_path, "only: router"), env={"PDSERVE_REDIS_URL": url})
+    assert "very-secret" not in config.model_dump_json()
+    restored = from_wire(to_wire(config)).redis.url
+    assert restored is not None
+    assert restored.get_secret_value() == url
+    assert "very-secret" not in str(problems(tmp_path, "redis: {url: [very-secret]}"))
+
+
+def test_a_router_alone_needs_a_redis(tmp_path: Path) -> None:
+    [problem] = problems(tmp_path, "only: router")
+    assert problem.startswith("only: ")
+    assert "redis.url" in problem

@@ -88,7 +88,7 @@ class World:
         await settle()
 
     async def _serve(self, request: Request, record: RequestRecord) -> None:
-        with self.gate.visit(request, record) as visit:
+        async with self.gate.visit(request, record) as visit:
             await visit.route()
             visit.booked()
             await asyncio.sleep(1000)

@@ -93,3 +93,19 @@ def test_an_unread_feed_stays_bounded() -> None:
         feed.collect()
     assert len(feed.after(90) or []) == 10
     assert feed.after(89) is None
+
+
+def test_a_reader_that_missed_something_gets_that_alone_while_it_is_kept() -> None:
+    cache = PrefixCache()
+    feed = feed_of(cache, max_hashes=4)
+    follower = Follower(feed)
+    follower.follow()
+    for block in range(3):
+        cache.insert([name(block)], [block])
+    known = cache.last_number - 2
+    follower.reader.news()  # lost on the way
+    follower.reader.resume(known)
+    assert [item.number for item in follower.reader.news()] == [known + 1, known + 2]
+    for gone_or_never in (None, known - 5, cache.last_number + 1):
+        follower.reader.resume(gone_or_never)
+        assert all(isinstance(item, KVSnapshot) for item in follower.reader.news())

@@ -102,3 +102,12 @@ def test_the_greeting_mentions_a_key_only_when_one_is_needed() -> None:
     assert "Authorization" not in welcome(open_to_all, "127.0.0.1:8000")
     assert "Authorization: Bearer YOUR_KEY" in welcome(keyed, "127.0.0.1:8000")
     assert "secret" not in welcome(keyed, "127.0.0.1:8000")
+
+
+def test_only_one_kind_of_process_may_be_wanted() -> None:
+    redis = '"redis": {"url": "redis://127.0.0.1"}'
+    router = desired(config(f'{{"only": "router", {redis}}}'), "127.0.0.1:5")
+    engines = desired(config(f'{{"only": "engines", {redis}, "engine_prefix": "a."}}'), "127.0.0.1:5")
+    assert [item.id for item in router] == ["gateway"]
+    assert [item.id for item in engines] == ["a.prefill-0", "a.decode-0"]
+    assert all("redis://" not in json.dumps(dict(engine.launch(1).payload)) for engine in engines)

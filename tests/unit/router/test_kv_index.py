@@ -40,7 +40,6 @@ class Sender:
         self.unsent: list[KVEvent] = []
         self.taken: Held = {}
         self.taken_number: int | None = None
-        self.lost = False
 
     def change(self, kind: KVEventKind, hashes: tuple[BlockHash, ...], tier: Tier | None) -> None:
         """An engine stores no block without those before it, and keeps none longer than they."""
@@ -53,8 +52,7 @@ class Sender:
     def take(self, events: list[KVEvent]) -> bool:
         """What the index ought to do with them, and whether it ought to be content."""
         for event in events:
-            if self.taken_number is None or self.lost or event.number > self.taken_number + 1:
-                self.lost = True
+            if self.taken_number is None or event.number > self.taken_number + 1:
                 return False
             if event.number == self.taken_number + 1:
                 self.taken = _after(self.taken, event)
@@ -130,7 +128,12 @@ class IndexMachine(RuleBasedStateMachine):
             self.index.restore(
                 sender.key, KVSnapshot(number=sender.number, hashes=part, first=first, last=last, tier=tier)
             )
-        sender.taken, sender.taken_number, sender.lost = dict(sender.held), sender.number, False
+        sender.taken, sender.taken_number = dict(sender.held), sender.number
+
+    @invariant()
+    def knows_what_came_last(self) -> None:
+        for sender in self.senders.values():
+            assert self.index.last_number(sender.key) == sender.taken_number
 
     @invariant()
     def matches_what_was_taken_in(self) -> None:

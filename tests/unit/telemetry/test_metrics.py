@@ -157,6 +157,7 @@ def test_the_table_has_every_exported_metric() -> None:
     metrics.watch_engines(lambda: [view(free=1)])
     metrics.watch_index(lambda: IndexSizes(1, 2, 3))
     metrics.watch_waiting(dict)
+    metrics.routers.watch(lambda: True, lambda: 0)
     exported = {line.split()[2] for line in metrics.exposition().decode().splitlines() if line.startswith("# TYPE")}
     described = {description.name for description in metrics.described}
     assert described == {name for name in exported if not name.endswith("_created")}

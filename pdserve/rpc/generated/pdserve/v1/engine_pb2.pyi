@@ -32,8 +32,10 @@ class SessionCommand(_message.Message):
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel_request_id: _Optional[str] = ..., resend_kv: _Optional[_Union[ResendKV, _Mapping]] = ..., depart_request_id: _Optional[str] = ...) -> None: ...
 
 class ResendKV(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("after_number",)
+    AFTER_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    after_number: int
+    def __init__(self, after_number: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("request", "handoff", "ticket", "source")

@@ -126,7 +126,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "ready", "draining", "running_requests", "engines")
+    __slots__ = ("version", "ready", "draining", "running_requests", "engines", "degraded")
     class Engine(_message.Message):
         __slots__ = ("id", "role", "epoch", "state", "running", "waiting")
         ID_FIELD_NUMBER: _ClassVar[int]
@@ -147,9 +147,11 @@ class GetServerInfoResponse(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     version: str
     ready: bool
     draining: bool
     running_requests: int
     engines: _containers.RepeatedCompositeFieldContainer[GetServerInfoResponse.Engine]
-    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., draining: bool = ..., running_requests: _Optional[int] = ..., engines: _Optional[_Iterable[_Union[GetServerInfoResponse.Engine, _Mapping]]] = ...) -> None: ...
+    degraded: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[str] = ..., ready: bool = ..., draining: bool = ..., running_requests: _Optional[int] = ..., engines: _Optional[_Iterable[_Union[GetServerInfoResponse.Engine, _Mapping]]] = ..., degraded: _Optional[_Iterable[str]] = ...) -> None: ...
