@@ -14,11 +14,14 @@ from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
 from pdserve.dispatch.admission import AdmissionGate, Visit
 from pdserve.dispatch.attempt import Attempt
+from pdserve.dispatch.demand import DemandMeter, Metered
 from pdserve.dispatch.migration import MigrationRules, Migrator
 from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
 from pdserve.dispatch.sessions import Booking, SessionPool
 from pdserve.router.admission import AdmissionRules
 from pdserve.router.router import Router
+from pdserve.scaler.demand import Demand
+from pdserve.scaler.orders import Orders
 from pdserve.telemetry.record import RequestRecord
 
 _DEADLINE_GRACE = 1.0
@@ -46,6 +49,7 @@ class Dispatcher:
         self._budget = ReplayBudget(self._replay, clock)
         self._migrator = Migrator(sessions, router, clock, migration)
         self._gate = AdmissionGate(sessions, router, clock, admission, tenants)
+        self._meter = DemandMeter(clock)
         self._acquainted = False
 
     @property
@@ -62,6 +66,15 @@ class Dispatcher:
     def waiting(self) -> dict[str, int]:
         """How many requests wait to be let in, by tenant."""
         return self._gate.waiting()
+
+    def demand(self) -> Demand:
+        """The load since the last call, and how the engines stand."""
+        return self._meter.report(self._sessions.state(), self._gate.held())
+
+    def obey(self, orders: Orders) -> None:
+        """What the scaler asks of gateways."""
+        self._sessions.bypass_below = orders.bypass_below
+        self._gate.patience = orders.patience
 
     async def move(self, request_id: str) -> None:
         """Have a request that decodes now go on at another engine. Raises PdserveError when it does not: it stays, or
@@ -81,15 +94,18 @@ class Dispatcher:
         """
         record.stamp("received", self._clock.unix())
         try:
-            with self._gate.visit(request, record) as visit:
-                async with aclosing(self._serve(request, record, visit)) as deltas:
+            with self._meter.request(request, record) as metered, self._gate.visit(request, record) as visit:
+                async with aclosing(self._serve(request, record, visit, metered)) as deltas:
                     async for delta in deltas:
                         visit.tokens(len(delta.token_ids))
+                        metered.came(len(delta.token_ids))
                         yield delta
         finally:
             record.stamp("finished", self._clock.unix())
 
-    async def _serve(self, request: Request, record: RequestRecord, visit: Visit) -> AsyncGenerator[TokenDelta, None]:
+    async def _serve(
+        self, request: Request, record: RequestRecord, visit: Visit, metered: Metered
+    ) -> AsyncGenerator[TokenDelta, None]:
         deadline = Deadline(asyncio.get_running_loop().time() + request.timeout + _DEADLINE_GRACE)
         history = ReplayHistory(self._replay)
         emitted: list[int] = []
@@ -98,7 +114,7 @@ class Dispatcher:
                 share = continuation(request, emitted, history.attempts)
                 offset = len(emitted)
                 try:
-                    async with aclosing(self._attempt(share, history, record, deadline, visit)) as deltas:
+                    async with aclosing(self._attempt(share, history, record, deadline, visit, metered)) as deltas:
                         async for delta in deltas:
                             whole = rebased(delta, request.id, offset)
                             self._extend(record, emitted, whole)
@@ -118,7 +134,13 @@ class Dispatcher:
             deadline.close()
 
     async def _attempt(
-        self, share: Request, history: ReplayHistory, record: RequestRecord, deadline: Deadline, visit: Visit
+        self,
+        share: Request,
+        history: ReplayHistory,
+        record: RequestRecord,
+        deadline: Deadline,
+        visit: Visit,
+        metered: Metered,
     ) -> AsyncGenerator[TokenDelta, None]:
         # Nothing may wait between the gate's word and the booking: the next decision counts on it.
         turn = self._route_again(share, history) if history.attempts else visit.route()
@@ -129,6 +151,8 @@ class Dispatcher:
         try:
             with self._sessions.book(share, route) as booking:
                 visit.booked()
+                if not history.attempts:
+                    metered.routed(route, self._sessions.state())
                 reconfirm = partial(self._reconfirm, share, booking, history)
                 movable = partial(self._migrator.movable, booking)
                 attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)

@@ -5,6 +5,7 @@ and every running answer as long as the horizon. On the list are the cheapest of
 announced most of the prompt: sources of a fetch, whether or not they may get the request.
 """
 
+from dataclasses import replace
 from itertools import compress
 from operator import is_not
 
@@ -75,7 +76,7 @@ class Shortlist:
         self._follow(state.engines)
         rows = sorted(self._listed(ask, state.now))
         few = tuple(state.engines[row] for row in rows)
-        return ClusterState(now=state.now, engines=few) if _joined(few) else state
+        return replace(state, engines=few) if _joined(few) else state
 
     def _follow(self, views: tuple[EngineView, ...]) -> None:
         """Take in what has changed since the last request."""
