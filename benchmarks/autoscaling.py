@@ -1,4 +1,4 @@
-"""Engines by policy against a pool that stays as it is and against a plain rule: `python -m benchmarks.autoscaling TRACE…`.
+"""Engines by policy against a pool that stays and against a plain rule: `python -m benchmarks.autoscaling TRACE…`.
 
 In the simulator, with at most 64 engines. The load is a trace's requests in its order, with its lengths and shared
 prefixes, arriving by chance at a rate that triples and falls back; a trace too short for that begins again, with
@@ -6,8 +6,8 @@ prefixes of its own each time. Three rules serve the same requests:
 
 * static: the most engines there may be, all the time.
 * hpa: as Kubernetes' horizontal autoscaler does by default: every 15 s, engines · (busy share ÷ 0.7) for prefill and
-  engines · (KV in use ÷ 0.7) for decode, nothing within 10 %, at most the double at a time, and down only to the most of
-  what was found in the last 5 minutes.
+  engines · (KV in use ÷ 0.7) for decode, nothing within 10 %, at most the double at a time, and down only to the most
+  of what was found in the last 5 minutes.
 * ours: the policy below.
 
 The profile is slow on purpose: minutes of a load that keeps 64 engines busy must be served in minutes of Python.
@@ -44,7 +44,7 @@ from pdserve_loadgen.traces import TraceEntry, read_trace
 
 TTFT, TPOT = 30.0, 0.1
 """Mooncake's objectives for a 70B on A800s (FAST '25): first token within 30 s, tokens within 100 ms."""
-SHAPE = ((150.0, 1.0, 1.0), (60.0, 1.0, 3.0), (180.0, 3.0, 3.0), (60.0, 3.0, 1.0), (240.0, 1.0, 1.0))
+SHAPE = ((100.0, 1.0, 1.0), (60.0, 1.0, 3.0), (120.0, 3.0, 3.0), (60.0, 3.0, 1.0), (160.0, 1.0, 1.0))
 """(seconds, rate at the beginning, rate at the end), in multiples of the base rate."""
 WARM_UP = 45.0
 _FRESH = 2**20
@@ -61,7 +61,7 @@ PROFILE = Profile(
     pools=PRESETS["h200-8b"].pools,
 )
 
-MIXES = {"conversation": (48, 16, 2.6), "synthetic": (50, 14, 3.0), "arxiv1000": (48, 16, 3.4)}
+MIXES = {"conversation": (48, 16, 2.0), "synthetic": (50, 14, 2.6), "arxiv1000": (48, 16, 2.6)}
 """Trace → prefill and decode engines at most, and the base rate per second. Fixed beforehand by the static pool: its
 prefill engines are busy for about 0.7 of the time at the triple rate."""
 
@@ -127,7 +127,7 @@ class Hpa:
             ratio = self._signal(role, demand, seconds) / self.TARGET
             desired = current if abs(ratio - 1.0) <= self.TOLERANCE else ceil(current * min(ratio, 2.0))
             desired = min(pool.max, max(pool.min, desired))
-            pools[role] = kept = note(memory.pool(role), pool, desired, now.monotonic, self.WINDOW)
+            pools[role] = kept = note(memory.pool(role), pool, desired, current, now.monotonic, self.WINDOW)
             target = desired if desired > current else min(current, most_wanted(kept, self.WINDOW, now.monotonic))
             if target != current:
                 action = Scale(role=role, engines=target, before=current)

@@ -9,10 +9,11 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from pdserve.cluster.registry import order_engine, watch_endpoints
+from pdserve.cluster.scaling import REPORT_EVERY, explain_scaling, report_demand
 from pdserve.config.schema import Config, TenantConfig, from_wire
 from pdserve.core.admission import TenantRules
 from pdserve.core.clock import SystemClock
-from pdserve.core.errors import ConfigError
+from pdserve.core.errors import ConfigError, PdserveError
 from pdserve.core.protocols import ModelInfo
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.migration import MigrationRules
@@ -36,9 +37,11 @@ from pdserve.router.kv_index import KVIndex
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
+from pdserve.scaler.demand import Demand, one_after_another
 from pdserve.telemetry.engine_watch import EngineWatch
 from pdserve.telemetry.index_metrics import IndexSizes
 from pdserve.telemetry.logs import configure_logs
+from pdserve.telemetry.scaler_metrics import ScalerFigures
 
 if TYPE_CHECKING:
     from pdserve.telemetry.tracing import TraceQueue
@@ -71,6 +74,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         order_engine=partial(order_engine, payload["registry"]),
         move_request=dispatcher.move,
         waiting=dispatcher.waiting,
+        explain_scaling=partial(explain_scaling, payload["registry"]) if config.policies else None,
     )
     gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
     listener = bind(config.host, config.port)
@@ -82,6 +86,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
+        if config.policies:
+            background.append(group.create_task(_report_demand(payload["registry"], dispatcher, gateway)))
         if config.telemetry.otlp_endpoint:
             background.append(group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run()))
         parent.ready(address=local_address(config.host, listener.getsockname()[1]))
@@ -154,6 +160,25 @@ async def _follow(registry: str, sessions: SessionPool, watch: EngineWatch) -> N
         async for endpoints in sets:
             sessions.update(endpoints)
             watch.update(endpoints)
+
+
+async def _report_demand(registry: str, dispatcher: Dispatcher, gateway: Gateway) -> None:
+    """Tell the scaler of this gateway's load, and do what it asks. Without an answer its last word holds."""
+    name = gateway.new_id()
+    figures: ScalerFigures | None = None
+    gateway.metrics.watch_scaler(lambda: figures)
+    unheard: Demand | None = None
+    while True:
+        await gateway.clock.sleep(REPORT_EVERY)
+        demand = one_after_another(filter(None, (unheard, dispatcher.demand())))
+        assert demand
+        try:
+            orders, figures = await report_demand(registry, name, demand)
+        except PdserveError:
+            unheard = demand
+            continue
+        unheard = None
+        dispatcher.obey(orders)
 
 
 def _settings(config: Config) -> GatewaySettings:

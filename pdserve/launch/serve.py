@@ -2,18 +2,22 @@
 
 import asyncio
 import signal
+from functools import partial
+from pathlib import Path
 
 import structlog
 
+from pdserve.cluster.cloud import SupervisedCloud
 from pdserve.cluster.launcher import Launcher
 from pdserve.cluster.member import Phase
 from pdserve.cluster.plan import Members
 from pdserve.cluster.registry import EngineOrder, Registry
+from pdserve.cluster.scaling import Scaling
 from pdserve.cluster.supervisor import Supervisor
 from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
 from pdserve.core.errors import ConfigError
-from pdserve.launch.deployment import GATEWAY, desired
+from pdserve.launch.deployment import GATEWAY, desired, engine, unflippable
 from pdserve.launch.launchers import open_launcher
 from pdserve.launch.ports import settle_ports
 from pdserve.launch.welcome import until_answering, welcome
@@ -39,7 +43,6 @@ async def _serve(config: Config) -> int:
 async def supervise(config: Config, launcher: Launcher) -> int:
     """Serve with an open launcher and settled ports until a signal; the exit code."""
     registry = Registry()
-    await registry.start()
     supervisor = Supervisor(
         desired(config, registry.address),
         launcher,
@@ -48,11 +51,16 @@ async def supervise(config: Config, launcher: Launcher) -> int:
         on_change=registry.publish,
     )
     registry.obey = lambda engine_id, order: _obey(supervisor, engine_id, order)
+    scaling = _scaling(config, supervisor)
+    if scaling:
+        registry.add(scaling.register)
+    await registry.start()
     stop, force = _signals()
     run = asyncio.create_task(supervisor.run())
-    greeting = asyncio.create_task(_greet(config, supervisor))
+    greeting = asyncio.create_task(_greet(config, supervisor, scaling))
     try:
         await _first(run, stop)
+        greeting.cancel()
         if not run.done():
             _log.info("draining: running requests finish; Ctrl-C again ends them", timeout=config.times.drain_timeout)
             drain = asyncio.create_task(supervisor.drain())
@@ -100,8 +108,16 @@ async def _first(task: "asyncio.Task[None]", event: asyncio.Event) -> None:
         waiting.cancel()
 
 
-async def _greet(config: Config, supervisor: Supervisor) -> None:
-    """Print the ready line once everything is up and a client would be served."""
+def _scaling(config: Config, supervisor: Supervisor) -> Scaling | None:
+    """Raises ConfigError for a policy that cannot work."""
+    if config.policies is None:
+        return None
+    cloud = SupervisedCloud(supervisor, partial(engine, config), flippable=unflippable(config))
+    return Scaling(Path(config.policies), cloud, SystemClock())
+
+
+async def _greet(config: Config, supervisor: Supervisor, scaling: Scaling | None) -> None:
+    """Print the ready line once everything is up and a client would be served; from then on, scale."""
 
     def all_ready(members: Members) -> bool:
         return all(member.phase is Phase.READY for member in members.values())
@@ -110,3 +126,5 @@ async def _greet(config: Config, supervisor: Supervisor) -> None:
     address = supervisor.members[GATEWAY].address
     await until_answering(address, "/ready")
     print(welcome(config, address), flush=True)
+    if scaling:
+        await scaling.run()

@@ -23,6 +23,8 @@ from pdserve.scaler.policy import Objective, Policy, PoolPolicy
 RULES = ("forecast", "ttft", "handoff_gap", "tpot", "backlog", "kv_occupancy", "queue", "calm", "dead_band")
 """What may settle how many engines a pool should have, before bounds and paces."""
 _EMPTY_ENOUGH = 1e-9
+_SHORT = 0.5
+"""Of the TTFT target, what a prompt may take by itself to tell how long others made it wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +47,11 @@ def assess(role: Role, policy: Policy, memory: Memory, replicas: Replicas) -> As
     window = memory.window
     engines = [facts for facts in window.engines if facts.role is role and facts.state is EngineState.READY]
     inputs: dict[str, float] = {}
-    need = _need(role, policy, pool, memory, window, engines, replicas, inputs)
     signals = _signals(role, policy, pool, window, engines)
     inputs |= {f"{name}_ratio": ratio for name, ratio in signals.items()}
     worst = max(signals, key=lambda name: signals[name], default="")
     pressure = signals.get(worst, 0.0)
+    need = _need(role, policy, pool, memory, window, engines, replicas, pressure, inputs)
     low, high = pool.reactive.dead_band
     there = replicas.ready + pool.reactive.warming_credit * replicas.warming
     credited = pressure * replicas.ready / there if there else 0.0
@@ -84,6 +86,7 @@ def _need(
     window: Demand,
     engines: Sequence[EngineFacts],
     replicas: Replicas,
+    pressure: float,
     inputs: dict[str, float],
 ) -> float:
     if pool.forecast.kind == "none":
@@ -95,7 +98,7 @@ def _need(
     if role is not Role.DECODE:
         need += _need_for_prompts(policy, pool, memory, window, engines, replicas, rate, inputs)
     if role is not Role.PREFILL:
-        need += _need_for_tokens(policy, pool, memory, engines, rate, inputs)
+        need += _need_for_tokens(policy, pool, memory, engines, rate, pressure, inputs)
     inputs["need"] = need
     return need
 
@@ -142,6 +145,7 @@ def _need_for_tokens(
     memory: Memory,
     engines: Sequence[EngineFacts],
     rate: float,
+    pressure: float,
     inputs: dict[str, float],
 ) -> float:
     like = memory.likeness
@@ -150,13 +154,18 @@ def _need_for_tokens(
         rate=rate,
         output=like.output,
         context=like.context,
+        ahead=like.mean_work,
         step=_mean_step([facts.step for facts in told]),
         kv_tokens=min((facts.kv_total for facts in told), default=0),
         max_rows=min((facts.max_rows for facts in told), default=0),
     )
-    inputs |= {"output_tokens": like.output, "context_tokens": like.context}
     target = policy.slo.tpot.seconds * (pool.targets.slo or 1.0)
-    return engines_for_tokens(load, target, pool.targets.kv_occupancy or 1.0)
+    modelled = engines_for_tokens(load, target, pool.targets.kv_occupancy or 1.0)
+    # What the signals say of the present load says it of a larger one: the model knows means, they know the worst.
+    growth = rate / inputs["rate"] if inputs["rate"] else 0.0
+    shown = min(pressure, pool.reactive.clamp) * len(engines) * min(growth, pool.reactive.clamp)
+    inputs |= {"output_tokens": like.output, "context_tokens": like.context, "modelled": modelled, "shown": shown}
+    return max(modelled, shown)
 
 
 def _mean_step(steps: Sequence[StepModel]) -> StepModel:
@@ -180,7 +189,7 @@ def _signals(
     if targets.slo and role is not Role.DECODE:
         signals["ttft"] = _late(window.first_tokens, slo.ttft) / targets.slo
     if targets.slo and role is not Role.PREFILL:
-        signals["tpot"] = percentile(window.tpots, slo.tpot.percentile) / (slo.tpot.seconds * targets.slo)
+        signals["tpot"] = _slow(percentile(window.tpots, slo.tpot.percentile), slo.tpot.seconds * targets.slo, engines)
     if targets.slo and role is Role.DECODE:
         gap = percentile(window.handoff_gaps, slo.handoff_gap.percentile)
         signals["handoff_gap"] = gap / (slo.handoff_gap.seconds * targets.slo)
@@ -196,14 +205,20 @@ def _signals(
     return signals
 
 
+def _slow(tpot: float, target: float, engines: Sequence[EngineFacts]) -> float:
+    """What tokens take beyond an empty engine's step, which no engine more would spare, ÷ what they may."""
+    base = min(_mean_step([facts.step for facts in engines if facts.kv_total]).base, 0.9 * target)
+    return max(0.0, tpot - base) / (target - base)
+
+
 def _late(firsts: Iterable[FirstToken], slo: Objective) -> float:
     """How much of the time that a first token may wait is waited, at the percentile: what a prompt takes by itself is
-    no engine's lack. One that has not come yet counts if it is late already."""
+    no engine's lack, and one that takes most of the target by itself says nothing about waiting. A first token that has
+    not come yet counts if it is late already."""
     shares = []
     for first in firsts:
-        allowed = max(slo.seconds - first.own, slo.seconds / 4)
-        share = max(0.0, first.seconds - first.own) / allowed
-        if share > 1.0 or not first.still:
+        share = max(0.0, first.seconds - first.own) / max(slo.seconds - first.own, slo.seconds / 4)
+        if first.own <= _SHORT * slo.seconds and (share > 1.0 or not first.still):
             shares.append(share)
     return percentile(shares, slo.percentile)
 

@@ -40,10 +40,11 @@ def _holds(schedule: Schedule, local: datetime) -> bool:
     return (today and clock >= schedule.start) or (yesterday and clock < schedule.end)
 
 
-def note(memory: PoolMemory, pool: PoolPolicy, desired: int, now: float, keep: float) -> PoolMemory:
-    """The memory with what was found right now; older than the longest window goes. keep: seconds, at least."""
+def note(memory: PoolMemory, pool: PoolPolicy, desired: int, current: int, now: float, keep: float) -> PoolMemory:
+    """The memory with what was found right now; older than the longest window goes. keep: seconds, at least. Before
+    anything was found, what is there was right."""
     window = max(pool.up.window, pool.down.window, keep)
-    kept = tuple(entry for entry in memory.wanted if entry[0] > now - window)
+    kept = tuple(entry for entry in memory.wanted or ((now, current),) if entry[0] > now - window)
     return replace(memory, wanted=(*kept, (now, desired)))
 
 

@@ -40,8 +40,9 @@ class PromptLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLoad:
-    """rate: answers per second that write output tokens each. context: tokens a row reads. step: of the pool's
-    engines, each with so much KV, in tokens, and so many rows."""
+    """rate: answers per second that write output tokens each. context: tokens a row reads. ahead: seconds for which an
+    answer's KV is set aside before it is written, while its prompt is computed. step: of the pool's engines, each with
+    so much KV, in tokens, and so many rows."""
 
     rate: float
     output: float
@@ -49,6 +50,7 @@ class TokenLoad:
     step: StepModel
     kv_tokens: int
     max_rows: int
+    ahead: float = 0.0
 
 
 def engines_for_prompts(load: PromptLoad, target: float, percentile: float) -> float:
@@ -104,7 +106,7 @@ def engines_for_tokens(load: TokenLoad, tpot: float, kv_share: float) -> float:
 def _engines_for_room(load: TokenLoad, engines: float, kv_share: float) -> float:
     """How many have rows and KV for all answers that run at a time, on average and by chance, when there are so
     many."""
-    running = load.rate * load.output * step_seconds(load, engines)
+    running = load.rate * (load.ahead + load.output * step_seconds(load, engines))
     most = running * (1.0 + sqrt(2.0 / max(1.0, running)))
     by_rows = most / load.max_rows if load.max_rows else 0.0
     by_memory = most * load.context / (load.kv_tokens * kv_share) if load.kv_tokens else 0.0

@@ -82,7 +82,7 @@ class _Plan:
             desired = cut
         for role, count in desired.items():
             pool, moment = self._pools[role], self._now.monotonic
-            kept = note(self.memory.pool(role), pool, count, moment, self._policy.flip.spare_for)
+            kept = note(self.memory.pool(role), pool, count, self._wanted[role], moment, self._policy.flip.spare_for)
             self._remember(role, kept)
             self._targets[role], self.held[role] = paced(kept, pool, self._wanted[role], moment)
             wakes = self._wanted[role] == 0 < count

@@ -1,6 +1,6 @@
 """Carries decisions out and keeps them, so that one can ask why there are as many engines as there are."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
@@ -56,6 +56,8 @@ class Scaler:
         self.decisions: deque[Decision] = deque(maxlen=keep)
         self.failures: dict[str, int] = {}
         """Error code → actions that could not be carried out."""
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """(speed, rule) → decisions that changed something, or would have."""
         self.latest: Outcome | None = None
 
     async def step(self, demand: Demand) -> Orders:
@@ -66,6 +68,7 @@ class Scaler:
         for decision in outcome.decisions:
             if not (decision.dry_run and self._said_already(decision)):
                 self.decisions.append(decision)
+                self.counts[decision.speed.value, decision.rule] += 1
                 _log.info("scaling", rule=decision.rule, reason=decision.reason, dry_run=decision.dry_run)
             if not decision.dry_run:
                 await self._carry_out(decision)

@@ -36,8 +36,8 @@ class Moment:
 
 @dataclass(slots=True, kw_only=True)
 class ScalingReport:
-    """engine_seconds: by role, from an engine's start to its end, warming and draining included; a flipped engine
-    counts to each role while it had it."""
+    """engine_seconds: by role, of each engine from its start to its end or to the last request's arrival, warming and
+    draining included; a flipped engine counts to each role while it had it."""
 
     engine_seconds: dict[Role, float] = field(default_factory=dict)
     timeline: list[Moment] = field(default_factory=list)
@@ -78,6 +78,7 @@ class SimCloud:
         self._draining: dict[str, asyncio.Task[None]] = {}
         self._since: dict[str, tuple[Role, float]] = {}
         self._numbers: Counter[Role] = Counter()
+        self._counting = True
 
     async def begin(self, engines: Mapping[Role, int]) -> None:
         """The engines that are there at the start."""
@@ -88,8 +89,14 @@ class SimCloud:
     def count_from_now(self) -> None:
         """The load begins."""
         for engine_id, engine in self._cluster.engines.items():
-            self._since[engine_id] = engine.engine.endpoint.role, self._now()
+            self._count(engine_id, engine.engine.endpoint.role)
         self._note()
+
+    def stop_counting(self) -> None:
+        """The last request has come: what is there from now on is no cost of the load."""
+        self._counting = False
+        for engine_id in list(self._since):
+            self._settle(engine_id)
 
     def pools(self) -> Mapping[Role, Replicas]:
         ready = Counter(role for engine_id, role in self._roles().items() if engine_id not in self._draining)
@@ -103,7 +110,7 @@ class SimCloud:
         surplus = self.pools()[role].wanted - engines
         for _ in range(-surplus):
             engine_id = self._name(role)
-            self._since[engine_id] = role, self._now()
+            self._count(engine_id, role)
             self._starting[engine_id] = role, self._spawn(self._boot(engine_id, role))
         for engine_id in self._leaving(role, victims)[: max(0, surplus)]:
             if starting := self._starting.pop(engine_id, None):
@@ -115,7 +122,7 @@ class SimCloud:
 
     async def flip(self, engine_id: str, role: Role) -> None:
         self._settle(engine_id)
-        self._since[engine_id] = role, self._now()
+        self._count(engine_id, role)
         self._cluster.flip(engine_id, role)
         self._note()
 
@@ -125,8 +132,7 @@ class SimCloud:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for engine_id in list(self._since):
-            self._settle(engine_id)
+        self.stop_counting()
 
     async def _boot(self, engine_id: str, role: Role) -> None:
         await self._clock.sleep(self._warm_up)
@@ -154,10 +160,15 @@ class SimCloud:
         self._numbers[role] += 1
         return f"{role.value}-{number}"
 
+    def _count(self, engine_id: str, role: Role) -> None:
+        if self._counting:
+            self._since[engine_id] = role, self._now()
+
     def _settle(self, engine_id: str) -> None:
-        role, since = self._since.pop(engine_id)
-        seconds = self.report.engine_seconds
-        seconds[role] = seconds.get(role, 0.0) + self._now() - since
+        role, since = self._since.pop(engine_id, (None, 0.0))
+        if role is not None:
+            seconds = self.report.engine_seconds
+            seconds[role] = seconds.get(role, 0.0) + self._now() - since
 
     def _note(self) -> None:
         for role, pool in self.pools().items():

@@ -150,6 +150,7 @@ class _Run:
         for arrival in workload:
             await self._clock.sleep(max(0.0, self._origin + arrival.at - self._clock.monotonic()))
             requests.append(loop.create_task(self._serve(arrival)))
+        self._cloud.stop_counting()
         served = await asyncio.gather(*requests)
         ended = self._now()
         await asyncio.gather(*troubles)

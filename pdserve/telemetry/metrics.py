@@ -15,6 +15,7 @@ from pdserve.core.request import EngineTrace, PrefixFetch
 from pdserve.telemetry.admission_metrics import WAITING, AdmissionMetrics, WaitingCollector
 from pdserve.telemetry.index_metrics import INDEX_METRICS, IndexCollector, IndexSizes
 from pdserve.telemetry.record import Migration, RequestRecord
+from pdserve.telemetry.scaler_metrics import SCALER_METRICS, ScalerCollector, ScalerFigures
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -59,6 +60,9 @@ class Metrics:
         ]
         self.described += [
             Description(name, kind, labels, documentation) for name, kind, documentation, labels in INDEX_METRICS
+        ]
+        self.described += [
+            Description(name, kind, labels, documentation) for name, kind, documentation, labels in SCALER_METRICS
         ]
         name, documentation, labels = WAITING
         self.described.append(Description(name, "gauge", labels, documentation))
@@ -236,6 +240,10 @@ class Metrics:
     def watch_waiting(self, waiting: Callable[[], Mapping[str, int]]) -> None:
         """Export how many requests wait to be let in, by tenant; read anew at every scrape."""
         self.registry.register(WaitingCollector(waiting))
+
+    def watch_scaler(self, figures: Callable[[], ScalerFigures | None]) -> None:
+        """Export what the scaler has told last; read anew at every scrape."""
+        self.registry.register(ScalerCollector(figures))
 
     def exposition(self) -> bytes:
         """The Prometheus text format; its media type is CONTENT_TYPE."""
