@@ -49,12 +49,16 @@ def note(memory: PoolMemory, pool: PoolPolicy, desired: int, current: int, now: 
 
 
 def most_wanted(memory: PoolMemory, seconds: float, now: float) -> int:
-    """The most that was found right in the last so many seconds."""
-    return max(count for at, count in memory.wanted if at >= now - seconds)
+    """The most that was found right in the last so many seconds, the last time included."""
+    return max(_wanted(memory, seconds, now))
 
 
 def least_wanted(memory: PoolMemory, seconds: float, now: float) -> int:
-    return min(count for at, count in memory.wanted if at >= now - seconds)
+    return min(_wanted(memory, seconds, now))
+
+
+def _wanted(memory: PoolMemory, seconds: float, now: float) -> list[int]:
+    return [memory.wanted[-1][1], *(count for at, count in memory.wanted if at > now - seconds)]
 
 
 def paced(memory: PoolMemory, pool: PoolPolicy, current: int, now: float) -> tuple[int, str]:
