@@ -32,6 +32,8 @@ class _Counts:
     ended: int = 0
     output_tokens: int = 0
     context_tokens: int = 0
+    row_seconds: float = 0.0
+    kv_token_seconds: float = 0.0
     first_tokens: list[FirstToken] = field(default_factory=list)
     handoff_gaps: list[float] = field(default_factory=list)
     tpots: list[float] = field(default_factory=list)
@@ -47,10 +49,11 @@ class Metered:
         self.tokens = 0
         self._request = request
         self._clock = clock
-        self._first = self._last = 0.0
+        self._routed = self._second = self._last = 0.0
 
     def routed(self, route: Route, state: ClusterState) -> None:
         """It goes to its engines for the first time."""
+        self._routed = self._clock.monotonic()
         view = next((view for view in state.engines if view.endpoint == route.prefill), None)
         if view is None:
             return
@@ -73,9 +76,9 @@ class Metered:
             return
         now = self._clock.monotonic()
         if not self.tokens:
-            self._first = now
             self.counts.first_tokens.append(FirstToken(seconds=now - self.arrived, own=self.own))
         elif self.tokens == 1:
+            self._second = now
             self.counts.handoff_gaps.append(now - self._last)
         self.tokens += count
         self._last = now
@@ -88,9 +91,14 @@ class Metered:
             return
         self.counts.ended += 1
         self.counts.output_tokens += self.tokens
-        self.counts.context_tokens += len(self._request.prompt_token_ids) + self.tokens // 2
-        if self.tokens > 2:
-            self.counts.tpots.append((self._last - self._first) / (self.tokens - 1))
+        context = len(self._request.prompt_token_ids) + self.tokens // 2
+        seconds = self._clock.monotonic() - self._routed
+        self.counts.context_tokens += context
+        self.counts.row_seconds += seconds
+        self.counts.kv_token_seconds += context * seconds
+        if self._second and self.tokens > 2:
+            # From the second token on: the gap before it is no work of the decode engine's.
+            self.counts.tpots.append((self._last - self._second) / (self.tokens - 2))
 
 
 class DemandMeter:
@@ -129,6 +137,8 @@ class DemandMeter:
             ended=counts.ended,
             output_tokens=counts.output_tokens,
             context_tokens=counts.context_tokens,
+            row_seconds=counts.row_seconds,
+            kv_token_seconds=counts.kv_token_seconds,
             first_tokens=(*_some(counts.first_tokens), *_some(pending)),
             handoff_gaps=tuple(_some(counts.handoff_gaps)),
             tpots=tuple(_some(counts.tpots)),

@@ -4,8 +4,8 @@ Prompts: engines are servers of one queue, M/G/n. The share of arrivals that wai
 M/M/n times (1 + squared coefficient of variation) / 2 (Allen and Cunneen). So a request's wait counts in its TTFT, not
 only its own work: a planner that leaves it out finds one engine enough for any load it can barely keep up with.
 
-Tokens: by Little's law as many answers are written at a time as begin per second times how long they take, and a step
-takes the longer the more there are; what holds for one engine's share of the answers decides.
+Tokens: by Little's law as many answers are there at a time as begin per second times how long they stay, and hold as
+much KV; a step takes the longer the more there are.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,6 @@ from statistics import NormalDist
 from pdserve.core.cluster import StepModel
 
 MOST_ENGINES = 1024
-_HALVINGS = 20
 _LEAST_WAIT = 0.25
 """Share of the TTFT target that may be waited although a prompt alone takes longer than the target."""
 
@@ -40,17 +39,18 @@ class PromptLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLoad:
-    """rate: answers per second that write output tokens each. context: tokens a row reads. ahead: seconds for which an
-    answer's KV is set aside before it is written, while its prompt is computed. step: of the pool's engines, each with
-    so much KV, in tokens, and so many rows."""
+    """rate: answers per second that write output tokens each. context: tokens a row reads. row_seconds: how long an
+    answer has a row; kv_token_seconds: times its KV in tokens. step: of the pool's engines, each with so much KV, in
+    tokens, and so many rows."""
 
     rate: float
     output: float
     context: float
+    row_seconds: float
+    kv_token_seconds: float
     step: StepModel
     kv_tokens: int
     max_rows: int
-    ahead: float = 0.0
 
 
 def engines_for_prompts(load: PromptLoad, target: float, percentile: float) -> float:
@@ -87,37 +87,20 @@ def erlang_c(servers: int, offered: float) -> float:
 
 
 def engines_for_tokens(load: TokenLoad, tpot: float, kv_share: float) -> float:
-    """The least number with which tokens come in time and KV fits, as a fraction: what they need on average and what
-    chance adds. MOST_ENGINES at most."""
+    """The least number with which tokens come in time and rows and KV suffice, as a fraction: what answers need on
+    average, and what chance adds. MOST_ENGINES at most."""
     if load.rate <= 0 or load.output <= 0:
         return 0.0
     slack = tpot - load.step.base
     if slack <= 0:
         return MOST_ENGINES
     per_row = load.step.per_token + load.step.per_context * load.context
-    low = max(load.rate * load.output * per_row * tpot / slack, 1e-9)
-    high = max(low, _engines_for_room(load, low, kv_share))
-    for _ in range(_HALVINGS):  # with more engines steps are shorter, so fewer answers run at a time and need less
-        middle = (low + high) / 2
-        low, high = (middle, high) if _engines_for_room(load, middle, kv_share) > middle else (low, middle)
-    return min(float(MOST_ENGINES), high)
-
-
-def _engines_for_room(load: TokenLoad, engines: float, kv_share: float) -> float:
-    """How many have rows and KV for all answers that run at a time, on average and by chance, when there are so
-    many."""
-    running = load.rate * (load.ahead + load.output * step_seconds(load, engines))
-    most = running * (1.0 + sqrt(2.0 / max(1.0, running)))
-    by_rows = most / load.max_rows if load.max_rows else 0.0
-    by_memory = most * load.context / (load.kv_tokens * kv_share) if load.kv_tokens else 0.0
-    return max(by_rows, by_memory)
-
-
-def step_seconds(load: TokenLoad, engines: float) -> float:
-    """What a step takes on each of so many engines; at most as long as it may take to be stable at all."""
-    per_row = load.step.per_token + load.step.per_context * load.context
-    share = load.rate * load.output * per_row / max(engines, 1e-9)
-    return load.step.base / max(0.05, 1.0 - share)
+    by_time = load.rate * load.output * tpot * per_row / slack
+    running = load.rate * load.row_seconds
+    chance = 1.0 + sqrt(2.0 / max(1.0, running))
+    by_rows = chance * running / load.max_rows if load.max_rows else 0.0
+    by_memory = chance * load.rate * load.kv_token_seconds / (load.kv_tokens * kv_share) if load.kv_tokens else 0.0
+    return min(float(MOST_ENGINES), max(by_time, by_rows, by_memory))
 
 
 def percentile_of(mean: float, deviation: float, percentile: float) -> float:

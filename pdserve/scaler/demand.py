@@ -57,9 +57,10 @@ class EngineFacts:
 class Demand:
     """The time since the last report of the same gateway, in seconds, and what happened in it.
 
-    prompts: of requests sent to engines. ended: answers that were complete, their tokens and the tokens of prompt and
-    half the answer, which is what a step reads on average. held: requests at the gate now, in seconds of prompt work if
-    known. knocking: of those, requests that wait because no engine of a role is there.
+    prompts: of requests sent to engines. ended: answers that came to an end, their tokens, the tokens of prompt and
+    half the answer (what a step reads on average), the seconds each had a row of its engine, and those times its KV in
+    tokens. tpots: from the second token on. held: requests at the gate now, and their prompt work in seconds. knocking:
+    of those, requests that wait because there is no engine.
     """
 
     seconds: float
@@ -68,6 +69,8 @@ class Demand:
     ended: int = 0
     output_tokens: int = 0
     context_tokens: int = 0
+    row_seconds: float = 0.0
+    kv_token_seconds: float = 0.0
     first_tokens: tuple[FirstToken, ...] = ()
     handoff_gaps: tuple[float, ...] = ()
     tpots: tuple[float, ...] = ()
@@ -108,6 +111,8 @@ def _sum(one: Demand, other: Demand, seconds: float) -> Demand:
         ended=one.ended + other.ended,
         output_tokens=one.output_tokens + other.output_tokens,
         context_tokens=one.context_tokens + other.context_tokens,
+        row_seconds=one.row_seconds + other.row_seconds,
+        kv_token_seconds=one.kv_token_seconds + other.kv_token_seconds,
         first_tokens=one.first_tokens + other.first_tokens,
         handoff_gaps=one.handoff_gaps + other.handoff_gaps,
         tpots=one.tpots + other.tpots,

@@ -22,6 +22,8 @@ class Likeness:
     ended: float = 0.0
     output_tokens: float = 0.0
     context_tokens: float = 0.0
+    row_seconds: float = 0.0
+    kv_token_seconds: float = 0.0
 
     def after(self, demand: Demand) -> "Likeness":
         kept = 0.5 ** (demand.seconds / _HALF_LIFE)
@@ -32,6 +34,8 @@ class Likeness:
             ended=kept * self.ended + demand.ended,
             output_tokens=kept * self.output_tokens + demand.output_tokens,
             context_tokens=kept * self.context_tokens + demand.context_tokens,
+            row_seconds=kept * self.row_seconds + demand.row_seconds,
+            kv_token_seconds=kept * self.kv_token_seconds + demand.kv_token_seconds,
         )
 
     @property
@@ -49,6 +53,16 @@ class Likeness:
     def output(self) -> float:
         """Tokens an answer has."""
         return self.output_tokens / self.ended if self.ended else 0.0
+
+    @property
+    def row_time(self) -> float:
+        """Seconds an answer has a row of its engine."""
+        return self.row_seconds / self.ended if self.ended else 0.0
+
+    @property
+    def kv_time(self) -> float:
+        """The same times its KV in tokens: long prompts hold much for long, so it is more than the means' product."""
+        return self.kv_token_seconds / self.ended if self.ended else 0.0
 
     @property
     def context(self) -> float:

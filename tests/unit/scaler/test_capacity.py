@@ -23,6 +23,8 @@ TOKENS = TokenLoad(
     rate=4.0,
     output=200.0,
     context=4000.0,
+    row_seconds=6.0,
+    kv_token_seconds=24_000.0,
     step=StepModel(base=0.02, per_token=1e-4, per_context=1e-7),
     kv_tokens=200_000,
     max_rows=256,
@@ -63,7 +65,9 @@ def test_what_binds_tokens_may_be_time_or_memory() -> None:
     by_time = engines_for_tokens(roomy, 0.025, 0.8)
     assert by_time == pytest.approx(4.0 * 200.0 * 0.025 * 5e-4 / 0.005, rel=1e-3)
     assert engines_for_tokens(replace(TOKENS, kv_tokens=50_000), 0.1, 0.8) > engines_for_tokens(TOKENS, 0.1, 0.8)
-    assert engines_for_tokens(replace(TOKENS, ahead=20.0), 0.1, 0.8) > engines_for_tokens(TOKENS, 0.1, 0.8)
+    assert engines_for_tokens(replace(TOKENS, kv_token_seconds=240_000.0), 0.1, 0.8) > engines_for_tokens(
+        TOKENS, 0.1, 0.8
+    )
 
 
 def test_a_target_below_one_empty_step_cannot_be_met() -> None:

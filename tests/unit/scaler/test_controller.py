@@ -115,14 +115,14 @@ def test_the_forecast_raises_the_floor_before_any_signal_does() -> None:
 
 def test_steps_cooldowns_and_windows_hold_a_pool_back_and_say_so() -> None:
     busy, calm = demand(backlog=5.0, kv=0.6), demand(kv=0.6)
-    story = Story(policy(prefill={"up": {"step": 1, "cooldown": 20.0}, "down": {"window": 30.0}}))
+    story = Story(policy(prefill={"up": {"step": 1, "cooldown": 20.0}, "down": {"window": 30.0, "cooldown": 0.0}}))
     counts, held = [], []
     for measured in (busy, busy, busy, busy, busy, calm, calm, calm, calm, calm, calm, calm, calm):
         outcome = story.look(measured)
         counts.append(story.counts[Role.PREFILL])
         held.append(outcome.held.get(Role.PREFILL, ""))
-    assert counts == [3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 2, 1, 1]
-    assert held == ["step", *["cooldown"] * 3, "step", *["stabilisation"] * 5, "", "", ""]
+    assert counts == [3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 2, 2, 2]
+    assert held == ["step", *["cooldown"] * 3, "step", *["stabilisation"] * 5, "", "stabilisation", "stabilisation"]
 
 
 def test_a_pool_does_not_shrink_before_a_whole_window_was_seen() -> None:
