@@ -56,12 +56,20 @@ class Scaling(ScalerServiceServicer):
         """Decide again and again. Without a word from any gateway nothing is known, so nothing changes."""
         while True:
             await self._clock.sleep(self._scaler.policy.interval)
-            self.reload()
-            reports, self._reports = self._reports, {}
-            if demand := together(reports.values()):
-                self._orders = await self._scaler.step(demand)
+            await self.look()
 
-    def reload(self) -> None:
+    async def look(self) -> None:
+        """Decide on what was heard since the last time."""
+        self._reload()
+        if demand := self.heard():
+            self._orders = await self._scaler.step(demand)
+
+    def heard(self) -> Demand | None:
+        """What gateways have told since this was last asked, together."""
+        reports, self._reports = self._reports, {}
+        return together(reports.values())
+
+    def _reload(self) -> None:
         """Take the policy's file again if it has changed. One that is wrong is refused, and the last one stays."""
         stamp = _stamp(self._path)
         if stamp == self._seen:
