@@ -64,6 +64,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield Running(deployment, path, checkpoint)
 
 
+def metrics(running: Running) -> str:
+    return httpx.get(f"{running.deployment.admin_url}/metrics", timeout=10).text
+
+
 def streaming(running: Running, asks: list[Ask], clients: ThreadPoolExecutor) -> "list[Future[Stream]]":
     """Once all of them decode."""
     streams = ask_all(running.deployment, asks, clients)
@@ -141,6 +145,6 @@ def test_a_wrong_policy_is_refused_and_the_one_before_stays(running: Running) ->
     assert running.explanation()["pools"][1]["wanted"] <= 4
     result = CliRunner().invoke(app, ["policy", "explain", "--port", running.deployment.address.rpartition(":")[2]])
     assert "is refused" in result.output
-    metrics = httpx.get(f"{running.deployment.admin_url}/metrics", timeout=10).text
-    assert 'pdserve_scaler_policy_reloads_total{result="refused"} 1.0' in metrics
-    assert 'pdserve_scaler_engines{kind="wanted",role="decode"}' in metrics
+    refused = 'pdserve_scaler_policy_reloads_total{result="refused"} 1.0'
+    running.deployment.eventually(lambda: refused in metrics(running))
+    assert 'pdserve_scaler_engines{kind="wanted",role="decode"}' in metrics(running)

@@ -73,7 +73,7 @@ def test_an_engine_is_ready_after_its_warm_up_and_costs_from_its_start() -> None
 
 
 def test_an_engine_that_leaves_drains_and_no_token_changes() -> None:
-    report = serve(Script({3: Scale(role=Role.DECODE, engines=1, before=2, victims=("decode-0",))}))
+    report = serve(Script({2: Scale(role=Role.DECODE, engines=1, before=2, victims=("decode-0",))}))
     assert answers(report) == UNDISTURBED
     assert [use.engine_id for use in report.engines if not use.alive] == ["decode-0"]
     assert sum(len(each.record.migrations) for each in report.requests) > 0
