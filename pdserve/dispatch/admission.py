@@ -196,7 +196,6 @@ class AdmissionGate:
         loop = asyncio.get_running_loop()
         give_up = min(expires, loop.time() + self.patience)
         while True:
-            changed = self._sessions.changed()
             try:
                 return self._choose(request)
             except Unavailable:
@@ -205,7 +204,7 @@ class AdmissionGate:
             self._knocking += 1
             try:
                 async with asyncio.timeout_at(give_up):
-                    await changed.wait()
+                    await self._sessions.changed().wait()
             except TimeoutError:
                 pass
             finally:

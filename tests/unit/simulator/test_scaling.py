@@ -16,7 +16,6 @@ from pdserve.simulator.workload import from_trace
 from pdserve_loadgen.traces import TraceEntry
 from tests.unit.scaler.policies import policy
 
-
 OUTPUT = 250
 """Tokens of every answer, so that some are being written whenever engines change."""
 
