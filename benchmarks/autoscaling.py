@@ -61,21 +61,21 @@ PROFILE = Profile(
     pools=PRESETS["h200-8b"].pools,
 )
 
-MIXES = {"conversation": (48, 16, 2.0), "synthetic": (50, 14, 2.6), "arxiv1000": (48, 16, 2.6)}
+MIXES = {"conversation": (48, 16, 1.4), "synthetic": (48, 16, 1.7), "arxiv1000": (48, 16, 2.4)}
 """Trace → prefill and decode engines at most, and the base rate per second. Fixed beforehand by the static pool: its
 prefill engines are busy for about 0.7 of the time at the triple rate."""
 
 
 def policy(prefill: int, decode: int) -> Policy:
     def pool(most: int, **more: object) -> dict[str, object]:
-        return {"min": 2, "max": most, "warm_up": WARM_UP, "down": {"cooldown": 15.0, "window": 60.0}, **more}
+        return {"min": 2, "max": most, "warm_up": WARM_UP, "down": {"cooldown": 10.0, "window": 40.0}, **more}
 
     return Policy.model_validate_json(
         json.dumps(
             {
                 "interval": 5.0,
                 "slo": {"ttft": {"seconds": TTFT}, "tpot": {"seconds": TPOT}, "handoff_gap": {"seconds": 2.0}},
-                "pools": {"prefill": pool(prefill, targets={"backlog_seconds": 10.0}), "decode": pool(decode)},
+                "pools": {"prefill": pool(prefill, targets={"backlog_seconds": 3.0}), "decode": pool(decode)},
                 "total": prefill + decode,
                 "flip": {"enabled": True},
             }

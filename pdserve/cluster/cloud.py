@@ -1,11 +1,14 @@
 """The supervisor's processes as the scaler's cloud: engines join, drain and end, and take other roles."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import grpc
 
 from pdserve.cluster.member import Member, Phase
+from pdserve.cluster.plan import Members
 from pdserve.cluster.supervisor import Desired, Supervisor
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import Unavailable, Unsupported, from_wire
@@ -53,7 +56,7 @@ class SupervisedCloud:
         for engine_id in leaving:
             self._supervisor.drain_engine(engine_id, returns=False)
             self._dismissed.append(engine_id)
-        await self._supervisor.until(lambda _: self.pools()[role].wanted == engines)
+        await self._until(lambda _: self.pools()[role].wanted == engines)
 
     async def flip(self, engine_id: str, role: Role) -> None:
         if self._flippable:
@@ -63,7 +66,13 @@ class SupervisedCloud:
             raise Unavailable(f"{engine_id} is not there to take another role")
         await _set_role(member, role)
         self._supervisor.flipped(self._recruit(engine_id, role))
-        await self._supervisor.until(lambda members: members[engine_id].role is role)
+        await self._until(lambda members: members[engine_id].role is role)
+
+    async def _until(self, holds: Callable[[Members], bool]) -> None:
+        """What was asked for is part of the supervisor's plan, unless somebody else has asked for something else."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
+                await self._supervisor.until(holds)
 
     def _add(self, role: Role) -> None:
         members = self._supervisor.members

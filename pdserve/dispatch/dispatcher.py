@@ -55,10 +55,12 @@ class Dispatcher:
     @property
     def ready(self) -> bool:
         """Whether a long prompt could be served now. The first time, not before every engine there is has been
-        heard from: a gateway that starts would else make one pool do the work of both."""
+        heard from: a gateway that starts would else make one pool do the work of both. Engines that sleep are started
+        for the next request, so they are no reason to keep it away."""
         ready = self._router.ready(self._sessions.state())
         self._acquainted = self._acquainted or (ready and not self._sessions.opening)
-        return ready and self._acquainted
+        woken_by_requests = self._gate.patience > 0
+        return (ready or woken_by_requests) and self._acquainted
 
     def engines(self) -> tuple[EngineView, ...]:
         return self._sessions.state().engines

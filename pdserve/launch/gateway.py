@@ -8,6 +8,8 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from pdserve.cluster.registry import order_engine, watch_endpoints
 from pdserve.cluster.scaling import REPORT_EVERY, explain_scaling, report_demand
 from pdserve.config.schema import Config, TenantConfig, from_wire
@@ -45,6 +47,8 @@ from pdserve.telemetry.scaler_metrics import ScalerFigures
 
 if TYPE_CHECKING:
     from pdserve.telemetry.tracing import TraceQueue
+
+_log = structlog.get_logger(__name__)
 
 _STOP_GRACE = 2.0
 """Seconds for the last bytes of answers that are complete, after all requests have ended."""
@@ -174,7 +178,9 @@ async def _report_demand(registry: str, dispatcher: Dispatcher, gateway: Gateway
         assert demand
         try:
             orders, figures = await report_demand(registry, name, demand)
-        except PdserveError:
+        except PdserveError as error:
+            if unheard is None:
+                _log.warning("the scaler is not reached, its last word holds", cause=str(error))
             unheard = demand
             continue
         unheard = None

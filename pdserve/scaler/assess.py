@@ -23,6 +23,8 @@ from pdserve.scaler.policy import Objective, Policy, PoolPolicy
 RULES = ("forecast", "ttft", "handoff_gap", "tpot", "backlog", "kv_occupancy", "queue", "calm", "dead_band")
 """What may settle how many engines a pool should have, before bounds and paces."""
 _EMPTY_ENOUGH = 1e-9
+_FREE = 25.0
+"""Percentile of the engines' backlogs that a new prompt finds, for it goes to one that has little."""
 _SHORT = 0.5
 """Of the TTFT target, what a prompt may take by itself to tell how long others made it wait."""
 
@@ -53,11 +55,12 @@ def assess(role: Role, policy: Policy, memory: Memory, replicas: Replicas) -> As
     pressure = signals.get(worst, 0.0)
     need = _need(role, policy, pool, memory, window, engines, replicas, pressure, inputs)
     low, high = pool.reactive.dead_band
-    there = replicas.ready + pool.reactive.warming_credit * replicas.warming
-    credited = pressure * replicas.ready / there if there else 0.0
+    # What signals say is said of the engines that serve; those that are starting are part of the answer.
+    missing = (1.0 - pool.reactive.warming_credit) * replicas.warming
+    asked = ceil(replicas.ready * min(pressure, pool.reactive.clamp) + missing - _EMPTY_ENOUGH)
     inputs |= {"ready": replicas.ready, "warming": replicas.warming, "pressure": pressure}
-    if credited > high:
-        answer, rule = ceil(there * min(credited, pool.reactive.clamp)), worst
+    if pressure > high and asked > replicas.wanted:
+        answer, rule = asked, worst
     elif pressure > low:
         answer, rule = replicas.wanted, "dead_band"
     else:
@@ -195,8 +198,8 @@ def _signals(
         gap = percentile(window.handoff_gaps, slo.handoff_gap.percentile)
         signals["handoff_gap"] = gap / (slo.handoff_gap.seconds * targets.slo)
     if targets.backlog_seconds and role is not Role.DECODE and count:
-        backlog = sum(facts.backlog_seconds for facts in engines) + window.held_seconds
-        signals["backlog"] = backlog / count / targets.backlog_seconds
+        found = percentile((facts.backlog_seconds for facts in engines), _FREE) + window.held_seconds / count
+        signals["backlog"] = found / targets.backlog_seconds
     if targets.kv_occupancy and role is not Role.PREFILL and count:
         total = sum(facts.kv_total for facts in engines)
         signals["kv_occupancy"] = sum(facts.kv_used for facts in engines) / total / targets.kv_occupancy if total else 0
@@ -225,6 +228,6 @@ def _late(firsts: Iterable[FirstToken], slo: Objective) -> float:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """Nearest rank; 0 of none."""
+    """By the rank below, so that one of a few outliers does not speak for all; 0 of none."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, ceil(percent / 100 * len(ordered)) - 1)] if ordered else 0.0
+    return ordered[int(percent / 100 * (len(ordered) - 1) + _EMPTY_ENOUGH)] if ordered else 0.0

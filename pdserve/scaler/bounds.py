@@ -72,7 +72,7 @@ def paced(memory: PoolMemory, pool: PoolPolicy, current: int, now: float) -> tup
         if now < memory.raised_at + up.cooldown:
             return current, "cooldown"
         limited = target if up.step is None else min(target, current + up.step)
-        return limited, "step" if limited < desired else ""
+        return limited, _held(limited, target, desired)
     if desired < current:
         target = min(current, most_wanted(memory, down.window, now))
         if target == current:
@@ -80,8 +80,15 @@ def paced(memory: PoolMemory, pool: PoolPolicy, current: int, now: float) -> tup
         if now < max(memory.lowered_at, memory.raised_at) + down.cooldown:
             return current, "cooldown"
         limited = target if down.step is None else max(target, current - down.step)
-        return limited, "step" if limited > desired else ""
+        return limited, _held(limited, target, desired)
     return current, ""
+
+
+def _held(limited: int, target: int, desired: int) -> str:
+    """Why it is less of a change than is wanted."""
+    if limited != target:
+        return "step"
+    return "stabilisation" if target != desired else ""
 
 
 def share(

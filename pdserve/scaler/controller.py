@@ -86,7 +86,7 @@ class _Plan:
             self._remember(role, kept)
             self._targets[role], self.held[role] = paced(kept, pool, self._wanted[role], moment)
             wakes = self._wanted[role] == 0 < count
-            if wakes or self._rules[role] in ("total", "cost_ceiling"):
+            if wakes or (count < self._targets[role] and self._rules[role] in ("total", "cost_ceiling")):
                 self._targets[role], self.held[role] = count, ""
 
     def _bounded(self, role: Role, desired: int) -> int:
@@ -194,6 +194,12 @@ class _Plan:
         return self._bypassed if role is Role.PREFILL else 0.0
 
     def scale(self) -> None:
+        """More engines where the others do not suffice, as far as budgets have room beside those that stay a while."""
+        for rule, costs, budget in self._budgets():
+            stay = {role: min(self._wanted[role], target) for role, target in self._targets.items()}
+            cut = share(self._targets, self._needs(), stay, costs, budget)
+            self._rules |= {role: rule for role in cut if cut[role] != self._targets[role]}
+            self._targets = cut
         for role, each in self._found.items():
             before, target = self._wanted[role], self._targets[role]
             if target > before:

@@ -43,7 +43,7 @@ class Targets(Section):
     """Percentiles should lie at this share of the objectives: TTFT for engines that read prompts, handoff gap and TPOT
     for those that write tokens."""
     backlog_seconds: Seconds | None = 1.0
-    """Prompt work that waits, per engine that reads prompts."""
+    """Prompt work ahead of a new prompt: that of the engines with least of it, and its share of what the gate holds."""
     kv_occupancy: Share | None = 0.8
     """Share of KV blocks in use, of engines that write tokens."""
     queue: Annotated[float, Field(gt=0)] | None = 4.0

@@ -257,6 +257,16 @@ def test_without_a_report_of_engines_pools_stay() -> None:
     assert not any(outcome.decisions for outcome in story.looks(4, demand(prefill=0, decode=0)))
 
 
+def test_a_budget_counts_engines_that_stay_a_while_though_they_are_too_many() -> None:
+    """Decode may not shrink yet, so prefill may not grow into its place, but a flip may."""
+    slow = {"down": {"window": 600.0}}
+    for flips, prefill, decode in ((False, 4, 8), (True, 8, 4)):
+        flip = {"enabled": flips, "spare_for": 0.0}
+        story = Story(policy(decode=slow, total=12, flip=flip), prefill=4, decode=8)
+        story.look(demand(prefill=4, decode=8, backlog=9.0))
+        assert (story.counts[Role.PREFILL], story.counts[Role.DECODE]) == (prefill, decode)
+
+
 @given(
     st.lists(
         st.tuples(st.floats(0, 50), st.floats(0, 1), st.integers(0, 200), st.floats(0.001, 3)), min_size=1, max_size=12
