@@ -2,9 +2,9 @@
 
 `pdserve serve --launcher process` with the demo model on CPU, one thread per engine, and a load whose rate triples and
 falls back. static keeps the most engines there may be; ours follows the policy; hpa is a policy reduced to what a plain
-rule knows: no forecast, queue and KV alone, a decision every 15 s, 10 % of tolerance, and five minutes before it shrinks.
-Engine-seconds are counted by asking who is there twice a second. All engines of a machine share its processors, so more of
-them than processors serve no more.
+rule knows: no forecast, queue and KV alone, a decision every 15 s, 10 % of tolerance, and five minutes before it
+shrinks. Engine-seconds are counted by asking who is there twice a second. All engines of a machine share its
+processors, so more of them than processors serve no more.
 """
 
 import argparse
