@@ -1,9 +1,10 @@
 """Measures the load of one gateway for the scaler: what comes, what it costs, how long clients wait."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any
 
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import ClusterState, EngineView, Route
@@ -11,8 +12,6 @@ from pdserve.core.request import Request
 from pdserve.router import load
 from pdserve.scaler.demand import MOST_SAMPLES, Demand, EngineFacts, FirstToken, PromptClass
 from pdserve.telemetry.record import RequestRecord
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -22,6 +21,11 @@ class Held:
     requests: int = 0
     seconds: float = 0.0
     knocking: int = 0
+
+
+def _samples() -> deque[Any]:
+    """The latest of one kind; the oldest go, for nobody may ever ask for a report."""
+    return deque(maxlen=MOST_SAMPLES)
 
 
 @dataclass(slots=True)
@@ -34,9 +38,9 @@ class _Counts:
     context_tokens: int = 0
     row_seconds: float = 0.0
     kv_token_seconds: float = 0.0
-    first_tokens: list[FirstToken] = field(default_factory=list)
-    handoff_gaps: list[float] = field(default_factory=list)
-    tpots: list[float] = field(default_factory=list)
+    first_tokens: deque[FirstToken] = field(default_factory=_samples)
+    handoff_gaps: deque[float] = field(default_factory=_samples)
+    tpots: deque[float] = field(default_factory=_samples)
 
 
 class Metered:
@@ -54,7 +58,8 @@ class Metered:
     def routed(self, route: Route, state: ClusterState) -> None:
         """It goes to its engines for the first time."""
         self._routed = self._clock.monotonic()
-        view = next((view for view in state.engines if view.endpoint == route.prefill), None)
+        key = route.prefill.engine_id, route.prefill.epoch
+        view = next((view for view in state.engines if view.key == key), None)
         if view is None:
             return
         prompt = len(self._request.prompt_token_ids)
@@ -139,9 +144,9 @@ class DemandMeter:
             context_tokens=counts.context_tokens,
             row_seconds=counts.row_seconds,
             kv_token_seconds=counts.kv_token_seconds,
-            first_tokens=(*_some(counts.first_tokens), *_some(pending)),
-            handoff_gaps=tuple(_some(counts.handoff_gaps)),
-            tpots=tuple(_some(counts.tpots)),
+            first_tokens=(*counts.first_tokens, *pending[:MOST_SAMPLES]),
+            handoff_gaps=tuple(counts.handoff_gaps),
+            tpots=tuple(counts.tpots),
             held=held.requests,
             held_seconds=held.seconds,
             knocking=held.knocking,
@@ -167,9 +172,3 @@ def _facts(views: Iterable[EngineView], now: float) -> Iterator[EngineFacts]:
             step_tokens=capacity.max_tokens_per_step if capacity else 0,
             step=view.step_model,
         )
-
-
-def _some(samples: Sequence[T]) -> Sequence[T]:
-    """All, or an even selection."""
-    every = -(-len(samples) // MOST_SAMPLES) or 1
-    return samples[::every]

@@ -147,14 +147,15 @@ class Dispatcher:
         # Nothing may wait between the gate's word and the booking: the next decision counts on it.
         turn = self._route_again(share, history) if history.attempts else visit.route()
         route, decided = await deadline.before(turn)
-        history.numerics = history.numerics or _numerics(route.decode, self._sessions.state())
+        state = self._sessions.state()
+        history.numerics = history.numerics or _numerics(route.decode, state)
         record.route = route
         record.stamp("routed", self._clock.unix())
         try:
             with self._sessions.book(share, route) as booking:
                 visit.booked()
                 if not history.attempts:
-                    metered.routed(route, self._sessions.state())
+                    metered.routed(route, state)
                 reconfirm = partial(self._reconfirm, share, booking, history)
                 movable = partial(self._migrator.movable, booking)
                 attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)

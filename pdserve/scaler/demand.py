@@ -10,7 +10,7 @@ from pdserve.core.cluster import StepModel
 from pdserve.core.endpoint import EngineState, Role
 
 MOST_SAMPLES = 2000
-"""Of one kind in one report; of more, an even selection."""
+"""Of one kind in one report; of more, the latest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
