@@ -17,8 +17,9 @@ from pdserve.rpc.generated.pdserve.v1.scaler_pb2_grpc import (
     ScalerServiceStub,
     add_ScalerServiceServicer_to_server,
 )
+from pdserve.scaler.decision import Decision
 from pdserve.scaler.demand import Demand, one_after_another, together
-from pdserve.scaler.explain import explain
+from pdserve.scaler.explain import explain, in_words
 from pdserve.scaler.load import load_policy
 from pdserve.scaler.orders import Orders
 from pdserve.scaler.runner import Cloud, Scaler
@@ -42,7 +43,7 @@ class Scaling(ScalerServiceServicer):
         self._path = path
         self._clock = clock
         self._seen = _stamp(path)
-        self._scaler = Scaler(load_policy(path), cloud, clock)
+        self._scaler = Scaler(load_policy(path), cloud, clock, tell=_log_decision)
         self._orders = Orders()
         self._reports: dict[str, Demand] = {}
         """By gateway, what it has told since the last decision."""
@@ -126,6 +127,10 @@ class Scaling(ScalerServiceServicer):
             bypass_below=self._orders.bypass_below,
             dry_run=self._scaler.policy.dry_run,
         )
+
+
+def _log_decision(decision: Decision) -> None:
+    _log.info(in_words(decision), rule=decision.rule, reason=decision.reason, dry_run=decision.dry_run)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -6,12 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pdserve.core.admission import Rejection
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import ClusterState, EngineView, Route
 from pdserve.core.request import Request
 from pdserve.router import load
 from pdserve.scaler.demand import MOST_SAMPLES, Demand, EngineFacts, FirstToken, PromptClass
 from pdserve.telemetry.record import RequestRecord
+
+_FOR_LACK_OF_ENGINES = (Rejection.TTFT, Rejection.DEADLINE, Rejection.QUEUE)
+_TOO_LATE = 2.0
+"""Times the TTFT target."""
 
 
 @dataclass(slots=True)
@@ -89,9 +94,11 @@ class Metered:
         self._last = now
 
     def ended(self, record: RequestRecord) -> None:
-        """However it ended. One that was turned away counts as if its first token had come when it was foreseen."""
-        if record.admission and record.admission.rejection:
-            self.counts.first_tokens.append(FirstToken(seconds=record.admission.predicted_ttft, own=self.own))
+        """However it ended. One that was turned away for lack of engines counts as far too late: admission lets in what
+        will be in time, so those it lets in tell nothing of the others."""
+        admission = record.admission
+        if admission and admission.rejection in _FOR_LACK_OF_ENGINES:
+            self.counts.first_tokens.append(FirstToken(seconds=_TOO_LATE * admission.ttft_target, own=self.own))
         if not self.tokens:
             return
         self.counts.ended += 1

@@ -110,7 +110,9 @@ class _Look:
         if rule.kind == "none":
             return 0.0
         series = self.memory.pool(self.role).series
-        expected = forecast(series.known, rule, self.pool.warm_up + self.policy.interval) * (1.0 + rule.margin)
+        ahead = forecast(series.known, rule, self.pool.warm_up + self.policy.interval)
+        # A forecast lags behind a step; shrinking has time, so what comes now is the least to reckon with.
+        expected = max(ahead, self.rate) * (1.0 + rule.margin)
         self.inputs.update(rate=self.rate, expected_rate=expected)
         need = 0.0
         if self.role is not Role.DECODE:

@@ -44,13 +44,21 @@ class Scaler:
     """One policy over one cloud. The policy may be exchanged at any time."""
 
     def __init__(
-        self, policy: Policy, cloud: Cloud, clock: Clock, *, keep: int = 256, decide: Decide = controller.decide
+        self,
+        policy: Policy,
+        cloud: Cloud,
+        clock: Clock,
+        *,
+        keep: int = 256,
+        decide: Decide = controller.decide,
+        tell: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
-        """keep: decisions that can be asked for later."""
+        """keep: decisions that can be asked for later. tell is called with each, before it is carried out."""
         self.policy = policy
         self._cloud = cloud
         self._clock = clock
         self._decide = decide
+        self._tell = tell
         self._memory = Memory(busy_at=clock.monotonic())
         self._orders = Orders()
         self.decisions: deque[Decision] = deque(maxlen=keep)
@@ -69,7 +77,7 @@ class Scaler:
             if not (decision.dry_run and self._said_already(decision)):
                 self.decisions.append(decision)
                 self.counts[decision.speed.value, decision.rule] += 1
-                _log.info("scaling", rule=decision.rule, reason=decision.reason, dry_run=decision.dry_run)
+                self._tell(decision)
             if not decision.dry_run:
                 await self._carry_out(decision)
         if not self.policy.dry_run:

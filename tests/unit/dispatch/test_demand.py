@@ -1,5 +1,7 @@
 """What a gateway tells of its load: every request once, and no more memory than is told."""
 
+import pytest
+
 from pdserve.core.admission import Admission, Rejection
 from pdserve.core.cluster import Mode, Route
 from pdserve.core.endpoint import Role
@@ -66,15 +68,17 @@ async def test_who_waits_for_a_first_token_is_told_each_time_and_counts_once() -
     assert both.first_tokens == (FirstToken(seconds=3.0, own=0.0),)
 
 
-def test_who_was_turned_away_counts_as_late_as_was_foreseen() -> None:
+@pytest.mark.parametrize(("rejection", "seconds"), [(Rejection.TTFT, [4.0]), (Rejection.RATE, [])])
+def test_who_was_turned_away_for_lack_of_engines_counts_as_far_too_late(
+    rejection: Rejection, seconds: list[float]
+) -> None:
     meter = DemandMeter(ManualClock())
     record = RequestRecord(request_id="r")
     with meter.request(request(), record):
         record.admission = Admission(
-            tenant="default", priority=0, predicted_wait=8.0, predicted_ttft=9.0, ttft_target=2.0,
-            rejection=Rejection.TTFT,
-        )  # fmt: skip
-    assert [first.seconds for first in meter.report(STATE, NOBODY).first_tokens] == [9.0]
+            tenant="default", priority=0, predicted_wait=1.0, predicted_ttft=1.7, ttft_target=2.0, rejection=rejection
+        )
+    assert [first.seconds for first in meter.report(STATE, NOBODY).first_tokens] == seconds
 
 
 def test_samples_that_nobody_asks_for_do_not_pile_up() -> None:
