@@ -57,7 +57,10 @@ class Scaling(ScalerServiceServicer):
         """Decide again and again. Without a word from any gateway nothing is known, so nothing changes."""
         while True:
             await self._clock.sleep(self._scaler.policy.interval)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # pools stay as they are until the next look; the engines must not suffer for it
+                _log.exception("the scaler failed internally")
 
     async def look(self) -> None:
         """Decide on what was heard since the last time."""

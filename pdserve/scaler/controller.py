@@ -71,7 +71,8 @@ class _Plan:
         self._bounds: dict[Role, Bounds] = {}
         self._bypassed = 0.0
         """Engines' worth of prompt work that decode engines take over."""
-        self._alternatives: list[Alternative] = []
+        self._alternatives: dict[Role, list[Alternative]] = {role: [] for role in found}
+        """To more engines, of the pool that is short."""
 
     def bound(self) -> None:
         """Targets within bounds, windows and budgets."""
@@ -125,7 +126,7 @@ class _Plan:
         below, gain, why = self._bypass_for(prefill, decode)
         if below:
             self._bypassed = gain
-        self._alternatives.append(
+        self._alternatives[Role.PREFILL].append(
             Alternative(speed=Speed.BYPASS, what=f"prompts below {below} tokens, {gain:.2f} engines' work", why=why)
         )
         if below != before:
@@ -176,7 +177,7 @@ class _Plan:
                 why, count = "the last flip is too recent", 0
             else:
                 why = f"{other} has {spare} to spare"
-            self._alternatives.append(Alternative(speed=Speed.FLIP, what=f"{other} engines to {role}", why=why))
+            self._alternatives[role].append(Alternative(speed=Speed.FLIP, what=f"{other} engines to {role}", why=why))
             if rule.enabled and count > 0:
                 self._flip(self._leaving(other)[:count], other, role, why)
 
@@ -232,7 +233,7 @@ class _Plan:
             rule=rule,
             reason=reason,
             inputs=about.inputs,
-            alternatives=tuple(self._alternatives),
+            alternatives=tuple(self._alternatives[about.role]),
             dry_run=self._policy.dry_run,
         )
         self.decisions.append(decision)
