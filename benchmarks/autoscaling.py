@@ -16,7 +16,7 @@ The profile is slow on purpose: minutes of a load that keeps 64 engines busy mus
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -180,8 +180,20 @@ def figures(report: SimulationReport) -> dict[str, object]:
         "tpot_p95": round(load.tpot.p95, 4),
         "prefix_hit_share": round(report.prefix_hit_share, 3),
         "rules": report.scaling.rules(),
-        "timeline": [[round(each.at), each.role.value, each.wanted, each.ready] for each in report.scaling.timeline],
+        "timeline": timeline(
+            [(round(each.at), each.role, each.ready, each.wanted) for each in report.scaling.timeline]
+        ),
     }
+
+
+def timeline(moments: Iterable[tuple[int, str, int, int]]) -> list[str]:
+    """Of (second, role, ready, wanted), what held at the end of each ten seconds in which something changed."""
+    now: dict[str, str] = {}
+    lines: dict[int, str] = {}
+    for second, role, ready, wanted in moments:
+        now[str(role)] = f"{role} {ready}/{wanted}"
+        lines[second // 10 * 10] = ", ".join(now.values())
+    return [f"{second} s: {line}" for second, line in lines.items()]
 
 
 def main() -> None:
