@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pdserve.cluster.backoff import deaths_in_a_row, restart_delay
 from pdserve.cluster.member import Member, Phase
 from pdserve.config.times import Times
-from pdserve.core.endpoint import Endpoint
+from pdserve.core.endpoint import Endpoint, Role
 
 Members = dict[str, Member]
 """By id, in the order they were configured. Never changed in place."""
@@ -80,7 +80,23 @@ class Return:
     id: str
 
 
-Event = Spawned | BecameReady | Heard | Ended | Paused | Tick | Retire | Drain | Return
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """An engine that did not exist is to be there from now on."""
+
+    id: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flipped:
+    """An engine has taken another role, and has it when it returns, too."""
+
+    id: str
+    role: Role
+
+
+Event = Spawned | BecameReady | Heard | Ended | Paused | Tick | Retire | Drain | Return | Join | Flipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +148,8 @@ def decide(
             return {**members, event.id: changed}, actions
         case Return():
             return {**members, event.id: _return(members[event.id], now)}, []
+        case Join() | Flipped():
+            return {**members, event.id: _recruited(members.get(event.id), event, now)}, []
     member = members[event.id]
     if member.epoch != event.epoch:
         return members, []
@@ -234,6 +252,12 @@ def _return(member: Member, now: float) -> Member:
         case Phase.DRAINING:
             return replace(member, returns=True)
     return member
+
+
+def _recruited(member: Member | None, event: Join | Flipped, now: float) -> Member:
+    if member is None:
+        return Member(id=event.id, role=event.role, since=now, due=now)
+    return replace(member, role=event.role)
 
 
 def _became_ready(member: Member, address: str, now: float) -> Member:

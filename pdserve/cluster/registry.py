@@ -54,15 +54,17 @@ class Registry(RegistryServiceServicer):
 
     def __init__(self, port: int = 0) -> None:
         self.obey: Obey = _refuse
-        self._port = port
         self._set = pb.EndpointSet(number=0)
         self._changed = asyncio.Event()
         self._server = new_server()
-        self.address = ""
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+
+    def add(self, register: Callable[[grpc.aio.Server], None]) -> None:
+        """Have another service answer at the same address. Before start."""
+        register(self._server)
 
     async def start(self) -> None:
         add_RegistryServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{self._port}')}"
         await self._server.start()
 
     async def stop(self) -> None:

@@ -17,7 +17,9 @@ from pdserve.cluster.plan import (
     Drain,
     Ended,
     Event,
+    Flipped,
     GiveUp,
+    Join,
     Kill,
     Members,
     Paused,
@@ -122,6 +124,20 @@ class Supervisor:
             self.kill_all()
             await self._retire([*gateways, *engines])
 
+    def join(self, newcomer: Desired) -> None:
+        """Start an engine that did not exist, and keep it running. Its id must be new."""
+        self._desired[newcomer.id] = newcomer
+        self._events.put_nowait(Join(id=newcomer.id, role=_role(newcomer)))
+
+    def flipped(self, engine: Desired) -> None:
+        """A running engine has taken another role: how it is started again from now on."""
+        self._desired[engine.id] = engine
+        self._events.put_nowait(Flipped(id=engine.id, role=_role(engine)))
+
+    def knows(self, id: str) -> bool:
+        """Whether there is, or was, a process of that id."""
+        return id in self._desired
+
     def drain_engine(self, engine_id: str, *, returns: bool) -> None:
         """Have one engine drain and end, and then stay away or start again. Raises InvalidRequest when there is none
         of that name."""
@@ -190,7 +206,13 @@ class Supervisor:
 
 
 def _all_stopped(ids: Iterable[str], members: Members) -> bool:
-    return all(members[id].phase is Phase.STOPPED for id in ids)
+    return all(id in members and members[id].phase is Phase.STOPPED for id in ids)
+
+
+def _role(engine: Desired) -> Role:
+    if engine.role is None:
+        raise ValueError(f"{engine.id} is no engine")
+    return engine.role
 
 
 def _report(event: Event, before: Members, after: Members) -> None:

@@ -14,20 +14,12 @@ from pydantic_core import ErrorDetails
 from pdserve.config.checks import complaints
 from pdserve.config.schema import Config
 from pdserve.config.sources import ENVIRONMENT, Tree, from_environment, overlay, read_yaml
+from pdserve.config.wording import plain
 from pdserve.core.errors import ConfigError
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _ANY = re.compile(r"\[\d+\]")
 """A place in a list."""
-_WORDING = {
-    "Input should": "must",
-    "Value should": "must",
-    "String should": "must",
-    "Value error, ": "",
-    " after validation": "",
-    "must be an object": "must be a section with settings of its own",
-    "must be a valid boolean": "must be true or false",
-}
 
 
 def load_config(
@@ -84,9 +76,7 @@ def _problem(detail: ErrorDetails, origins: Mapping[str, str]) -> str:
     dotted = _dotted(detail)
     if detail["type"] in _UNKNOWN:
         return f"{dotted}: unknown key{_suggestion(dotted)}"
-    message = detail["msg"]
-    for wordy, short in _WORDING.items():
-        message = message.replace(wordy, short)
+    message = plain(detail["msg"])
     shown = (
         "" if "keys" in dotted or dotted == "redis.url" else f", not {json.dumps(detail['input'], default=str)[:80]}"
     )

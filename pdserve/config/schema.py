@@ -365,6 +365,9 @@ class Config(Section):
     worker: WorkerMode = WorkerMode.AUTO
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Compute threads of each worker on cpu."""
+    policies: NonEmpty | None = None
+    """A file with a scaling policy (docs/autoscaling.md); it is read again whenever it changes. Without, pools stay as
+    they are."""
     ray: RayConfig = RayConfig()
     discovery: DiscoveryConfig = DiscoveryConfig()
     pools: PoolsConfig = PoolsConfig()

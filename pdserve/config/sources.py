@@ -1,6 +1,6 @@
 """Where settings come from: a YAML file, the environment, command-line flags."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ ENVIRONMENT = {
 
 Tree = dict[str, Any]
 """Nested settings as YAML gives them; keys are strings at every level."""
+Lines = dict[tuple[str | int, ...], int]
+"""Path of a setting, places in lists included → its line in the file, from 1."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,13 +41,17 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> Tree:
     """The settings in a file. Raises ConfigError naming file, line and column."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; this does not look like a configuration")
+    return _parse(_read(path), path)
+
+
+def read_marked_yaml(path: Path) -> tuple[Tree, Lines]:
+    """The same, and where each setting is."""
+    data = _read(path)
+    tree = _parse(data, path)
+    return tree, dict(_lines(yaml.compose(data, Loader=_Loader)))
+
+
+def _parse(data: bytes, path: Path) -> Tree:
     try:
         _refuse_bombs(data, path)
         tree = yaml.load(data, Loader=_Loader)
@@ -60,6 +66,28 @@ def read_yaml(path: Path) -> Tree:
     if not isinstance(tree, dict):
         raise ConfigError(f'{path}: expected settings such as "port: 8000", found a {type(tree).__name__}')
     return tree
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; this does not look like a configuration")
+    return data
+
+
+def _lines(node: yaml.Node | None, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*path, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            yield (*path, place), item.start_mark.line + 1
+            yield from _lines(item, (*path, place))
 
 
 def _refuse_bombs(data: bytes, path: Path) -> None:

@@ -137,10 +137,12 @@ class EngineView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterState:
-    """Everything a routing decision may look at. now is monotonic seconds."""
+    """Everything a routing decision may look at. now is monotonic seconds. bypass_below: prompts with fewer uncached
+    tokens than this are read by decode engines, because prefill is short; 0: as the rules say."""
 
     now: float
     engines: tuple[EngineView, ...]
+    bypass_below: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

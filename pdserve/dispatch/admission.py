@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pdserve.core.admission import Admission, Rejection, TenantRules
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import ClusterState, Route, RouteAsk
-from pdserve.core.errors import DeadlineExceeded, Overloaded, PdserveError
+from pdserve.core.errors import DeadlineExceeded, Overloaded, PdserveError, Unavailable
 from pdserve.core.request import Request
+from pdserve.dispatch.demand import Held
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.dispatch.tenant_limits import LimitReached, TenantCounters, TenantLimits
 from pdserve.dispatch.usage import Foreseen, engine_seconds, usage_of
@@ -70,11 +71,19 @@ class AdmissionGate:
         self._called: Request | None = None
         """It was let in and is not booked yet."""
         self._timer: asyncio.TimerHandle | None = None
+        self.patience = 0.0
+        """Seconds a new request waits for an engine where there is none."""
+        self._knocking = 0
         sessions.on_load.append(self.look)
 
     def waiting(self) -> dict[str, int]:
         """How many requests wait, by tenant."""
         return self._queue.by_tenant()
+
+    def held(self) -> Held:
+        """What waits here, for the scaler."""
+        work = sum(waiting.cost for waiting in self._queue)
+        return Held(requests=len(self._queue) + self._knocking, seconds=work, knocking=self._knocking)
 
     @asynccontextmanager
     async def visit(self, request: Request, record: RequestRecord) -> AsyncIterator["Visit"]:
@@ -97,7 +106,7 @@ class AdmissionGate:
         began = self._clock.monotonic()
         self._asked.pop(request.tenant, None)
         self._asked[request.tenant] = began
-        choice = self._choose(request)
+        choice = await self._first_choice(request, expires)
         if not self._rules.enabled or (not self._queue and self._called is None and choice.outlook.goes()):
             record.admission = self._note(request, Verdict(0.0), choice.outlook, waited=0.0)
             return choice
@@ -182,6 +191,25 @@ class AdmissionGate:
         request = self._requests.pop(waiting.item)
         self._queue.leave(waiting)
         self._pace(request).left(self._clock.monotonic(), served=served)
+
+    async def _first_choice(self, request: Request, expires: float) -> _Choice:
+        """As soon as an engine can serve the request. Raises Unavailable when none can within patience."""
+        loop = asyncio.get_running_loop()
+        give_up = min(expires, loop.time() + self.patience)
+        while True:
+            try:
+                return self._choose(request)
+            except Unavailable:
+                if loop.time() >= give_up:
+                    raise
+            self._knocking += 1
+            try:
+                async with asyncio.timeout_at(give_up):
+                    await self._sessions.changed().wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._knocking -= 1
 
     def _choose(self, request: Request) -> _Choice:
         state = self._sessions.state()

@@ -14,12 +14,15 @@ from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
 from pdserve.dispatch.admission import AdmissionGate, Visit
 from pdserve.dispatch.attempt import Attempt
+from pdserve.dispatch.demand import DemandMeter, Metered
 from pdserve.dispatch.migration import MigrationRules, Migrator
 from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
 from pdserve.dispatch.sessions import Booking, SessionPool
 from pdserve.dispatch.tenant_limits import TenantCounters
 from pdserve.router.admission import AdmissionRules
 from pdserve.router.router import Router
+from pdserve.scaler.demand import Demand
+from pdserve.scaler.orders import Orders
 from pdserve.telemetry.record import RequestRecord
 
 _DEADLINE_GRACE = 1.0
@@ -48,15 +51,18 @@ class Dispatcher:
         self._budget = ReplayBudget(self._replay, clock)
         self._migrator = Migrator(sessions, router, clock, migration)
         self._gate = AdmissionGate(sessions, router, clock, admission, tenants, counters)
+        self._meter = DemandMeter(clock)
         self._acquainted = False
 
     @property
     def ready(self) -> bool:
         """Whether a long prompt could be served now. The first time, not before every engine there is has been
-        heard from: a gateway that starts would else make one pool do the work of both."""
+        heard from: a gateway that starts would else make one pool do the work of both. Engines that sleep are started
+        for the next request, so they are no reason to keep it away."""
         ready = self._router.ready(self._sessions.state())
         self._acquainted = self._acquainted or (ready and not self._sessions.opening)
-        return ready and self._acquainted
+        woken_by_requests = self._gate.patience > 0
+        return (ready or woken_by_requests) and self._acquainted
 
     def engines(self) -> tuple[EngineView, ...]:
         return self._sessions.state().engines
@@ -64,6 +70,15 @@ class Dispatcher:
     def waiting(self) -> dict[str, int]:
         """How many requests wait to be let in, by tenant."""
         return self._gate.waiting()
+
+    def demand(self) -> Demand:
+        """The load since the last call, and how the engines stand."""
+        return self._meter.report(self._sessions.state(), self._gate.held())
+
+    def obey(self, orders: Orders) -> None:
+        """What the scaler asks of gateways."""
+        self._sessions.bypass_below = orders.bypass_below
+        self._gate.patience = orders.patience
 
     async def move(self, request_id: str) -> None:
         """Have a request that decodes now go on at another engine. Raises PdserveError when it does not: it stays, or
@@ -83,17 +98,21 @@ class Dispatcher:
         """
         record.stamp("received", self._clock.unix())
         try:
-            async with (
-                self._gate.visit(request, record) as visit,
-                aclosing(self._serve(request, record, visit)) as deltas,
-            ):
-                async for delta in deltas:
-                    visit.tokens(len(delta.token_ids))
-                    yield delta
+            with self._meter.request(request, record) as metered:
+                async with (
+                    self._gate.visit(request, record) as visit,
+                    aclosing(self._serve(request, record, visit, metered)) as deltas,
+                ):
+                    async for delta in deltas:
+                        visit.tokens(len(delta.token_ids))
+                        metered.came(len(delta.token_ids))
+                        yield delta
         finally:
             record.stamp("finished", self._clock.unix())
 
-    async def _serve(self, request: Request, record: RequestRecord, visit: Visit) -> AsyncGenerator[TokenDelta, None]:
+    async def _serve(
+        self, request: Request, record: RequestRecord, visit: Visit, metered: Metered
+    ) -> AsyncGenerator[TokenDelta, None]:
         deadline = Deadline(asyncio.get_running_loop().time() + request.timeout + _DEADLINE_GRACE)
         history = ReplayHistory(self._replay)
         emitted: list[int] = []
@@ -102,7 +121,7 @@ class Dispatcher:
                 share = continuation(request, emitted, history.attempts)
                 offset = len(emitted)
                 try:
-                    async with aclosing(self._attempt(share, history, record, deadline, visit)) as deltas:
+                    async with aclosing(self._attempt(share, history, record, deadline, visit, metered)) as deltas:
                         async for delta in deltas:
                             whole = rebased(delta, request.id, offset)
                             self._extend(record, emitted, whole)
@@ -122,17 +141,26 @@ class Dispatcher:
             deadline.close()
 
     async def _attempt(
-        self, share: Request, history: ReplayHistory, record: RequestRecord, deadline: Deadline, visit: Visit
+        self,
+        share: Request,
+        history: ReplayHistory,
+        record: RequestRecord,
+        deadline: Deadline,
+        visit: Visit,
+        metered: Metered,
     ) -> AsyncGenerator[TokenDelta, None]:
         # Nothing may wait between the gate's word and the booking: the next decision counts on it.
         turn = self._route_again(share, history) if history.attempts else visit.route()
         route, decided = await deadline.before(turn)
-        history.numerics = history.numerics or _numerics(route.decode, self._sessions.state())
+        state = self._sessions.state()
+        history.numerics = history.numerics or _numerics(route.decode, state)
         record.route = route
         record.stamp("routed", self._clock.unix())
         try:
             with self._sessions.book(share, route) as booking:
                 visit.booked()
+                if not history.attempts:
+                    metered.routed(route, state)
                 reconfirm = partial(self._reconfirm, share, booking, history)
                 movable = partial(self._migrator.movable, booking)
                 attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)

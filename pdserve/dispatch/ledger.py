@@ -190,6 +190,13 @@ class EngineLedger:
         longest = booked.prompt_tokens + booked.max_tokens
         return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id], longest)
 
+    def join(self, pool: PoolModel[EngineKey]) -> None:
+        """The engine has other peers now."""
+        self._pool.forget(self._key)
+        self._pool = pool
+        pool.add(self._key, self._calibrator)
+        self._outdate()
+
     def forget(self) -> None:
         """The incarnation has left. What its connection reads before it is closed is not noted any more."""
         self._left = True

@@ -84,10 +84,15 @@ class SessionPool:
         self._pools = {role: PoolModel[EngineKey]() for role in Role}
         self._closing: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self.bypass_below = 0
+        """As in ClusterState."""
         self.draining: frozenset[EngineKey] = frozenset()
-        """Engines that let what runs there go elsewhere."""
+        """Engines that let what decodes there go elsewhere."""
         self.on_draining: list[Callable[[], None]] = []
         """Called when an engine begins to drain."""
+        self._roles: dict[EngineKey, Role] = {}
+        self._vacated: set[EngineKey] = set()
+        """Engines that were there to decode and are no longer."""
         self.on_load: list[Callable[[], None]] = []
         """Called when an engine has told its load."""
         self.on_booked: list[Callable[[EngineKey, str], None]] = []
@@ -112,10 +117,13 @@ class SessionPool:
         """Connect to new incarnations, drop those that are gone; their requests fail with EngineDied."""
         self._endpoints = endpoints
         live = {(e.engine_id, e.epoch): e for e in endpoints if e.state not in (EngineState.STARTING, EngineState.DEAD)}
+        self._roles = {key: role for key, role in self._roles.items() if key in live}
+        self._vacated &= live.keys()
         for key in [key for key in self._connections if key not in live]:
             self._ledgers.pop(key).forget()
             self._keep(asyncio.get_running_loop().create_task(self._connections.pop(key).close()))
         for key, endpoint in live.items():
+            self._note_role(key, endpoint)
             if key not in self._connections:
                 self._ledgers[key] = EngineLedger(
                     key,
@@ -146,7 +154,7 @@ class SessionPool:
         if lost != self._lost:
             self._views.outdate(key for key in lost.keys() | self._lost.keys() if lost.get(key) != self._lost.get(key))
             self._lost = lost
-        return ClusterState(now=now, engines=self._views.at(now))
+        return ClusterState(now=now, engines=self._views.at(now), bypass_below=self.bypass_below)
 
     @property
     def ledgers(self) -> Mapping[EngineKey, EngineLedger]:
@@ -223,6 +231,17 @@ class SessionPool:
             if (connection := self._connections.get((endpoint.engine_id, endpoint.epoch)))
         )
 
+    def _note_role(self, key: EngineKey, endpoint: Endpoint) -> None:
+        """An engine may have taken another role: its peers are others, and what decodes there may go elsewhere."""
+        before, self._roles[key] = self._roles.get(key, endpoint.role), endpoint.role
+        if before is endpoint.role:
+            return
+        self._ledgers[key].join(self._pools[endpoint.role])
+        if endpoint.role is Role.PREFILL:
+            self._vacated.add(key)
+        else:
+            self._vacated.discard(key)
+
     def _open(self, key: EngineKey, endpoint: Endpoint) -> None:
         reopening = False
 
@@ -274,11 +293,11 @@ class SessionPool:
             told(key, request_id)
 
     def _find_draining(self) -> frozenset[EngineKey]:
-        """By the registry or by their own word."""
+        """By the registry or by their own word, and those that are no longer there to decode."""
         loads = {key: connection.snapshot() for key, connection in self._connections.items()}
         told = {key for key, load in loads.items() if load and load.draining}
         listed = {(e.engine_id, e.epoch) for e in self._endpoints if e.state is EngineState.DRAINING}
-        return frozenset(told | listed & loads.keys())
+        return frozenset(told | (listed | self._vacated) & loads.keys())
 
     def _view(self, endpoint: Endpoint, now: float) -> EngineView:
         key = endpoint.engine_id, endpoint.epoch

@@ -13,7 +13,7 @@ list starts with events not taken yet, so that events are always seen in the ord
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pdserve.core.batch import Batch, Row, RowOutput, StepOutput
 from pdserve.core.blocks import hash_namespace
@@ -94,6 +94,13 @@ class EngineCore:
         self._released: list[int] = []
         self._deadlines = Deadlines(self._sequences.__contains__)
         self._events: list[CoreEvent] = []
+
+    def limit(self, limits: EngineLimits) -> None:
+        """Other limits from the next step on. Whether prefixes are cached, and how many steps are in flight, stays."""
+        kept = replace(limits, prefix_caching=self.limits.prefix_caching, depth=self.limits.depth)
+        self.limits = kept
+        self._rules = replace(self._rules, limits=kept)
+        self._scheduler.limit(kept)
 
     @property
     def max_len(self) -> int:

@@ -6,12 +6,13 @@ to it, on one event loop.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from secrets import token_hex
 from typing import Self
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot
+from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot, Role
 from pdserve.core.errors import EngineDied, InvalidRequest, PdserveError, Unavailable
 from pdserve.core.failpoints import reach
 from pdserve.core.protocols import Executor, ModelInfo, TransferService
@@ -84,7 +85,6 @@ class Engine:
             choose_restore=self._restoring.choose_restore,
             choose_fetch=self._restoring.choose_fetch,
         )
-        self.limits = limits
         self.kv_feed = KVFeed(self._core.kv.drain_events, self._core.kv.snapshot)
         self.source = HandoffSource(
             endpoint=endpoint,
@@ -146,6 +146,18 @@ class Engine:
         await self._restoring.close()
         await self._links.close()
         await self.source.close()
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._core.limits
+
+    def become(self, role: Role, limits: EngineLimits) -> None:
+        """Take another role. What runs here goes on and what others were promised is kept: rows do not become fewer,
+        and tickets are taken whatever the role."""
+        rows = max(limits.max_rows, self.limits.max_rows)
+        self._core.limit(replace(limits, max_rows=rows, accepts_handoff=True))
+        self.endpoint = replace(self.endpoint, role=role)
+        self._wake()
 
     @property
     def max_len(self) -> int:

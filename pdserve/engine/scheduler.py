@@ -98,6 +98,10 @@ class Scheduler:
         self.fetching = ArrivalQueue()
         self.running = ArrivalQueue()
 
+    def limit(self, limits: EngineLimits) -> None:
+        """From the next step on."""
+        self._limits = limits
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.add(sequence)
 

@@ -1,7 +1,7 @@
 """The gRPC face of an engine: sessions for gateways and the supervisor, KV for other engines."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 
 import grpc
@@ -9,6 +9,7 @@ import structlog
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
+from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.errors import MalformedMessage, PdserveError
 from pdserve.core.protocols import TransferService
 from pdserve.core.ticket import HandoffDone, HandoffNews, Lent, RegionReady, TicketGone
@@ -17,6 +18,7 @@ from pdserve.engine.handoff_link import HandoffLink
 from pdserve.engine.handoff_source import Deliver
 from pdserve.engine.pair_check_service import PairCheckService
 from pdserve.engine.pair_checker import PairChecker
+from pdserve.engine.role_service import RoleService
 from pdserve.engine.session import EngineSession
 from pdserve.engine.source_link import OpenLink, SourceName
 from pdserve.rpc import convert
@@ -24,6 +26,7 @@ from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
 from pdserve.rpc.generated.pdserve.v1.pair_check_pb2_grpc import add_PairCheckServiceServicer_to_server
+from pdserve.rpc.generated.pdserve.v1.scaler_pb2_grpc import add_RoleServiceServicer_to_server
 
 _log = structlog.get_logger(__name__)
 
@@ -41,12 +44,21 @@ class EngineServer:
         self.port = self._server.add_insecure_port(f"{host}:{port}")
         self.address = f"{host}:{self.port}"
 
-    async def start(self, engine: Engine, times: Times, checker: PairChecker | None = None) -> None:
-        """With a checker, the ways to other engines can be checked."""
+    async def start(
+        self,
+        engine: Engine,
+        times: Times,
+        checker: PairChecker | None = None,
+        roles: Mapping[Role, EngineLimits] | None = None,
+    ) -> None:
+        """With a checker, the ways to other engines can be checked. roles: those the engine may take, each with its
+        limits."""
         pb_grpc.add_EngineServiceServicer_to_server(_EngineService(engine, times), self._server)
         pb_grpc.add_HandoffServiceServicer_to_server(HandoffService(engine), self._server)
         if checker:
             add_PairCheckServiceServicer_to_server(PairCheckService(checker, times), self._server)
+        if roles:
+            add_RoleServiceServicer_to_server(RoleService(engine, roles), self._server)
         await self._server.start()
 
     async def stop(self, grace: float) -> None:

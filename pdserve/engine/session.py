@@ -32,6 +32,7 @@ class EngineSession:
         self._load_due = False
         self._over = False
         self._kv = KVReader(engine.kv_feed)
+        self._told = engine.limits
 
     def deliver(self, items: list[TokenDelta | TransferTicket]) -> None:
         for item in items:
@@ -125,6 +126,8 @@ class EngineSession:
         if changes := [item for item in news if isinstance(item, KVEvent)]:
             events.append(pb.SessionEvent(kv_events=convert.kv_events_to_proto(epoch, changes)))
         events += self._drain_requests()
+        if self._told != self._engine.limits:
+            events.append(pb.SessionEvent(description=self._describe()))
         if self._load_due:
             self._load_due = False
             events.append(pb.SessionEvent(load=convert.load_to_proto(self._engine.snapshot())))
@@ -147,6 +150,7 @@ class EngineSession:
 
     def _describe(self) -> pb.EngineDescription:
         engine = self._engine
+        self._told = engine.limits
         return pb.EngineDescription(
             engine_id=engine.endpoint.engine_id,
             role=engine.endpoint.role.value,

@@ -15,7 +15,7 @@ from pdserve.gateway.auth import Authenticator, Identity
 from pdserve.gateway.detokenizer import Detokenizer
 from pdserve.gateway.intake import Intake
 from pdserve.gateway.keyed import IdempotencyKey, KeyedAnswers
-from pdserve.gateway.ports import Generator, MoveRequest, OrderEngine
+from pdserve.gateway.ports import ExplainScaling, Generator, MoveRequest, OrderEngine
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.shared.claims import Claims, LocalClaims
@@ -64,15 +64,17 @@ class Gateway:
         order_engine: OrderEngine | None = None,
         move_request: MoveRequest | None = None,
         waiting: Callable[[], Mapping[str, int]] | None = None,
+        explain_scaling: ExplainScaling | None = None,
         claims: Claims | None = None,
         degraded: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """order_engine, move_request: None where nobody owns the engines, where requests cannot move. waiting: how many
-        requests wait to be let in, by tenant. claims: on requests with idempotency keys; this process's own by
-        default. degraded: what is missing, though requests are served."""
+        """order_engine, move_request, explain_scaling: None where nobody owns the engines, where requests cannot move,
+        where pools stay as they are. waiting: how many requests wait to be let in, by tenant. claims: on requests with
+        idempotency keys; this process's own by default. degraded: what is missing, though requests are served."""
         self.generator = generator
         self.move_request = move_request
         self.order_engine = order_engine
+        self.explain_scaling = explain_scaling
         self.degraded = degraded
         self.tokenizer = tokenizer
         self.model = model

@@ -29,3 +29,6 @@ MoveRequest = Callable[[str], Awaitable[None]]
 
 OrderEngine = Callable[[str, EngineOrder], Awaitable[None]]
 """Passes an operator's order for an engine id on to whoever owns the engines. Raises PdserveError to refuse."""
+
+ExplainScaling = Callable[[], Awaitable[bytes]]
+"""The scaler's state and decisions, JSON. Raises Unavailable when it does not answer."""

@@ -41,14 +41,10 @@ def desired_engine(config: Config, engine_id: str, role: Role, host: str, port: 
 
 
 def _engines(config: Config) -> list[Desired]:
-    public = _public(config)
-    named = [
-        (f"{config.engine_prefix}{role}-{index}", role, _resources(pool, config.device))
+    return [
+        engine(config, f"{config.engine_prefix}{role}-{index}", role)
         for role, pool in config.pools.by_role().items()
         for index in range(pool.engines)
-    ]
-    return [
-        Desired(id=id, role=role, launch=partial(_engine_spec, id, role, public, taken)) for id, role, taken in named
     ]
 
 
@@ -56,6 +52,21 @@ def _public(config: Config) -> dict[str, Any]:
     """What engines are told: nothing that opens the gateway, or Redis."""
     public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys", "redis"}))
     return public
+
+
+def engine(config: Config, engine_id: str, role: Role) -> Desired:
+    """An engine of a pool."""
+    resources = _resources(config.pools.by_role()[role], config.device)
+    return Desired(id=engine_id, role=role, launch=partial(_engine_spec, engine_id, role, _public(config), resources))
+
+
+def unflippable(config: Config) -> str:
+    """Why engines of this deployment cannot take the other role; empty when they can."""
+    prefill, decode = config.pools.prefill, config.pools.decode
+    for setting in ("tensor_parallel", "prefix_caching", "depth"):
+        if getattr(prefill, setting) != getattr(decode, setting):
+            return f"engines cannot change roles while {setting} of pools.prefill and pools.decode differ"
+    return ""
 
 
 def _resources(pool: PoolConfig, device: Device) -> Resources:

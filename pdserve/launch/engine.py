@@ -73,7 +73,9 @@ async def _serve(
     )
     checker = PairChecker(engine, worker.transfer, config.times)
     async with engine:
-        await server.start(engine, config.times, checker)
+        pools = config.pools.by_role()
+        roles = {other: pools[other].limits(max_model_len) for other in (Role.PREFILL, Role.DECODE)}
+        await server.start(engine, config.times, checker, roles if role in roles else None)
         try:
             parent.ready(address=server.address)
             await _until_drained(engine, worker, drain, config.times.drain_timeout)

@@ -8,12 +8,15 @@ from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from pdserve.cluster.registry import order_engine, watch_endpoints
+from pdserve.cluster.scaling import REPORT_EVERY, explain_scaling, report_demand
 from pdserve.config.schema import Config, TenantConfig, from_wire
 from pdserve.core.admission import TenantRules
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import ConfigError
+from pdserve.core.errors import ConfigError, PdserveError
 from pdserve.core.protocols import ModelInfo
 from pdserve.core.tasks import end
 from pdserve.dispatch.dispatcher import Dispatcher
@@ -39,12 +42,16 @@ from pdserve.router.kv_index import KVIndex
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
+from pdserve.scaler.demand import Demand, one_after_another
 from pdserve.telemetry.engine_watch import EngineWatch
 from pdserve.telemetry.index_metrics import IndexSizes
 from pdserve.telemetry.logs import configure_logs
+from pdserve.telemetry.scaler_metrics import ScalerFigures
 
 if TYPE_CHECKING:
     from pdserve.telemetry.tracing import TraceQueue
+
+_log = structlog.get_logger(__name__)
 
 _STOP_GRACE = 2.0
 """Seconds for the last bytes of answers that are complete, after all requests have ended."""
@@ -78,6 +85,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         waiting=dispatcher.waiting,
         claims=shared_claims(config, link) if link else None,
         degraded=lambda: ("redis",) if link and not link.up else (),
+        explain_scaling=partial(explain_scaling, payload["registry"]) if config.policies else None,
     )
     if link:
         others = exchange_bookings(config, link, sessions, clock)
@@ -104,6 +112,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
+        if config.policies:
+            background.append(group.create_task(_report_demand(payload["registry"], dispatcher, gateway)))
         if config.telemetry.otlp_endpoint:
             background.append(group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run()))
         parent.ready(address=local_address(config.host, listener.getsockname()[1]))
@@ -179,6 +189,27 @@ async def _follow(registry: str, engines: KnownEngines) -> None:
     async with aclosing(watch_endpoints(registry)) as sets:
         async for endpoints in sets:
             engines.update(endpoints)
+
+
+async def _report_demand(registry: str, dispatcher: Dispatcher, gateway: Gateway) -> None:
+    """Tell the scaler of this gateway's load, and do what it asks. Without an answer its last word holds."""
+    name = gateway.new_id()
+    figures: ScalerFigures | None = None
+    gateway.metrics.watch_scaler(lambda: figures)
+    unheard: Demand | None = None
+    while True:
+        await gateway.clock.sleep(REPORT_EVERY)
+        demand = one_after_another(filter(None, (unheard, dispatcher.demand())))
+        assert demand
+        try:
+            orders, figures = await report_demand(registry, name, demand)
+        except PdserveError as error:
+            if unheard is None:
+                _log.warning("the scaler is not reached, its last word holds", cause=str(error))
+            unheard = demand
+            continue
+        unheard = None
+        dispatcher.obey(orders)
 
 
 def _settings(config: Config) -> GatewaySettings:

@@ -94,12 +94,13 @@ def find_options(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> Opt
         LocalOption(view, Mode.DECODE_LOCAL, "this engine does prompts and tokens")
         for view in alike(ask, ready_engines(ask, state, Role.UNIFIED, room))
     ]
-    local += _short(ask, decodes, rules)
+    below = max(rules.decode_local_below, state.bypass_below)
+    local += _short(ask, decodes, below)
     sources, targets = _pairable(ask, prefills, decodes, rules)
     if rules.fallback:
         whole = _answer_room(ask, longest, *Role)
         alone = tuple(view for view in prefills if max_len(view) >= whole)
-        local += _fallback(ask, prefills, alone, decodes, rules, paired=bool(sources))
+        local += _fallback(ask, prefills, alone, decodes, below, paired=bool(sources))
     options = Options(sources, targets, tuple(local))
     if not options.pairs and not local:
         raise Unavailable(f"{_missing(prefills, decodes)}; try again in a few seconds")
@@ -133,8 +134,7 @@ def _below_watermark(prefills: Views, rules: RoutingRules) -> Views:
     return tuple(view for view in prefills if leased_share(view) < rules.leased_watermark) or prefills
 
 
-def _short(ask: RouteAsk, decodes: Views, rules: RoutingRules) -> list[LocalOption]:
-    below = rules.decode_local_below
+def _short(ask: RouteAsk, decodes: Views, below: int) -> list[LocalOption]:
     return [
         LocalOption(
             view, Mode.DECODE_LOCAL, f"{ask.uncached(view.key)} uncached tokens are fewer than {below}", short=True
@@ -145,10 +145,10 @@ def _short(ask: RouteAsk, decodes: Views, rules: RoutingRules) -> list[LocalOpti
 
 
 def _fallback(
-    ask: RouteAsk, prefills: Views, alone: Views, decodes: Views, rules: RoutingRules, *, paired: bool
+    ask: RouteAsk, prefills: Views, alone: Views, decodes: Views, below: int, *, paired: bool
 ) -> list[LocalOption]:
-    """alone: the prefill engines that have room for the whole answer."""
-    long = [view for view in decodes if ask.uncached(view.key) >= rules.decode_local_below]
+    """alone: the prefill engines that have room for the whole answer. below: as _short has taken it."""
+    long = [view for view in decodes if ask.uncached(view.key) >= below]
     if not prefills:
         return [LocalOption(view, Mode.DECODE_LOCAL, "no prefill engine is ready") for view in long]
     if not decodes:

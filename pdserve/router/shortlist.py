@@ -5,6 +5,7 @@ and every running answer as long as the horizon. On the list are the cheapest of
 announced most of the prompt: sources of a fetch, whether or not they may get the request.
 """
 
+from dataclasses import replace
 from itertools import compress
 from operator import is_not
 
@@ -75,7 +76,7 @@ class Shortlist:
         self._follow(state.engines)
         rows = sorted(self._listed(ask, state.now))
         few = tuple(state.engines[row] for row in rows)
-        return ClusterState(now=state.now, engines=few) if _joined(few) else state
+        return replace(state, engines=few) if _joined(few) else state
 
     def _follow(self, views: tuple[EngineView, ...]) -> None:
         """Take in what has changed since the last request."""
@@ -84,7 +85,7 @@ class Shortlist:
         changed = (
             list(compress(range(len(views)), map(is_not, views, self._views))) if self._views else range(len(views))
         )
-        if not self._views or any(views[row].key != self._views[row].key for row in changed):
+        if not self._views or any(_place(views[row]) != _place(self._views[row]) for row in changed):
             self._begin(views)
             changed = range(len(views))
         if changed:
@@ -92,7 +93,7 @@ class Shortlist:
         self._views = views
 
     def _begin(self, views: tuple[EngineView, ...]) -> None:
-        """Engines have joined or left."""
+        """Engines have joined or left, or have taken another role."""
         self._rows = {view.key: row for row, view in enumerate(views)}
         self._table = np.zeros((len(_COLUMN_NAMES), len(views)))
         self._columns = dict(zip(_COLUMN_NAMES, self._table, strict=True))
@@ -168,10 +169,14 @@ class Shortlist:
         """As CostModel._decode_cost, without a handoff; and which engines have no room."""
         of, rules, prompt, horizon = self._columns, self._rules, ask.prompt_tokens, expected_output(ask.max_tokens)
         tpot = of["base"] + of["per_token"] * (of["rows"] + 1) + of["per_context"] * (of["context"] + prompt)
-        surplus = (of["reserved"] + prompt + horizon - of["room"]) / of["room"]
+        surplus = (of["reserved"] + prompt + horizon) / of["room"] - 1.0  # room is infinite until an engine has told
         missing = np.maximum(np.maximum(0.0, of["requests"] + 1 - of["max_rows"]) / of["max_rows"], surplus)
         wait = np.maximum(0.0, missing) * tpot * horizon
         return rules.gap_weight * wait + rules.tpot_weight * tpot * horizon, missing > 0
+
+
+def _place(view: EngineView) -> tuple[EngineKey, Role]:
+    return view.key, view.endpoint.role
 
 
 def _joined(views: tuple[EngineView, ...]) -> bool:

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
 from pdserve.core.clock import Clock
-from pdserve.core.endpoint import Endpoint, Role
+from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.sessions import Connection
@@ -45,6 +45,7 @@ class SimCluster:
         self._clock = clock
         self._on_change = on_change
         self._watchers: list[asyncio.Task[None]] = []
+        self._draining: set[str] = set()
         self.failures: list[EngineDied] = []
         """Engines that ended although nobody ended them: bugs."""
 
@@ -53,6 +54,20 @@ class SimCluster:
         await engine.engine.__aenter__()
         self.engines[engine_id] = engine
         self._watchers.append(asyncio.get_running_loop().create_task(self._watch(engine)))
+        self._publish()
+
+    async def drain(self, engine_id: str) -> None:
+        """Have an engine finish or hand on what it has, and end. Returns when it has ended."""
+        engine = self.engines[engine_id]
+        self._draining.add(engine_id)
+        self._publish()
+        await engine.engine.drain(self._factory.times.drain_timeout)
+        self._draining.discard(engine_id)
+        await self._kill(engine, None)
+
+    def flip(self, engine_id: str, role: Role) -> None:
+        """Give a running engine another role."""
+        self._factory.flip(self.engines[engine_id], role)
         self._publish()
 
     def connect(self, endpoint: Endpoint, ledger: EngineLedger, on_change: Callable[[], None]) -> Connection:
@@ -104,4 +119,9 @@ class SimCluster:
         self.failures.append(await engine.engine.death())
 
     def _publish(self) -> None:
-        self._on_change(tuple(engine.endpoint for engine in self.engines.values()))
+        self._on_change(tuple(self._endpoint(engine) for engine in self.engines.values()))
+
+    def _endpoint(self, engine: SimEngine) -> Endpoint:
+        endpoint = engine.engine.endpoint
+        draining = endpoint.engine_id in self._draining
+        return replace(endpoint, state=EngineState.DRAINING) if draining else endpoint

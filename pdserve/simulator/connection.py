@@ -126,8 +126,11 @@ class SimConnection:
             self._events.send(partial(self._on_kv, news))
 
     async def _at_engine_beat(self) -> None:
-        self._events.send(partial(self._ledger.described, self._engine.capacity))
+        told = None
         while True:
+            if told != self._engine.capacity:
+                told = self._engine.capacity
+                self._events.send(partial(self._ledger.described, told))
             self._at_engine_send_kv()
             self._events.send(partial(self._on_load, self._engine.engine.snapshot()))
             await self._engine.node.clock.sleep(self._times.heartbeat)

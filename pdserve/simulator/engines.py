@@ -7,7 +7,7 @@ from random import Random
 
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
-from pdserve.core.endpoint import Endpoint, EngineCapacity, EngineState, Role
+from pdserve.core.endpoint import Endpoint, EngineCapacity, EngineLimits, EngineState, Role
 from pdserve.core.errors import LinkLost, PdserveError
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo, PeerAddress, RankAddress
@@ -77,11 +77,10 @@ class EngineFactory:
         )
         transfer = SimTransfer(self.layout, address, self.profile.links, self._fabric, node.clock)
         executor = SimExecutor(self.profile.step_cost(role), VOCAB_SIZE, node.clock, Random(epoch))
-        limits = self.profile.pools.by_role()[role].model_copy(update={"depth": self._depth})
         engine = Engine(
             endpoint=endpoint,
             info=model_info(self.profile),
-            limits=limits.limits(self.profile.max_model_len),
+            limits=self._limits(role),
             executor=executor,
             transfer=transfer,
             open_link=partial(self._open_link, node, transfer),
@@ -91,6 +90,14 @@ class EngineFactory:
         built = SimEngine(endpoint, node, engine, executor, transfer)
         self.incarnations[built.key] = built
         return built
+
+    def flip(self, engine: SimEngine, role: Role) -> None:
+        engine.engine.become(role, self._limits(role))
+        engine.executor.cost = self.profile.step_cost(role)
+
+    def _limits(self, role: Role) -> EngineLimits:
+        pool = self.profile.pools.by_role()[role].model_copy(update={"depth": self._depth})
+        return pool.limits(self.profile.max_model_len)
 
     def _open_link(
         self, node: Node, transfer: SimTransfer, name: SourceName, on_failure: Callable[[PdserveError], None]

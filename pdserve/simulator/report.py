@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pdserve.core.endpoint import BlockCounts, Role
+from pdserve.simulator.scaling import ScalingReport
 from pdserve.telemetry.record import RequestRecord
 from pdserve_loadgen.render import WIDTH, render
 from pdserve_loadgen.report import Report, RequestResult
@@ -51,6 +52,7 @@ class SimulationReport:
     prefix_hit_share: float
     imbalance: float
     replays: int
+    scaling: ScalingReport
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready: the load generator's keys, and `simulation`. Never a prompt or an answer."""

@@ -20,6 +20,7 @@ from pdserve.router.loading import load_policy
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
+from pdserve.scaler.runner import Scaler
 from pdserve.simulator.cluster import Fault, SimCluster
 from pdserve.simulator.engines import EngineFactory, SimEngine
 from pdserve.simulator.profile import Profile
@@ -31,11 +32,13 @@ from pdserve.simulator.report import (
     imbalance_of,
     uncached_by_engine,
 )
+from pdserve.simulator.scaling import ScalingSpec, SimCloud
 from pdserve.simulator.virtual_time import VirtualClock, run_virtual
 from pdserve.simulator.workload import Arrival
 from pdserve.telemetry.record import RequestRecord
 from pdserve_loadgen.report import Outcome, RequestResult, Slo, build_report
 
+_ALL_DECISIONS = 100_000
 _IDLE_DEADLINE = 60.0
 """Virtual seconds engines get after the last request to let go of its blocks."""
 
@@ -45,7 +48,8 @@ class SimulationSpec:
     """The simulated deployment. engines: how many of each role. kv_tokens: of each engine; the profile's when None.
 
     depth: steps in flight. policy: as routing.policy in the configuration, or what builds one. admission: off unless
-    given, so that policies are compared by the same requests. Everything random follows from seed.
+    given, so that policies are compared by the same requests. scaling: engines come and go, those of `engines` are
+    there at the start. Everything random follows from seed.
     """
 
     profile: Profile
@@ -60,6 +64,7 @@ class SimulationSpec:
     replay: ReplayRules = field(default_factory=ReplayRules)
     admission: AdmissionRules = field(default_factory=lambda: AdmissionRules(enabled=False))
     tenants: Mapping[str, TenantRules] = field(default_factory=dict)
+    scaling: ScalingSpec | None = None
 
     @property
     def layout(self) -> KVLayout:
@@ -104,17 +109,22 @@ class _Run:
             self._sessions, router, self._clock, spec.replay, admission=spec.admission, tenants=spec.tenants
         )
         self._origin = 0.0
+        warm_up = spec.scaling.warm_up if spec.scaling else 0.0
+        self._cloud = SimCloud(self._cluster, self._clock, warm_up, self._now)
 
     async def serve(
         self, workload: Iterable[Arrival], faults: Sequence[Fault], slo: Slo | None, title: str
     ) -> SimulationReport:
-        for role, count in self._spec.engines.items():
-            for number in range(count):
-                await self._cluster.start(f"{role.value}-{number}", role)
+        await self._cloud.begin(self._spec.engines)
         try:
             await self._until_ready()
             self._origin = self._clock.monotonic()
+            self._cloud.count_from_now()
+            scaling = asyncio.create_task(self._scale(self._spec.scaling)) if self._spec.scaling else None
             served, ended = await self._serve_all(workload, faults)
+            if scaling:
+                await _end(scaling)
+            await self._cloud.close()
             await self._until_idle()
             if self._cluster.failures:
                 raise RuntimeError(f"engines ended by themselves: {'; '.join(map(str, self._cluster.failures))}")
@@ -140,6 +150,7 @@ class _Run:
         for arrival in workload:
             await self._clock.sleep(max(0.0, self._origin + arrival.at - self._clock.monotonic()))
             requests.append(loop.create_task(self._serve(arrival)))
+        self._cloud.stop_counting()
         served = await asyncio.gather(*requests)
         ended = self._now()
         await asyncio.gather(*troubles)
@@ -173,6 +184,14 @@ class _Run:
         )
         return SimulatedRequest(result=result, token_ids=tuple(tokens), record=record)
 
+    async def _scale(self, spec: ScalingSpec) -> None:
+        scaler = Scaler(spec.policy, self._cloud, self._clock, keep=_ALL_DECISIONS, decide=spec.decide)
+        self._cloud.report.failures = scaler.failures
+        while True:
+            await self._clock.sleep(spec.policy.interval)
+            self._dispatcher.obey(await scaler.step(self._dispatcher.demand()))
+            self._cloud.report.decisions = list(scaler.decisions)
+
     async def _until_idle(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_IDLE_DEADLINE):
@@ -198,6 +217,7 @@ class _Run:
             prefix_hit_share=hit_share(complete),
             imbalance=imbalance_of(engines),
             replays=sum(len(request.record.failed) for request in served),
+            scaling=self._cloud.report,
         )
 
     def _use(self, engine: SimEngine, ended: float, uncached_tokens: int) -> EngineUse:
@@ -227,6 +247,13 @@ class _Run:
 
     def _now(self) -> float:
         return self._clock.monotonic() - self._origin
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    """Cancel it. Raises what it has failed with."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _held(engine: SimEngine) -> bool:

@@ -16,6 +16,7 @@ from pdserve.telemetry.admission_metrics import WAITING, AdmissionMetrics, Waiti
 from pdserve.telemetry.index_metrics import INDEX_METRICS, IndexCollector, IndexSizes
 from pdserve.telemetry.record import Migration, RequestRecord
 from pdserve.telemetry.router_metrics import OTHER_ROUTERS, REDIS_UP, RouterMetrics
+from pdserve.telemetry.scaler_metrics import SCALER_METRICS, ScalerCollector, ScalerFigures
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 from pdserve.telemetry.vllm_names import VllmNames
 
@@ -61,6 +62,9 @@ class Metrics:
         ]
         self.described += [
             Description(name, kind, labels, documentation) for name, kind, documentation, labels in INDEX_METRICS
+        ]
+        self.described += [
+            Description(name, kind, labels, documentation) for name, kind, documentation, labels in SCALER_METRICS
         ]
         waiting, documentation, labels = WAITING
         self.described.append(Description(waiting, "gauge", labels, documentation))
@@ -249,6 +253,10 @@ class Metrics:
     def watch_waiting(self, waiting: Callable[[], Mapping[str, int]]) -> None:
         """Export how many requests wait to be let in, by tenant; read anew at every scrape."""
         self.registry.register(WaitingCollector(waiting))
+
+    def watch_scaler(self, figures: Callable[[], ScalerFigures | None]) -> None:
+        """Export what the scaler has told last; read anew at every scrape."""
+        self.registry.register(ScalerCollector(figures))
 
     def exposition(self) -> bytes:
         """The Prometheus text format; its media type is CONTENT_TYPE."""

@@ -41,6 +41,13 @@ def admin_router(gateway: Gateway) -> APIRouter:
     async def requests(latest: Annotated[int, Query(ge=1)] = 20) -> Response:
         return as_json({"requests": [explain(record) for record in gateway.ring.latest(latest)]})
 
+    @router.get("/admin/scaling", response_model=None)
+    async def scaling() -> Response:
+        if gateway.explain_scaling is None:
+            nothing = "pools stay as they are: this deployment has no scaling policy"
+            return error_response(404, envelope(404, nothing, "not_found"))
+        return Response(await gateway.explain_scaling(), media_type="application/json")
+
     @router.post("/admin/pairs/{source}/{target}/check", response_model=None)
     async def check(source: str, target: str) -> Response:
         known = {view.endpoint.engine_id: view.endpoint for view in gateway.generator.engines()}

@@ -13,8 +13,10 @@ from pdserve.cluster.plan import (
     Drain,
     Ended,
     Event,
+    Flipped,
     GiveUp,
     Heard,
+    Join,
     Kill,
     Paused,
     Retire,
@@ -325,3 +327,25 @@ def test_an_engine_that_is_down_and_to_stay_away_is_not_started() -> None:
     world = engine()
     assert world.happen(Drain(id="p", returns=False)) == []
     assert world.phase("p") is Phase.STOPPED
+
+
+def test_an_engine_that_joins_is_started_like_the_others() -> None:
+    world = engine()
+    world.bring_up("p")
+    world.happen(Join(id="d", role=Role.DECODE))
+    assert world.bring_up("d") == 2
+    assert [(e.engine_id, e.role, e.state) for e in endpoints(world.members)] == [
+        ("p", Role.PREFILL, EngineState.READY),
+        ("d", Role.DECODE, EngineState.READY),
+    ]
+
+
+def test_a_flipped_engine_keeps_its_incarnation_and_returns_in_its_new_role() -> None:
+    world = engine()
+    epoch = world.bring_up("p")
+    assert world.happen(Flipped(id="p", role=Role.DECODE)) == []
+    [endpoint] = endpoints(world.members)
+    assert (endpoint.role, endpoint.epoch, endpoint.state) == (Role.DECODE, epoch, EngineState.READY)
+    world.happen(Ended(id="p", epoch=epoch, cause="killed"))
+    world.later(1.0)
+    assert world.members["p"].role is Role.DECODE

@@ -35,6 +35,7 @@ class World:
     gone: bool = False
     sent: list[str] = field(default_factory=list)
     on_load: list[Callable[[], None]] = field(default_factory=list)
+    change: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         clock = VirtualClock(asyncio.get_running_loop())
@@ -43,6 +44,15 @@ class World:
         self.records: dict[str, RequestRecord] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.told_at = 0.0
+
+    def changed(self) -> asyncio.Event:
+        return self.change
+
+    def comes(self) -> None:
+        """An engine can be had again."""
+        self.gone = False
+        self.change.set()
+        self.change = asyncio.Event()
 
     def state(self) -> ClusterState:
         engine = replace(view("u0", Role.UNIFIED, backlog=self.backlog), load_at=self.told_at)
@@ -321,6 +331,42 @@ def test_switched_off_it_lets_everything_through() -> None:
         world = World(backlog=1_000_000, rules=replace(RULES, enabled=False))
         await world.ask("a")
         assert world.sent == ["a"]
+        return world
+
+    in_virtual_time(test)
+
+
+def test_where_an_engine_will_be_started_requests_wait_for_it() -> None:
+    async def test() -> World:
+        world = World(gone=True)
+        world.gate.patience = 30.0
+        await world.ask("a")
+        await world.ask("b")
+        assert (world.gate.held().knocking, world.gate.held().requests) == (2, 2)
+        await asyncio.sleep(20)
+        world.comes()
+        await settle()
+        assert "a" in world.sent
+        assert world.gate.held().knocking == 0
+        return world
+
+    in_virtual_time(test)
+
+
+def test_patience_ends_and_who_leaves_is_not_counted() -> None:
+    async def test() -> World:
+        world = World(gone=True)
+        world.gate.patience = 30.0
+        await world.ask("waits")
+        await world.ask("leaves")
+        world.tasks["leaves"].cancel()
+        await settle()
+        assert world.gate.held().knocking == 1
+        await asyncio.sleep(29)
+        assert error_of(world, "waits") is None
+        await asyncio.sleep(2)
+        assert isinstance(error_of(world, "waits"), Unavailable)
+        assert world.gate.held().knocking == 0
         return world
 
     in_virtual_time(test)

@@ -224,3 +224,21 @@ def test_results_out_of_order_or_of_other_sequences_are_refused() -> None:
         engine.core.complete(StepOutput(step=1, rows=()))
     with pytest.raises(ValueError, match="step 0 has no output for sequence 0"):
         engine.core.complete(StepOutput(step=0, rows=()))
+
+
+def test_other_limits_hold_from_the_next_step_on_and_change_no_token() -> None:
+    requests = [
+        make_request(name, prompt(40, start), max_tokens=20, ignore_eos=True) for start, name in enumerate("abc", 1)
+    ]
+    engine = ToyEngine(EngineLimits(max_tokens_per_step=48, chunk_size=16, max_rows=8, depth=1))
+    ids = [engine.add(request) for request in requests]
+    engine.submit()
+    engine.collect()
+    engine.core.limit(EngineLimits(max_tokens_per_step=8, chunk_size=4, max_rows=8, depth=2, prefix_caching=False))
+    engine.submit()
+    assert sum(row.num_tokens for row in engine.batches[0].rows) == 48
+    assert sum(row.num_tokens for row in engine.batches[1].rows) == 8
+    assert (engine.core.limits.depth, engine.core.limits.prefix_caching) == (1, True)
+    engine.run()
+    for sequence_id, request in zip(ids, requests, strict=True):
+        assert tuple(engine.answers[sequence_id].token_ids) == oracle(request)[0]

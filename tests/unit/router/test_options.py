@@ -27,6 +27,12 @@ def test_a_prompt_is_short_by_what_the_decode_engine_itself_lacks(cached: int, s
     assert options.pairs
 
 
+@pytest.mark.parametrize(("below", "local"), [(0, False), (16, False), (200, False), (201, True)])
+def test_while_prefill_is_short_longer_prompts_count_as_short(below: int, local: bool) -> None:
+    state = replace(cluster(view("p0", Role.PREFILL), view("d0", Role.DECODE)), bypass_below=below)
+    assert bool(find_options(ask(500, d0=300), state, RULES).local) is local
+
+
 @pytest.mark.parametrize(("lost", "mode"), [(Role.PREFILL, Mode.DECODE_LOCAL), (Role.DECODE, Mode.PREFILL_LOCAL)])
 def test_one_pool_serves_alone_while_the_other_has_no_engine(lost: Role, mode: Mode) -> None:
     kept = [v for v in (view("p0", Role.PREFILL), view("d0", Role.DECODE)) if v.endpoint.role is not lost]

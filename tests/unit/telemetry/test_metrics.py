@@ -12,6 +12,7 @@ from pdserve.core.errors import DigestMismatch
 from pdserve.telemetry.index_metrics import IndexSizes
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.metrics_table import document
+from pdserve.telemetry.scaler_metrics import PoolFigures, ScalerFigures
 from tests.unit.telemetry.records import START, disaggregated, fetching, moved, replayed, route
 
 
@@ -152,12 +153,28 @@ def test_what_the_index_knows_is_read_at_every_scrape() -> None:
     assert "pdserve_kv_index_forgotten_total 1.0" in text
 
 
+def test_what_the_scaler_has_told_is_read_at_every_scrape_and_nothing_before_it_has() -> None:
+    metrics, told = Metrics(), list[ScalerFigures]()
+    metrics.watch_scaler(lambda: told[-1] if told else None)
+    assert "pdserve_scaler" not in metrics.exposition().decode()
+    pool = PoolFigures(role="prefill", wanted=3, ready=2, warming=1, need=2.5, pressure=1.25)
+    told.append(ScalerFigures(pools=(pool,), decisions=(("scale", "ttft", 4),), reloads=(("ok", 1),), bypass_below=256))
+    value = metrics.registry.get_sample_value
+    assert value("pdserve_scaler_engines", {"role": "prefill", "kind": "wanted"}) == 3
+    assert value("pdserve_scaler_needed_engines", {"role": "prefill"}) == 2.5
+    assert value("pdserve_scaler_pressure", {"role": "prefill"}) == 1.25
+    assert value("pdserve_scaler_decisions_total", {"speed": "scale", "rule": "ttft"}) == 4
+    assert value("pdserve_scaler_policy_reloads_total", {"result": "ok"}) == 1
+    assert (value("pdserve_scaler_bypass_below_tokens"), value("pdserve_scaler_dry_run")) == (256, 0)
+
+
 def test_the_table_has_every_exported_metric() -> None:
     metrics = Metrics()
     metrics.watch_engines(lambda: [view(free=1)])
     metrics.watch_index(lambda: IndexSizes(1, 2, 3))
     metrics.watch_waiting(dict)
     metrics.routers.watch(lambda: True, lambda: 0)
+    metrics.watch_scaler(ScalerFigures)
     exported = {line.split()[2] for line in metrics.exposition().decode().splitlines() if line.startswith("# TYPE")}
     described = {description.name for description in metrics.described}
     assert described == {name for name in exported if not name.endswith("_created")}

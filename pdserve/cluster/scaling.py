@@ -1,0 +1,169 @@
+"""The scaler of a deployment: hears gateways over gRPC, decides, follows changes of the policy's file."""
+
+from collections import Counter
+from collections.abc import Awaitable
+from pathlib import Path
+
+import grpc
+import msgspec
+import structlog
+
+from pdserve.core.clock import Clock
+from pdserve.core.errors import ConfigError, MalformedMessage, Unavailable
+from pdserve.rpc.channel import open_channel
+from pdserve.rpc.generated.pdserve.v1 import scaler_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1.scaler_pb2_grpc import (
+    ScalerServiceServicer,
+    ScalerServiceStub,
+    add_ScalerServiceServicer_to_server,
+)
+from pdserve.scaler.decision import Decision
+from pdserve.scaler.demand import Demand, one_after_another, together
+from pdserve.scaler.explain import explain, in_words
+from pdserve.scaler.load import load_policy
+from pdserve.scaler.orders import Orders
+from pdserve.scaler.runner import Cloud, Scaler
+from pdserve.telemetry.scaler_metrics import PoolFigures, ScalerFigures
+
+_log = structlog.get_logger(__name__)
+
+REPORT_EVERY = 1.0
+"""Seconds between two reports of a gateway."""
+_TIMEOUT = 5.0
+
+_ReportContext = grpc.aio.ServicerContext[pb.DemandReport, Awaitable[pb.ScalerOrders]]
+_ExplainContext = grpc.aio.ServicerContext[pb.ExplainScalingRequest, Awaitable[pb.ScalingExplanation]]
+
+
+class Scaling(ScalerServiceServicer):
+    """Owns a Scaler and the file its policy is from."""
+
+    def __init__(self, path: Path, cloud: Cloud, clock: Clock) -> None:
+        """Raises ConfigError for a policy that cannot work."""
+        self._path = path
+        self._clock = clock
+        self._seen = _stamp(path)
+        self._scaler = Scaler(load_policy(path), cloud, clock, tell=_log_decision)
+        self._orders = Orders()
+        self._reports: dict[str, Demand] = {}
+        """By gateway, what it has told since the last decision."""
+        self._refusal = ""
+        self._reloads: Counter[str] = Counter()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        add_ScalerServiceServicer_to_server(self, server)
+
+    async def run(self) -> None:
+        """Decide again and again. Without a word from any gateway nothing is known, so nothing changes."""
+        while True:
+            await self._clock.sleep(self._scaler.policy.interval)
+            try:
+                await self.look()
+            except Exception:  # pools stay as they are until the next look; the engines must not suffer for it
+                _log.exception("the scaler failed internally")
+
+    async def look(self) -> None:
+        """Decide on what was heard since the last time."""
+        self._reload()
+        if demand := self.heard():
+            self._orders = await self._scaler.step(demand)
+
+    def heard(self) -> Demand | None:
+        """What gateways have told since this was last asked, together."""
+        reports, self._reports = self._reports, {}
+        return together(reports.values())
+
+    def _reload(self) -> None:
+        """Take the policy's file again if it has changed. One that is wrong is refused, and the last one stays."""
+        stamp = _stamp(self._path)
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._scaler.policy = load_policy(self._path)
+        except ConfigError as error:
+            self._refusal = str(error)
+            self._reloads["refused"] += 1
+            _log.error("the policy has changed and is refused; the one before stays", cause=self._refusal)
+        else:
+            self._refusal = ""
+            self._reloads["ok"] += 1
+            _log.info("the policy has changed", path=str(self._path), dry_run=self._scaler.policy.dry_run)
+
+    async def ReportDemand(self, request: pb.DemandReport, context: _ReportContext) -> pb.ScalerOrders:
+        try:
+            demand = msgspec.json.decode(request.demand_json, type=Demand)
+        except msgspec.MsgspecError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"this is no report of demand: {error}")
+        known = self._reports.get(request.gateway)
+        self._reports[request.gateway] = one_after_another([known, demand] if known else [demand]) or demand
+        orders = self._orders
+        return pb.ScalerOrders(
+            bypass_below=orders.bypass_below,
+            patience=orders.patience,
+            figures_json=msgspec.json.encode(self._figures()),
+        )
+
+    async def ExplainScaling(
+        self, request: pb.ExplainScalingRequest, context: _ExplainContext
+    ) -> pb.ScalingExplanation:
+        explanation = {"policy": str(self._path), "refusal": self._refusal, **explain(self._scaler)}
+        return pb.ScalingExplanation(explanation_json=msgspec.json.encode(explanation))
+
+    def _figures(self) -> ScalerFigures:
+        outcome = self._scaler.latest
+        return ScalerFigures(
+            pools=tuple(
+                PoolFigures(
+                    role=each.role.value,
+                    wanted=each.replicas.wanted,
+                    ready=each.replicas.ready,
+                    warming=each.replicas.warming,
+                    need=each.need,
+                    pressure=each.pressure,
+                )
+                for each in (outcome.assessments if outcome else ())
+            ),
+            decisions=tuple((speed, rule, count) for (speed, rule), count in self._scaler.counts.items()),
+            failures=tuple(self._scaler.failures.items()),
+            reloads=tuple(self._reloads.items()),
+            bypass_below=self._orders.bypass_below,
+            dry_run=self._scaler.policy.dry_run,
+        )
+
+
+def _log_decision(decision: Decision) -> None:
+    _log.info(in_words(decision), rule=decision.rule, reason=decision.reason, dry_run=decision.dry_run)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+async def report_demand(address: str, gateway: str, demand: Demand) -> tuple[Orders, ScalerFigures]:
+    """Tell the scaler behind a registry's address. Raises Unavailable when it does not answer, MalformedMessage."""
+    report = pb.DemandReport(gateway=gateway, demand_json=msgspec.json.encode(demand))
+    async with open_channel(address) as channel:
+        try:
+            answer = await ScalerServiceStub(channel).ReportDemand(report, timeout=_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(f"the scaler does not answer ({error.code().name.lower()})") from None
+    try:
+        figures = msgspec.json.decode(answer.figures_json, type=ScalerFigures)
+    except msgspec.MsgspecError as error:
+        raise MalformedMessage(f"the scaler's figures are malformed: {error}") from error
+    return Orders(bypass_below=answer.bypass_below, patience=answer.patience), figures
+
+
+async def explain_scaling(address: str) -> bytes:
+    """The scaler's state and decisions as JSON. Raises Unavailable."""
+    async with open_channel(address) as channel:
+        try:
+            answer = await ScalerServiceStub(channel).ExplainScaling(pb.ExplainScalingRequest(), timeout=_TIMEOUT)
+        except grpc.aio.AioRpcError:
+            raise Unavailable("the scaler does not answer; try again in a few seconds") from None
+    return bytes(answer.explanation_json)

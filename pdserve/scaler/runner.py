@@ -1,0 +1,103 @@
+"""Carries decisions out and keeps them, so that one can ask why there are as many engines as there are."""
+
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import structlog
+
+from pdserve.core.clock import Clock
+from pdserve.core.endpoint import Role
+from pdserve.core.errors import PdserveError
+from pdserve.scaler import controller
+from pdserve.scaler.controller import Now, Outcome
+from pdserve.scaler.decision import Decision, FlipRole, Replicas, Scale
+from pdserve.scaler.demand import Demand
+from pdserve.scaler.memory import Memory
+from pdserve.scaler.orders import Orders
+from pdserve.scaler.policy import Policy
+
+_log = structlog.get_logger(__name__)
+
+Decide = Callable[[Policy, Memory, Demand, Mapping[Role, Replicas], Now], Outcome]
+"""As controller.decide."""
+
+
+class Cloud(Protocol):
+    """Whoever owns engines. Implementations: the supervisor's processes, simulated engines."""
+
+    def pools(self) -> Mapping[Role, Replicas]:
+        """Of every role there may be engines of."""
+        ...
+
+    def scale(self, role: Role, engines: int, victims: tuple[str, ...]) -> Awaitable[None]:
+        """From now on the pool is to have so many. Engines that leave drain first, those of victims before others.
+        Returns when that has begun. Raises PdserveError."""
+        ...
+
+    def flip(self, engine_id: str, role: Role) -> Awaitable[None]:
+        """Give a running engine another role; it counts to that pool from now on. Raises PdserveError."""
+        ...
+
+
+class Scaler:
+    """One policy over one cloud. The policy may be exchanged at any time."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        cloud: Cloud,
+        clock: Clock,
+        *,
+        keep: int = 256,
+        decide: Decide = controller.decide,
+        tell: Callable[[Decision], None] = lambda decision: None,
+    ) -> None:
+        """keep: decisions that can be asked for later. tell is called with each, before it is carried out."""
+        self.policy = policy
+        self._cloud = cloud
+        self._clock = clock
+        self._decide = decide
+        self._tell = tell
+        self._memory = Memory(busy_at=clock.monotonic())
+        self._orders = Orders()
+        self.decisions: deque[Decision] = deque(maxlen=keep)
+        self.failures: dict[str, int] = {}
+        """Error code → actions that could not be carried out."""
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """(speed, rule) → decisions that changed something, or would have."""
+        self.latest: Outcome | None = None
+
+    async def step(self, demand: Demand) -> Orders:
+        """Decide on what was measured since the last step, carry it out, and tell what gateways are to do."""
+        now = Now(monotonic=self._clock.monotonic(), unix=self._clock.unix())
+        outcome = self._decide(self.policy, self._memory, demand, self._cloud.pools(), now)
+        self._memory, self.latest = outcome.memory, outcome
+        for decision in outcome.decisions:
+            if not (decision.dry_run and self._said_already(decision)):
+                self.decisions.append(decision)
+                self.counts[decision.speed.value, decision.rule] += 1
+                self._tell(decision)
+            if not decision.dry_run:
+                await self._carry_out(decision)
+        if not self.policy.dry_run:
+            sleeps = any(pool.min == 0 for pool in self.policy.pools.by_role().values())
+            patience = self.policy.scale_to_zero.patience if sleeps else 0.0
+            self._orders = Orders(bypass_below=self._memory.bypass, patience=patience)
+        return self._orders
+
+    def _said_already(self, decision: Decision) -> bool:
+        """Nothing changes in a dry run, so the same would be said every time."""
+        same = (old.action for old in reversed(self.decisions) if old.speed is decision.speed)
+        return next(same, None) == decision.action
+
+    async def _carry_out(self, decision: Decision) -> None:
+        try:
+            match decision.action:
+                case Scale(role=role, engines=engines, victims=victims):
+                    await self._cloud.scale(role, engines, victims)
+                case FlipRole(engine_id=engine_id, role=role):
+                    await self._cloud.flip(engine_id, role)
+        except PdserveError as error:
+            self.failures[error.code] = self.failures.get(error.code, 0) + 1
+            _log.warning("scaling failed", code=error.code, cause=str(error), rule=decision.rule)

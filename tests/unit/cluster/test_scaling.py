@@ -1,0 +1,126 @@
+"""The scaler behind the registry's address: what gateways tell it and hear, and how it follows its file."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from pdserve.cluster.registry import Registry
+from pdserve.cluster.scaling import Scaling, explain_scaling, report_demand
+from pdserve.core.endpoint import Role
+from pdserve.core.errors import ConfigError, Unavailable
+from pdserve.scaler.decision import Replicas
+from pdserve.scaler.demand import Demand, together
+from tests.clocks import ManualClock
+from tests.unit.scaler.policies import demand, first, prompts
+
+POLICY = "interval: 5\npools: {prefill: {max: 8, forecast: {kind: none}}, decode: {max: 8, forecast: {kind: none}}}\n"
+
+
+class Pools:
+    """A cloud that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Role, int]] = []
+
+    def pools(self) -> Mapping[Role, Replicas]:
+        return {role: Replicas(wanted=2, ready=2) for role in (Role.PREFILL, Role.DECODE)}
+
+    async def scale(self, role: Role, engines: int, victims: tuple[str, ...]) -> None:
+        self.asked.append((role, engines))
+
+    async def flip(self, engine_id: str, role: Role) -> None:
+        raise AssertionError("no flip is enabled")
+
+
+class Bench:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.cloud = Pools()
+        self.clock = ManualClock()
+        self.scaling = Scaling(path, self.cloud, self.clock)
+        self.registry = Registry()
+        self.registry.add(self.scaling.register)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY)
+    bench = Bench(path)
+    await bench.registry.start()
+    yield bench
+    await bench.registry.stop()
+
+
+async def test_a_report_travels_whole_and_is_answered_with_orders_and_figures(bench: Bench) -> None:
+    sent = demand(arrivals=3, prompts=prompts(3, 0.5), first_tokens=(first(0.3),), tpots=(0.05,), backlog=0.5)
+    orders, figures = await report_demand(bench.registry.address, "g", sent)
+    assert (orders.bypass_below, orders.patience) == (0, 0.0)
+    assert figures.pools == ()
+    assert bench.scaling.heard() == sent
+
+
+async def test_reports_of_one_gateway_follow_each_other_and_those_of_several_add_up(bench: Bench) -> None:
+    for gateway, arrivals in (("a", 3), ("a", 4), ("b", 10)):
+        await report_demand(bench.registry.address, gateway, demand(seconds=1.0, arrivals=arrivals))
+    heard = bench.scaling.heard()
+    assert heard
+    assert (heard.seconds, heard.arrivals, len(heard.engines)) == (2.0, 17, 4)
+    assert together([]) is None
+
+
+async def test_it_decides_on_what_it_has_heard_and_tells_why(bench: Bench) -> None:
+    await report_demand(bench.registry.address, "g", demand(backlog=1.5, kv=0.6))
+    await bench.scaling.look()
+    assert bench.cloud.asked == [(Role.PREFILL, 3)]
+    _, figures = await report_demand(bench.registry.address, "g", demand())
+    assert figures.decisions == (("scale", "backlog", 1),)
+    assert [pool.role for pool in figures.pools] == ["prefill", "decode"]
+    told = json.loads(await explain_scaling(bench.registry.address))
+    assert told["decisions"][0]["what"] == "prefill from 2 to 3 engines"
+
+
+async def test_without_a_word_from_a_gateway_nothing_is_decided(bench: Bench) -> None:
+    await bench.scaling.look()
+    assert bench.cloud.asked == []
+    assert json.loads(await explain_scaling(bench.registry.address))["pools"] == []
+
+
+async def test_a_changed_policy_is_taken_and_a_wrong_one_refused(bench: Bench) -> None:
+    bench.path.write_text(POLICY.replace("max: 8", "max: 8, min: 5", 1))
+    await report_demand(bench.registry.address, "g", demand(kv=0.6, backlog=0.7))
+    await bench.scaling.look()
+    assert bench.cloud.asked == [(Role.PREFILL, 5)]
+    bench.path.write_text(POLICY.replace("max: 8", "most: 8", 1))
+    with capture_logs() as logs:
+        await bench.scaling.look()
+        await bench.scaling.look()
+    assert [line["log_level"] for line in logs] == ["error"]
+    assert (
+        "line 2: pools.prefill.most: unknown key"
+        in json.loads(await explain_scaling(bench.registry.address))["refusal"]
+    )
+    _, figures = await report_demand(bench.registry.address, "g", demand())
+    assert dict(figures.reloads) == {"ok": 1, "refused": 1}
+
+
+def test_a_wrong_policy_is_no_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text("pools: {}\n")
+    with pytest.raises(ConfigError, match="line 1: pools: give prefill and decode"):
+        Scaling(path, Pools(), ManualClock())
+
+
+async def test_a_scaler_that_is_not_there_is_said_to_be_unavailable() -> None:
+    registry = Registry()
+    await registry.start()
+    try:
+        with pytest.raises(Unavailable):
+            await report_demand(registry.address, "g", Demand(seconds=1.0))
+        with pytest.raises(Unavailable):
+            await explain_scaling(registry.address)
+    finally:
+        await registry.stop()
