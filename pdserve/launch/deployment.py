@@ -7,7 +7,6 @@ from typing import Any
 from pdserve.cluster.launcher import LaunchSpec, Resources
 from pdserve.cluster.supervisor import Desired
 from pdserve.config.schema import Config, Device, PoolConfig, to_wire
-from pdserve.core.endpoint import Role
 
 GATEWAY = "gateway"
 
@@ -19,7 +18,11 @@ def desired(config: Config, registry_address: str) -> list[Desired]:
         Desired(
             id=f"{role}-{index}",
             role=role,
-            launch=partial(_engine_spec, f"{role}-{index}", role, public, _resources(pool, config.device)),
+            launch=partial(
+                _engine_spec,
+                {"engine_id": f"{role}-{index}", "role": role.value, "domain": pool.domain_of(index), "config": public},
+                _resources(pool, config.device),
+            ),
         )
         for role, pool in config.pools.by_role().items()
         for index in range(pool.engines)
@@ -35,11 +38,11 @@ def _resources(pool: PoolConfig, device: Device) -> Resources:
     return Resources(cpus=pool.cpus, gpus=gpus, custom=placement.resources)
 
 
-def _engine_spec(engine_id: str, role: Role, config: dict[str, Any], resources: Resources, epoch: int) -> LaunchSpec:
+def _engine_spec(payload: dict[str, Any], resources: Resources, epoch: int) -> LaunchSpec:
     return LaunchSpec(
-        name=engine_id,
+        name=payload["engine_id"],
         module="pdserve.launch.engine",
-        payload={"engine_id": engine_id, "role": role.value, "epoch": epoch, "config": config},
-        threads=config["threads"],
+        payload=payload | {"epoch": epoch},
+        threads=payload["config"]["threads"],
         resources=resources,
     )

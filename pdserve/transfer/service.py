@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from pdserve.core.clock import Clock, SystemClock
-from pdserve.core.errors import LayoutMismatch, StaleEpoch, TransferError, TransferFailed, Unsupported
+from pdserve.core.errors import EngineDied, LayoutMismatch, StaleEpoch, TransferError, TransferFailed, Unsupported
 from pdserve.core.layout import KVLayout, KVRegion
 from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
@@ -185,6 +185,15 @@ class LocalTransferService:
             pulls.add(pull)
         pull.task.add_done_callback(partial(_forget, pull, (self._pulls, peer.pulls)))
         return pull
+
+    async def death(self) -> EngineDied:
+        """Wait until a backend has failed in a way that leaves open what its reads still write: only the end of the
+        process makes the memory anybody's again."""
+        failures = [asyncio.wrap_future(pump.failure) for pump in self._pumps]
+        if not failures:
+            await asyncio.Event().wait()
+        done, _ = await asyncio.wait(failures, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
 
     def stats(self) -> TransferStats:
         return self._stats.snapshot()

@@ -102,3 +102,11 @@ def test_the_greeting_mentions_a_key_only_when_one_is_needed() -> None:
     assert "Authorization" not in welcome(open_to_all, "127.0.0.1:8000")
     assert "Authorization: Bearer YOUR_KEY" in welcome(keyed, "127.0.0.1:8000")
     assert "secret" not in welcome(keyed, "127.0.0.1:8000")
+
+
+def test_engines_have_their_pools_domains_in_turn() -> None:
+    pools = '{"prefill": {"engines": 3, "domain": ["a", "b"]}, "decode": {"engines": 2, "domain": "c"}}'
+    told = [item.launch(1).payload.get("domain") for item in desired(config(f'{{"pools": {pools}}}'), "127.0.0.1:5")]
+    assert told == ["a", "b", "a", "c", "c", None]
+    [prefill, *_] = desired(Config(), "127.0.0.1:5")
+    assert prefill.launch(1).payload["domain"] == ""
