@@ -14,7 +14,7 @@ from pdserve.gateway.answer import Answer, AnswerContext
 from pdserve.gateway.auth import Authenticator, Identity
 from pdserve.gateway.detokenizer import Detokenizer
 from pdserve.gateway.intake import Intake
-from pdserve.gateway.ports import Generator, MoveRequest, OrderEngine
+from pdserve.gateway.ports import Generator, MoveRequest, OrderEngine, PreparePrompt
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.telemetry.metrics import Metrics
@@ -61,6 +61,7 @@ class Gateway:
         order_engine: OrderEngine | None = None,
         move_request: MoveRequest | None = None,
         waiting: Callable[[], Mapping[str, int]] | None = None,
+        prepare: PreparePrompt | None = None,
     ) -> None:
         """order_engine, move_request: None where nobody owns the engines, where requests cannot move. waiting: how many
         requests wait to be let in, by tenant."""
@@ -88,6 +89,7 @@ class Gateway:
             ring=self.ring,
             clock=self.clock,
             on_end=[],
+            prepare=prepare,
         )
 
     @property

@@ -21,6 +21,7 @@ from pdserve.dispatch.sessions import SessionPool
 from pdserve.gateway.auth import TenantKeys
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.grpc.server import GrpcServer
+from pdserve.gateway.hashing import PromptHasher
 from pdserve.gateway.http.app import create_admin_app, create_app
 from pdserve.gateway.sampling_defaults import load_sampling_defaults
 from pdserve.gateway.serve import bind, serve_http
@@ -53,9 +54,10 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     configure_logs(json=config.log.format == "json", level=config.log.level)
     clock = SystemClock()
     sessions = SessionPool(config.times, clock, index=KVIndex(max_blocks=config.routing.index_blocks))
+    routes = router(config, sessions)
     dispatcher = Dispatcher(
         sessions,
-        router(config, sessions),
+        routes,
         clock,
         ReplayRules(**config.replay.model_dump()),
         MigrationRules(deadline=config.times.migration),
@@ -71,14 +73,17 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         order_engine=partial(order_engine, payload["registry"]),
         move_request=dispatcher.move,
         waiting=dispatcher.waiting,
+        prepare=PromptHasher(routes),
     )
     gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     stop = asyncio.Event()
+    watch = EngineWatch(gateway.metrics)
+    sessions.on_draining.append(lambda: watch.draining(sessions.state().engines))
     async with asyncio.TaskGroup() as group:
-        background = [group.create_task(_follow(payload["registry"], sessions, EngineWatch(gateway.metrics)))]
+        background = [group.create_task(_follow(payload["registry"], sessions, watch))]
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))

@@ -20,8 +20,8 @@ _INTERNED_MASKS = 1 << 16
 
 
 class BlockHit(NamedTuple):
-    """Leading blocks of a chain: those announced, and those announced or expected. Of the announced ones, in_host and
-    in_disk lie in a tier below the device pool."""
+    """Leading blocks of a chain: those announced, and those announced or likely, which are expected or were announced
+    before events went missing. Of the announced ones, in_host and in_disk lie in a tier below the device pool."""
 
     blocks: int
     likely_blocks: int
@@ -52,7 +52,8 @@ class KVIndex:
     than it is; the engine then computes the block and announces it.
 
     Not thread-safe. Events of one incarnation must be applied in the order they came in; a gap is noticed by
-    their numbers and answered by asking for a snapshot. An incarnation that is dropped is forgotten at once;
+    their numbers and answered by asking for a snapshot; until it comes, what was known before is likely and no more. An
+    incarnation that is dropped is forgotten at once;
     its memory is reclaimed a little with every later event. Of more than max_blocks entries, each of one block on one
     engine, the engine that has most loses its oldest.
 
@@ -65,6 +66,8 @@ class KVIndex:
         self._slots: dict[EngineKey, _Slot] = {}
         self._keys: dict[int, EngineKey] = {}
         """By the place of their bit."""
+        self._doubtful: set[EngineKey] = set()
+        """Those of whose events some are missing."""
         self._tiered: set[EngineKey] = set()
         """Those that have announced blocks in a tier."""
         self._live = 0
@@ -100,7 +103,9 @@ class KVIndex:
             if held < len(hashes) and blocks.get(hashes[held], now) > now:
                 likely = _end_of_run(hashes, held, partial(_is_awaited, blocks, now))
                 found[key] = BlockHit(held, likely)
-        for key in self._tiered & found.keys():
+        for key in self._doubtful & found.keys():
+            found[key] = BlockHit(0, found[key].likely_blocks)
+        for key in self._tiered & found.keys() - self._doubtful:
             found[key] = self._with_tiers(key, hashes, found[key])
         return found
 
@@ -126,6 +131,7 @@ class KVIndex:
         for event in events:
             if slot.last_number is None or slot.lost or event.number > slot.last_number + 1:
                 slot.lost = True
+                self._doubtful.add(key)
                 return False
             if event.number == slot.last_number + 1:
                 self._take(key, slot, event)
@@ -142,6 +148,7 @@ class KVIndex:
         if snapshot.last:
             slot.last_number = snapshot.number
             slot.lost = False
+            self._doubtful.discard(key)
         self._sweep(1024)
 
     def expect(self, key: EngineKey, hashes: Sequence[BlockHash], now: float) -> None:
@@ -164,6 +171,7 @@ class KVIndex:
         """Forget an incarnation."""
         self._expected.forget(key)
         self._tiered.discard(key)
+        self._doubtful.discard(key)
         slot = self._slots.pop(key, None)
         if slot is not None:
             del self._keys[_place(slot.bit)]

@@ -136,7 +136,9 @@ class IndexMachine(RuleBasedStateMachine):
     def matches_what_was_taken_in(self) -> None:
         for chain in CHAINS:
             expected = {
-                sender.key: BlockHit(depth, depth, *(_count(chain[:depth], sender.taken, tier) for tier in Tier))
+                sender.key: BlockHit(0, depth)
+                if sender.lost
+                else BlockHit(depth, depth, *(_count(chain[:depth], sender.taken, tier) for tier in Tier))
                 for sender in self.senders.values()
                 if (depth := _depth(chain, sender.taken))
             }
@@ -166,6 +168,16 @@ def test_nothing_is_taken_in_before_the_first_snapshot() -> None:
     index.restore(("a", 1), snapshot(1, HASHES[0]))
     assert index.apply(("a", 1), [stored(2, HASHES[1])])
     assert len(index) == 2
+
+
+def test_while_events_are_missing_what_was_known_is_likely_and_no_more() -> None:
+    index = KVIndex()
+    index.restore(("a", 1), snapshot(0, *CHAINS[0]))
+    assert index.match(CHAINS[0], 0.0) == {("a", 1): BlockHit(4, 4)}
+    assert not index.apply(("a", 1), [stored(5, HASHES[-1])])
+    assert index.match(CHAINS[0], 0.0) == {("a", 1): BlockHit(0, 4)}
+    index.restore(("a", 1), snapshot(5, *CHAINS[0][:2]))
+    assert index.match(CHAINS[0], 0.0) == {("a", 1): BlockHit(2, 2)}
 
 
 def test_a_dropped_incarnation_is_forgotten_at_once_and_its_memory_later() -> None:
