@@ -141,7 +141,7 @@ class Router:
             view
             for key, view in decodes.items()
             if key not in parted and max_len(view) >= room
-            if prefill is None or may_carry(prefill, view, self._rules)
+            if source not in view.lost_links and (prefill is None or may_carry(prefill, view, self._rules))
         )
         others = alike(ask, others) if current is None else tuple(v for v in others if v.numerics == current.numerics)
         if current is None and not others:

@@ -205,11 +205,12 @@ class LocalTransferService:
         """
         for key in list(self._peers):
             self._drop(key, TransferFailed("the transfer service was closed"))
+        half = CLOSE_DEADLINE / 2
         if self._pulls:
-            await asyncio.wait([pull.task for pull in self._pulls], timeout=CLOSE_DEADLINE)
+            await asyncio.wait([pull.task for pull in self._pulls], timeout=half)
         for pump in self._pumps:
             pump.close()
-        joins = (asyncio.to_thread(pump.join, CLOSE_DEADLINE) for pump in self._pumps)
+        joins = (asyncio.to_thread(pump.join, half) for pump in self._pumps)
         await asyncio.gather(*joins)
         # Not cancelled: pulls wait for what is queued there, and it takes milliseconds.
         self._digests.shutdown(wait=False)
