@@ -88,7 +88,7 @@ class Deployment:
         request = replace(self._rng.choice(self.prompts), id=f"r{number}")
         self._meanwhile()
         begun = time.perf_counter()
-        self.router.prepare(request, self.pool.state())
+        self.router.keep(request, self.router.prepare(request))
         hashed, busy = time.perf_counter(), time.thread_time()
         route = self.router.route(request, self.pool.state())
         busy, ended = time.thread_time() - busy, time.perf_counter()

@@ -28,10 +28,12 @@ Recruit = Callable[[str, Role], Desired]
 class SupervisedCloud:
     """scaler.runner.Cloud of one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, recruit: Recruit, *, flippable: str = "") -> None:
-        """flippable: why engines cannot take another role; empty when they can."""
+    def __init__(self, supervisor: Supervisor, recruit: Recruit, *, prefix: str = "", flippable: str = "") -> None:
+        """prefix: before the names of new engines. flippable: why engines cannot take another role; empty when they
+        can."""
         self._supervisor = supervisor
         self._recruit = recruit
+        self._prefix = prefix
         self._flippable = flippable
         self._dismissed: list[str] = []
         """Engines the scaler has let go, which it may start again. An operator's are his."""
@@ -85,9 +87,9 @@ class SupervisedCloud:
 
     def _new_id(self, role: Role) -> str:
         number = 0
-        while self._supervisor.knows(f"{role}-{number}"):
+        while self._supervisor.knows(f"{self._prefix}{role}-{number}"):
             number += 1
-        return f"{role}-{number}"
+        return f"{self._prefix}{role}-{number}"
 
     def _leaving(self, role: Role, victims: tuple[str, ...]) -> list[str]:
         """Those that do not serve yet, then the victims, then the newest."""

@@ -159,6 +159,7 @@ def _times(times: Times) -> Iterator[str]:
     for early, late, why in (
         ("heartbeat", "suspect", "one late heartbeat is no suspicion"),
         ("suspect", "fence", "an engine is suspected before it is killed"),
+        ("fence", "quarantine", "the end of a frozen peer ends what it held up"),
         ("lease_guard", "lease", "a lease must leave time for a pull"),
         ("heartbeat", "lease", "heartbeats renew leases"),
         ("heartbeat", "shared_lease", "heartbeats renew it"),

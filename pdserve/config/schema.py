@@ -106,6 +106,9 @@ class PoolConfig(Section):
     accepts_handoff: bool
     prefix_caching: bool = True
     depth: Literal[1, 2] = 2
+    domain: NonEmpty | tuple[NonEmpty, ...] | None = None
+    """Name of the fast network the engines are on, such as a rack or an NVLink switch; or several, which they have in
+    turn: prefill-0 the first, prefill-1 the second. PDSERVE_DOMAIN in an engine's environment comes before this."""
     placement: PlacementConfig = PlacementConfig()
 
     @property
@@ -116,8 +119,15 @@ class PoolConfig(Section):
     def limits(self, max_model_len: int) -> EngineLimits:
         """max_model_len in tokens, prompt and answer together."""
         return EngineLimits(
-            max_model_len=max_model_len, **self.model_dump(exclude={"engines", "tensor_parallel", "placement"})
+            max_model_len=max_model_len,
+            **self.model_dump(exclude={"engines", "tensor_parallel", "domain", "placement"}),
         )
+
+    def domain_of(self, number: int) -> str:
+        """Of the engine of that number, as far as this says; empty if it does not."""
+        if isinstance(self.domain, tuple):
+            return self.domain[number % len(self.domain)] if self.domain else ""
+        return self.domain or ""
 
 
 class PrefillPool(PoolConfig):
@@ -209,6 +219,9 @@ class KVConfig(Section):
     backends: tuple[TransferBackendName, ...] = ("nixl", "shared_memory", "grpc")
     """What moves KV, in order of preference. Two engines use the fastest they have in common, the preferred one
     where speeds are close, and another one when that fails."""
+    quarantine_limit: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of an engine's blocks above which quarantine that does not end (times.quarantine) has it drain and start
+    again; 1 never does."""
     tiers: TiersConfig = TiersConfig()
 
 
@@ -227,6 +240,9 @@ class RoutingConfig(Section):
     computed."""
     fetch_margin: Annotated[float, Field(ge=0)] = 0.25
     """A fetch must be predicted to save more than what it takes by this share of that."""
+    topology: Literal["preferred", "required"] = "preferred"
+    """How much engines' domains matter: KV moves within one where that costs no more than it is worth, or never leaves
+    it. Engines without a domain go with all."""
     rebalance: bool = False
     """Whether a running request may move to another decode engine because its own is short of KV or much slower by all
     that runs there."""

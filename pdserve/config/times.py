@@ -28,6 +28,9 @@ class Times:
     """One restore from a tier may take this long; then its destination is quarantined and the prompt computed."""
     fetch_deadline: float = 3.0
     """Fetching a prompt's beginning from another engine's cache may take this long; then it is computed."""
+    quarantine: float = 10.0
+    """An engine with more than kv.quarantine_limit of its blocks in quarantine for so long drains and is started again:
+    longer than fence, because the end of a frozen peer gives back what it held up."""
     link_backoff: float = 1.0
     """How long requests avoid a link between two engines that was lost, before one of them tries it; doubles with
     every failure in a row."""

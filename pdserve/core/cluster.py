@@ -109,7 +109,7 @@ class EngineView:
     kv_filled: share of its device pool that holds KV worth keeping, by its own events, at most 1: what it computes when
     that is full takes the place of other KV.
     lost_links: engines it should fetch no KV from now, because the link to them was lost. fetch_speeds: seconds per
-    token its fetches from other engines take, where that was measured.
+    token its fetches from other engines take, where that was measured; handoff_speeds the same of handoffs.
     """
 
     endpoint: Endpoint
@@ -123,6 +123,7 @@ class EngineView:
     kv_filled: float = 0.0
     lost_links: frozenset[EngineKey] = frozenset()
     fetch_speeds: Mapping[EngineKey, float] = field(default_factory=dict)
+    handoff_speeds: Mapping[EngineKey, float] = field(default_factory=dict)
     key: EngineKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,6 +134,11 @@ class EngineView:
     def numerics(self) -> str:
         """As in EngineCapacity; empty, too, until it has told."""
         return self.capacity.numerics if self.capacity else ""
+
+    @property
+    def domain(self) -> str:
+        """As in EngineCapacity; empty, too, until it has told."""
+        return self.capacity.domain if self.capacity else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +154,8 @@ class ClusterState:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixHit:
     """Leading prompt tokens whose KV an engine holds: tokens by its own events, likely_tokens (never fewer)
-    with those of prompts just dispatched there, which it is about to hold. restored_tokens of them lie in a tier below
+    with those of prompts just dispatched there, which it is about to hold, and with what it held before events went
+    missing. restored_tokens of them lie in a tier below
     its device pool; to bring them back takes it restore_seconds."""
 
     tokens: int = 0
@@ -185,6 +192,11 @@ class RouteAsk:
         """Prompt tokens the engine would have to compute or fetch; the last one always is computed."""
         hit = self.hits.get(key)
         return self.prompt_tokens - min(hit.likely_tokens, self.prompt_tokens - 1) if hit else self.prompt_tokens
+
+    def expected(self, key: EngineKey) -> int:
+        """Of the others, those of which the engine has not said that it holds them."""
+        hit = self.hits.get(key)
+        return self.prompt_tokens - self.uncached(key) - min(hit.tokens, self.prompt_tokens - 1) if hit else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

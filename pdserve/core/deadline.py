@@ -10,13 +10,15 @@ T = TypeVar("T")
 class Deadline:
     """What asyncio.timeout_at is for one wait, for whoever waits again and again, as a stream does for each token.
 
-    One task waits at a time. Times are the event loop's. `close` frees the timer.
+    One task waits at a time. Times are the event loop's. `close` frees the timer. struck says of the latest wait
+    whether it ended because of this deadline: work may raise a TimeoutError of its own.
     """
 
     def __init__(self, when: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._when = when
         self._task: asyncio.Task[object] | None = None
+        self.struck = False
         self._struck = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -35,6 +37,7 @@ class Deadline:
         assert task is not None
         cancelling = task.cancelling()
         self._task = task
+        self.struck = False
         if self._timer is None:
             self._arm()
         try:
@@ -43,6 +46,7 @@ class Deadline:
             if self._struck:
                 self._struck = False
                 if task.uncancel() <= cancelling:
+                    self.struck = True
                     raise TimeoutError from None
             raise
         finally:

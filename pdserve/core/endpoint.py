@@ -42,7 +42,15 @@ class Endpoint:
     pid: int
     state: EngineState
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Names this incarnation, as EngineKey."""
+        return self.engine_id, self.epoch
 
+
+LEASED_WATERMARK = 0.8
+"""Share of an engine's blocks above which it begins no prompt that another engine is to take over: what is leased has
+not been taken yet."""
 _SPARE_SHARE = 8
 _LENT_SHARE = 4
 
@@ -100,13 +108,16 @@ class LoadSnapshot:
     """By the bit length of a step's tokens: steps[n] tallies steps of 2**(n-1) to 2**n - 1 tokens."""
     tiers: tuple[TierTally, ...] = ()
     """Of each tier below the device pool, if there are any."""
+    drain_cause: str = ""
+    """Why it drains, if nobody told it to: "quarantine"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCapacity:
     """What an engine tells of itself once, when a session begins. model_revision names the weights its block
     hashes are made for; max_len is the most tokens, prompt and output together, of a sequence (None: whatever its
-    blocks hold); numerics as in ModelInfo; the rest as in KVLayout and EngineLimits."""
+    blocks hold); numerics as in ModelInfo; domain is the operator's name for the fast network it is on, empty where he
+    gave none; the rest as in KVLayout and EngineLimits."""
 
     model_revision: str
     block_size: int
@@ -116,6 +127,7 @@ class EngineCapacity:
     prefix_caching: bool = True
     max_len: int | None = None
     numerics: str = ""
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Named places in an engine's life at which a test makes its process die or freeze, exactly there.
+"""Named places in an engine's life at which a test makes its process die, freeze or wait, exactly there.
 
 Inert unless a process calls `arm` with a folder. Then reaching point POINT on engine ENGINE looks for the file
-FOLDER/ENGINE.POINT, takes it (so that it acts once) and does what it says: `kill` or `stop`. Points, in the
-order in which a request passes them:
+FOLDER/ENGINE.POINT, takes it (so that it acts once) and does what it says: `kill` or `stop`. Points, in the order in
+which a request passes them:
 
     queued         accepted, nothing computed
     leased         ticket issued, prompt not computed
@@ -18,6 +18,10 @@ order in which a request passes them:
 and of an engine that is asked for cached KV:
 
     lending        the blocks asked for are leased, nothing is said yet
+
+A third order, `hold`, is for a point that asks `held`: what is there waits until the process ends.
+
+    landing        reads of a worker in the engine's own process: none is seen to end
 """
 
 import os
@@ -36,12 +40,14 @@ POINTS = (
     "caught_up",
     "stopped",
     "lending",
+    "landing",
 )
 ENVIRONMENT = "PDSERVE_FAILPOINTS"
 """Names the folder for engine processes."""
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _armed: tuple[Path, str] | None = None
+_held: set[str] = set()
 
 
 def arm(folder: Path, engine_id: str) -> None:
@@ -52,13 +58,25 @@ def arm(folder: Path, engine_id: str) -> None:
 
 def reach(point: str) -> None:
     """The process is at a point."""
+    if order := _take_order(point):
+        os.kill(os.getpid(), _SIGNALS[order])
+
+
+def held(point: str) -> bool:
+    """Whether what is at a point has to wait there."""
+    if _take_order(point) == "hold":
+        _held.add(point)
+    return point in _held
+
+
+def _take_order(point: str) -> str:
+    """What is to happen at a point, once; empty for nothing."""
     if _armed is None:
-        return
+        return ""
     folder, engine_id = _armed
-    order = folder / f"{engine_id}.{point}"
     taken = folder / f"{engine_id}.{point}.taken"
     try:
-        os.rename(order, taken)
+        os.rename(folder / f"{engine_id}.{point}", taken)
     except FileNotFoundError:
-        return
-    os.kill(os.getpid(), _SIGNALS[taken.read_text(encoding="utf-8").strip()])
+        return ""
+    return taken.read_text(encoding="utf-8").strip()

@@ -72,9 +72,12 @@ class TierService(Protocol):
         """Everything held."""
         ...
 
-    def save(self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...]) -> Awaitable[TierNews]:
+    def save(
+        self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
+    ) -> Awaitable[TierNews]:
         """Copy final blocks out; the caller keeps their bytes as they are until this returns. Some may not be
-        taken. used names other blocks that a sequence has found in the device pool, which counts as use."""
+        taken. used names other blocks that a sequence has found in the device pool, which counts as use; wrong those
+        whose KV was computed wrong: what is held of them, these blocks included, is deleted for good."""
         ...
 
     def restore(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> Awaitable[RestoreReceipt]:

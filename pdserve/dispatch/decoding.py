@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import EngineKey, Mode, Route
+from pdserve.core.cluster import Mode, Route
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import Cancelled, EngineDied, PdserveError, TransferTimeout
 from pdserve.core.request import FinishReason, Request, TokenDelta
@@ -129,7 +129,7 @@ class Decoding:
         departure = await self._sessions.client(leg.engine).depart(leg.request.id)
         successor = self._submit(leg, target, departure)
         successor.migration = migration
-        booking.move(target, successor.request, source=_key(leg.engine))
+        booking.move(target, successor.request, source=leg.engine.key)
         try:
             successor.first = await successor.stream.delta()
             if successor.first.finish_reason is FinishReason.CANCELLED:
@@ -164,13 +164,10 @@ class Decoding:
         else:
             leg.migration.trace = delta.trace
         if delta.trace and leg.route.mode is Mode.DISAGGREGATED:
-            self._sessions.link_carried(leg.route.link, delta.trace)
+            tokens = len(leg.request.prompt_token_ids) - delta.trace.cached_tokens
+            self._sessions.link_carried(leg.route.link, delta.trace, tokens)
 
 
 def _lost(failure: BaseException, target: Endpoint) -> Lost:
     error = failure if isinstance(failure, PdserveError) else Cancelled("the move was given up")
     return Lost(error, target, died=False)
-
-
-def _key(endpoint: Endpoint) -> EngineKey:
-    return endpoint.engine_id, endpoint.epoch

@@ -7,9 +7,8 @@ from functools import partial
 
 from pdserve.core.admission import TenantRules
 from pdserve.core.clock import Clock
-from pdserve.core.cluster import ClusterState, EngineView, Route
+from pdserve.core.cluster import EngineView, Route
 from pdserve.core.deadline import Deadline
-from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
 from pdserve.dispatch.admission import AdmissionGate, Visit
@@ -136,6 +135,8 @@ class Dispatcher:
                     record.give_up(loss.error, len(emitted), self._clock.unix())
                     await deadline.before(self._budget.admit())
         except TimeoutError:
+            if not deadline.struck:
+                raise
             raise DeadlineExceeded(f"the request took longer than {request.timeout:g} s") from None
         finally:
             deadline.close()
@@ -152,21 +153,23 @@ class Dispatcher:
         # Nothing may wait between the gate's word and the booking: the next decision counts on it.
         turn = self._route_again(share, history) if history.attempts else visit.route()
         route, decided = await deadline.before(turn)
-        state = self._sessions.state()
-        history.numerics = history.numerics or _numerics(route.decode, state)
         record.route = route
         record.stamp("routed", self._clock.unix())
         try:
             with self._sessions.book(share, route) as booking:
                 visit.booked()
                 if not history.attempts:
-                    metered.routed(route, state)
+                    metered.routed(route, self._sessions.state())
                 reconfirm = partial(self._reconfirm, share, booking, history)
                 movable = partial(self._migrator.movable, booking)
                 attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)
-                async with aclosing(attempt.deltas(share)) as deltas:
-                    while delta := await deadline.before(anext(deltas, None)):
-                        yield delta
+                try:
+                    async with aclosing(attempt.deltas(share)) as deltas:
+                        while delta := await deadline.before(anext(deltas, None)):
+                            yield delta
+                except Lost:
+                    history.numerics = history.numerics or booking.numerics
+                    raise
         except BaseException:
             self._router.retract(share, route, decided)
             raise
@@ -216,7 +219,3 @@ class Dispatcher:
             if len(emitted) <= position < len(emitted) + len(delta.token_ids):
                 record.stamp(name, self._clock.unix())
         emitted += delta.token_ids
-
-
-def _numerics(engine: Endpoint, state: ClusterState) -> str:
-    return next((view.numerics for view in state.engines if view.endpoint == engine), "")

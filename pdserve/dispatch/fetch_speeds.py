@@ -1,4 +1,4 @@
-"""How fast engines fetch KV from one another, as the requests that did have told."""
+"""How fast engines take KV from one another, as the requests that did have told."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ NO_SPEEDS: Mapping[EngineKey, float] = MappingProxyType({})
 
 
 class FetchSpeeds:
-    """Seconds per token by (source, target), without FETCH_SECONDS."""
+    """Seconds per token by (source, target), without FETCH_SECONDS; of fetches, or of handoffs."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -43,8 +43,15 @@ class FetchSpeeds:
         """A fetch of so many tokens took so long."""
         if tokens <= 0 or seconds <= 0:
             return
-        source, target = link
-        new, now = max(seconds - FETCH_SECONDS, seconds / 10) / tokens, self._clock.monotonic()
+        self._note(link, max(seconds - FETCH_SECONDS, seconds / 10) / tokens)
+
+    def carried(self, link: Link, tokens: int, seconds: float) -> None:
+        """So many tokens of a handoff were on the wire for so long."""
+        if tokens > 0 and seconds > 0:
+            self._note(link, seconds / tokens)
+
+    def _note(self, link: Link, new: float) -> None:
+        (source, target), now = link, self._clock.monotonic()
         there = self._speeds.setdefault(target, {})
         old = there.get(source)
         if old and now - old.at < FORGOTTEN:

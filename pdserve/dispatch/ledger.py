@@ -88,6 +88,11 @@ class EngineLedger:
         """As in EngineCapacity; empty, too, until it has told."""
         return self._capacity.numerics if self._capacity else ""
 
+    @property
+    def domain(self) -> str:
+        """The same of its domain."""
+        return self._capacity.domain if self._capacity else ""
+
     def described(self, capacity: EngineCapacity) -> None:
         self._capacity = capacity
         self._outdate()
@@ -211,6 +216,7 @@ class EngineLedger:
         usable: bool,
         lost_links: frozenset[EngineKey] = frozenset(),
         fetch_speeds: Mapping[EngineKey, float] = NO_SPEEDS,
+        handoff_speeds: Mapping[EngineKey, float] = NO_SPEEDS,
     ) -> EngineView:
         """The engine for a routing decision; an engine that is not heard from is suspect at most. The same object as
         long as nothing has changed. now: monotonic seconds."""
@@ -220,10 +226,16 @@ class EngineLedger:
             or now >= self._view_until
             or view.endpoint is not endpoint
             or view.fetch_speeds is not fetch_speeds
+            or view.handoff_speeds is not handoff_speeds
             or view.lost_links != lost_links
             or self._view_version != self._pool.version
         ):
-            fresh = self._look(endpoint, now, lost_links, fetch_speeds)
+            fresh = replace(
+                self._look(endpoint, now),
+                lost_links=lost_links,
+                fetch_speeds=fetch_speeds,
+                handoff_speeds=handoff_speeds,
+            )
             view = self._view = view if fresh == view else fresh
             self._view_until = now + _VIEW_LIFE
             self._view_version = self._pool.version
@@ -235,9 +247,7 @@ class EngineLedger:
         self._view = None
         self._on_change()
 
-    def _look(
-        self, endpoint: Endpoint, now: float, lost_links: frozenset[EngineKey], fetch_speeds: Mapping[EngineKey, float]
-    ) -> EngineView:
+    def _look(self, endpoint: Endpoint, now: float) -> EngineView:
         model = self._step_model()
         return EngineView(
             endpoint=endpoint,
@@ -249,8 +259,6 @@ class EngineLedger:
             others_requests=self._others,
             recent_work=self._recent_work(now).seconds(model),
             kv_filled=self._kv_filled(),
-            lost_links=lost_links,
-            fetch_speeds=fetch_speeds,
         )
 
     def _kv_filled(self) -> float:

@@ -29,7 +29,7 @@ from pdserve.dispatch.fetch_speeds import FetchSpeeds
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.links import LostLinks
 from pdserve.dispatch.pacing import Pacer
-from pdserve.dispatch.pair_watch import PairWatch
+from pdserve.dispatch.pair_watch import LEAST_BYTES, PairWatch
 from pdserve.dispatch.views import Views
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.pool_model import PoolModel
@@ -100,6 +100,7 @@ class SessionPool:
         self._links = LostLinks(times, clock)
         self._watch = PairWatch()
         self._speeds = FetchSpeeds(clock)
+        self._handoff_speeds = FetchSpeeds(clock)
         self._views = Views(self._view)
         self._versions: list[int] = []
         """Of the pools' models, when views were looked at last."""
@@ -139,6 +140,7 @@ class SessionPool:
         self._links.keep(live)
         self._watch.keep(live)
         self._speeds.keep(live)
+        self._handoff_speeds.keep(live)
         self._views.follow(endpoints)
         self._note_change()
 
@@ -199,10 +201,14 @@ class SessionPool:
         elif fetch.error == DigestMismatch.code:
             self.link_damaged(link)
 
-    def link_carried(self, link: Link, trace: EngineTrace) -> None:
-        """A handoff's transfer as its decode engine tells it. A link that is slow again and again is avoided."""
+    def link_carried(self, link: Link, trace: EngineTrace, tokens: int) -> None:
+        """A handoff's transfer, of KV for so many tokens, as its decode engine tells it. A link that is slow again and
+        again is avoided."""
         stages = dict(trace.transfer_stages)
         seconds = stages.get("post", 0.0) + stages.get("wire", 0.0)
+        if trace.transfer_bytes >= LEAST_BYTES and self._leaves_domain(link):
+            self._handoff_speeds.carried(link, tokens, seconds)
+            self._views.outdate(link)
         if self._watch.carried(link, trace.transfer_bytes, seconds) and self._links.lost(link, self._bad_link_backoff):
             _log.warning("link slow, handoffs avoid it", bytes=trace.transfer_bytes, seconds=seconds, **_named(link))
 
@@ -284,6 +290,11 @@ class SessionPool:
             self._mixture = mixture
             _log.error("engines round differently, equal requests may get different answers", engines=engines)
 
+    def _leaves_domain(self, link: Link) -> bool:
+        """Within a domain, as without any, links are not told apart."""
+        domains = {ledger.domain for end in link if (ledger := self._ledgers.get(end))}
+        return len(domains) > 1 and "" not in domains
+
     def _note_load(self) -> None:
         for told in self.on_load:
             told()
@@ -310,6 +321,7 @@ class SessionPool:
             usable=self._connections[key].usable,
             lost_links=self._lost.get(key, _NO_LINKS),
             fetch_speeds=self._speeds.to(key),
+            handoff_speeds=self._handoff_speeds.to(key),
         )
 
     def _prior(self, newcomer: Endpoint) -> StepModel | None:
@@ -342,6 +354,7 @@ class Booking:
         for key, _ in self._shares:
             if ledger := ledgers.get(key):
                 ledger.book(self._reservation)
+        self._first = ledgers.get(self._reservation.decode)
         links.tried(route.link)
         if route.fetch_link:
             links.tried(route.fetch_link)
@@ -364,6 +377,11 @@ class Booking:
         if ledger := self._ledgers.get(self._decoding.decode):
             ledger.book_decode(self._decoding)
         self._links.tried((source or self._decoding.prefill, self._decoding.decode))
+
+    @property
+    def numerics(self) -> str:
+        """Of the engine that was to decode when it was booked, also when that has left; empty when it never told."""
+        return self._first.numerics if self._first else ""
 
     @property
     def decoding(self) -> DecodingRequest | None:

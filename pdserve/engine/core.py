@@ -180,9 +180,9 @@ class EngineCore:
 
     def take_events(self) -> list[CoreEvent]:
         """Events not returned yet."""
-        blocks, used = self.kv.take_saves()
-        if blocks or used:
-            self._events.append(SaveReady(blocks=blocks, used=used))
+        blocks, used, wrong = self.kv.take_saves()
+        if blocks or used or wrong:
+            self._events.append(SaveReady(blocks=blocks, used=used, wrong=wrong))
         events, self._events = self._events, []
         return events
 

@@ -126,10 +126,12 @@ class RestoreReady:
 class SaveReady:
     """These blocks are to be copied to the tiers; they stay as they are until the caller says `saved`.
 
-    used: other blocks that sequences have found in the device pool."""
+    used: other blocks that sequences have found in the device pool. wrong: blocks whose KV was computed wrong, to be
+    deleted there."""
 
     blocks: tuple[SavedBlock, ...]
     used: tuple[BlockHash, ...]
+    wrong: tuple[BlockHash, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import Self
 
+import structlog
+
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, EngineLimits, LoadSnapshot, Role
@@ -30,11 +32,14 @@ from pdserve.engine.kv_feed import KVFeed
 from pdserve.engine.lender import Lender
 from pdserve.engine.live_requests import LiveRequests, Sink
 from pdserve.engine.pump import StepPump
+from pdserve.engine.quarantine_watch import QuarantineWatch
 from pdserve.engine.restoring import Restoring
 from pdserve.engine.source_link import OpenLink
 from pdserve.engine.source_links import SourceLinks
 from pdserve.engine.spare_blocks import SpareBlocks
 from pdserve.engine.step_timing import StepTimer
+
+_log = structlog.get_logger(__name__)
 
 _HOUSEKEEPING = 0.25
 """Seconds between looks for expired deadlines and leases."""
@@ -55,8 +60,13 @@ class Engine:
         times: Times,
         clock: Clock,
         tiers: TierService | None = None,
+        quarantine_limit: float = 0.1,
+        domain: str = "",
     ) -> None:
+        """quarantine_limit: share of the blocks above which quarantine that lasts for times.quarantine ends it. domain
+        as in EngineCapacity."""
         self.endpoint = endpoint
+        self.domain = domain
         self.info = info
         self.transfer = transfer
         self.clock = clock
@@ -126,6 +136,9 @@ class Engine:
         self._draining = False
         self.drain_watchers: set[Callable[[], None]] = set()
         """Called as soon as the engine drains."""
+        self._drain_cause = ""
+        self._quarantine = QuarantineWatch(limit=quarantine_limit, patience=times.quarantine)
+        self._overrun = asyncio.Event()
         self._snapshots = 0
         self._dead = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -169,6 +182,18 @@ class Engine:
         await self._dead.wait()
         assert self._died is not None
         return self._died
+
+    async def overrun(self) -> None:
+        """Returns when quarantine has taken too much of the KV memory for too long; its process should drain it and end
+        then: nothing else ends what may still write there."""
+        await self._overrun.wait()
+        blocks = self._core.kv.counts()
+        _log.error(
+            "too much KV memory in quarantine, draining to start again",
+            engine=self.endpoint.engine_id,
+            quarantined=blocks.quarantined,
+            total=blocks.total,
+        )
 
     def start(
         self,
@@ -223,11 +248,14 @@ class Engine:
             draining=self._draining,
             steps=self._timer.tallies,
             tiers=self._restoring.tallies,
+            drain_cause=self._drain_cause,
         )
 
-    async def drain(self, timeout: float) -> bool:
-        """Refuse new requests; True once nothing runs and no lease is open, False after timeout seconds."""
+    async def drain(self, timeout: float, cause: str = "") -> bool:
+        """Refuse new requests; True once nothing runs and no lease is open, False after timeout seconds. cause: why, if
+        nobody asked for it, as in LoadSnapshot."""
         self._draining = True
+        self._drain_cause = cause
         for told in tuple(self.drain_watchers):
             told()
         try:
@@ -267,6 +295,8 @@ class Engine:
             await self.clock.sleep(_HOUSEKEEPING)
             self.source.expire()
             self.kv_feed.collect()
+            if self._quarantine.look(self._core.kv.counts(), self.clock.monotonic()):
+                self._overrun.set()
             self._requests.apply(self._core.expire(self.clock.monotonic()))
             self._wake()
 

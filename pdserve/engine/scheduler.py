@@ -25,7 +25,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from pdserve.core.batch import Row
-from pdserve.core.endpoint import EngineLimits
+from pdserve.core.endpoint import LEASED_WATERMARK, EngineLimits
 from pdserve.core.ticket import KVSource
 from pdserve.core.tiers import Tier
 from pdserve.engine.sequence import Sequence, SequenceState
@@ -182,6 +182,9 @@ class Scheduler:
                 return
             if sequence.ticket is None and not (plan.tokens_left and plan.rows_left):
                 return
+            if sequence.handoff and self._kv.leased_share >= LEASED_WATERMARK:
+                # Others may pass: it waits for those who take KV, not for a turn.
+                continue
             if not self._place(sequence):
                 return
             self.waiting.discard(sequence)

@@ -165,4 +165,5 @@ class EngineSession:
             max_tokens_per_step=engine.limits.max_tokens_per_step,
             prefix_caching=engine.limits.prefix_caching,
             numerics=engine.info.numerics,
+            domain=engine.domain,
         )

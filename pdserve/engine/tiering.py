@@ -86,7 +86,7 @@ class Tiering:
 
     async def _save(self, event: SaveReady) -> None:
         try:
-            self._hear(await self._tiers.save(event.blocks, event.used))
+            self._hear(await self._tiers.save(event.blocks, event.used, event.wrong))
         except Exception as error:  # a tier is a cache: whatever befalls it, the engine goes on without
             log.warning("saving KV failed", blocks=len(event.blocks), error=str(error))
         self._on_saved([block for _, block in event.blocks])

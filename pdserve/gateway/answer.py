@@ -1,10 +1,13 @@
 """One accepted request from its arrival to its last character."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
+
+import structlog
 
 from pdserve.core.clock import Clock
 from pdserve.core.deadline import Deadline
@@ -12,11 +15,14 @@ from pdserve.core.errors import Cancelled, DeadlineExceeded, PdserveError
 from pdserve.core.request import FinishReason, Request, TokenDelta
 from pdserve.gateway.detokenizer import Detokenizer, TextDelta
 from pdserve.gateway.intake import Intake
-from pdserve.gateway.ports import Generator
+from pdserve.gateway.ports import Generator, PreparePrompt
 from pdserve.telemetry.metrics import Metrics
 from pdserve.telemetry.record import RequestRecord
 from pdserve.telemetry.request_log import log_request
 from pdserve.telemetry.request_ring import RequestRing
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
 
 _BACKSTOP = 2.0
 """Seconds past its deadline after which a request is given up here, should nobody below have ended it."""
@@ -33,6 +39,7 @@ class AnswerContext:
     clock: Clock
     on_end: list[Callable[[RequestRecord], None]]
     """Told every record, complete; must not block."""
+    prepare: PreparePrompt | None = None
 
 
 class AnswerView(Protocol):
@@ -138,6 +145,8 @@ class Answer:
         self._context.ring.add(self.record)
         deadline = self._deadline = Deadline(0 if self._aborted else self._give_up)
         try:
+            if self._context.prepare:
+                await self._in_time(deadline, self._context.prepare(self.request))
             async with aclosing(self._context.generator.generate(self.request, self.record)) as source:
                 while (delta := await self._next_text(source, deadline)).finish_reason is None:
                     if delta.text or delta.tokens:
@@ -156,11 +165,7 @@ class Answer:
 
     async def _next_text(self, source: AsyncIterator[TokenDelta], deadline: Deadline) -> TextDelta:
         try:
-            delta = await deadline.before(anext(source))
-        except TimeoutError:
-            if self._aborted:
-                raise Cancelled("the request was aborted") from None
-            raise DeadlineExceeded(f"the answer was not complete after {self.request.timeout:g} s") from None
+            delta = await self._in_time(deadline, anext(source))
         except StopAsyncIteration:
             raise PdserveError("the answer ended without a finish reason") from None
         if delta.finish_reason not in (None, FinishReason.STOP, FinishReason.LENGTH):
@@ -168,26 +173,51 @@ class Answer:
         self._measure(len(delta.token_ids))
         return self._detokenizer.push(delta)
 
+    async def _in_time(self, deadline: Deadline, work: Awaitable[_T]) -> _T:
+        try:
+            return await deadline.before(work)
+        except TimeoutError:
+            if not deadline.struck:
+                raise
+            if self._aborted:
+                raise Cancelled("the request was aborted") from None
+            raise DeadlineExceeded(f"the answer was not complete after {self.request.timeout:g} s") from None
+
     def _measure(self, num_tokens: int) -> None:
         if not num_tokens:
             return
         now, metrics = self._context.clock.monotonic(), self._context.metrics
-        if self._first_token is None:
-            self._first_token = now
-            metrics.time_to_first_token.observe(now - self._arrived)
-        else:
-            for _ in range(num_tokens):
-                metrics.inter_token_latency.observe((now - self._last_token) / num_tokens)
-        self._last_token = now
+        first, last = self._first_token, self._last_token
+        self._first_token, self._last_token = now if first is None else first, now
+        try:
+            if first is None:
+                metrics.time_to_first_token.observe(now - self._arrived)
+            else:
+                for _ in range(num_tokens):
+                    metrics.inter_token_latency.observe((now - last) / num_tokens)
+        except Exception:
+            self._note_telemetry_failure()
 
     def _end(self, status: str) -> None:
+        """The record is complete when this returns, and told to everybody it could be told to."""
         self._context.intake.leave(self)
         record, metrics = self.record, self._context.metrics
         latency = self._context.clock.monotonic() - self._arrived
         record.status, record.output_tokens = status, self.completion_tokens
-        metrics.request_latency.observe(latency)
-        metrics.count(record)
         first = self._first_token
-        log_request(record, latency, None if first is None else first - self._arrived)
-        for told in self._context.on_end:
-            told(record)
+        to_first_token = None if first is None else first - self._arrived
+        tellers: list[Callable[[], object]] = [
+            partial(metrics.request_latency.observe, latency),
+            partial(metrics.count, record),
+            partial(log_request, record, latency, to_first_token),
+            *(partial(told, record) for told in self._context.on_end),
+        ]
+        for tell in tellers:
+            try:
+                tell()
+            except Exception:
+                self._note_telemetry_failure()
+
+    def _note_telemetry_failure(self) -> None:
+        """Whatever befalls what is told of a request, its client gets the answer."""
+        _log.exception("telemetry of a request failed", request_id=self.request.id)

@@ -15,7 +15,7 @@ from pdserve.gateway.auth import Authenticator, Identity
 from pdserve.gateway.detokenizer import Detokenizer
 from pdserve.gateway.intake import Intake
 from pdserve.gateway.keyed import IdempotencyKey, KeyedAnswers
-from pdserve.gateway.ports import ExplainScaling, Generator, MoveRequest, OrderEngine
+from pdserve.gateway.ports import ExplainScaling, Generator, MoveRequest, OrderEngine, PreparePrompt
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.shared.claims import Claims, LocalClaims
@@ -67,6 +67,7 @@ class Gateway:
         explain_scaling: ExplainScaling | None = None,
         claims: Claims | None = None,
         degraded: Callable[[], Sequence[str]] = tuple,
+        prepare: PreparePrompt | None = None,
     ) -> None:
         """order_engine, move_request, explain_scaling: None where nobody owns the engines, where requests cannot move,
         where pools stay as they are. waiting: how many requests wait to be let in, by tenant. claims: on requests with
@@ -101,6 +102,7 @@ class Gateway:
             ring=self.ring,
             clock=self.clock,
             on_end=[],
+            prepare=prepare,
         )
 
     @property

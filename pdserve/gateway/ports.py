@@ -24,6 +24,10 @@ class Generator(Protocol):
     def ready(self) -> bool: ...
 
 
+PreparePrompt = Callable[[Request], Awaitable[None]]
+"""Called with a request that is about to be generated: what takes long for its prompt and need not be done on the
+event loop."""
+
 MoveRequest = Callable[[str], Awaitable[None]]
 """Has a request that decodes now, by its id, go on at another engine. Raises PdserveError when it does not."""
 

@@ -58,6 +58,10 @@ class BlockPool:
         return self._tally[BlockState.FREE]
 
     @property
+    def num_leased(self) -> int:
+        return self._tally[BlockState.LEASED]
+
+    @property
     def num_cooling(self) -> int:
         """Blocks that become free by themselves once the steps in flight have completed."""
         return self._tally[BlockState.COOLING]

@@ -149,7 +149,9 @@ class KVCacheManager:
         them, unless others use them already; a sequence without blocks is fine."""
         if table := self._tables.get(owner.sequence_id):
             own = [block_id for block_id in table.block_ids if self._pool.references(block_id) == 1]
-            self._tiers.distrust(block_hash for block_id in own if (block_hash := self._cache.hash_of(block_id)))
+            wrong = [block_hash for block_id in own if (block_hash := self._cache.hash_of(block_id))]
+            self._tiers.distrust(wrong)
+            self._saves.delete(wrong)
             self._cache.forget(own)
 
     def match_tiers(self, owner: KVOwner, num_hit_blocks: int, limit: int) -> tuple[Tier, ...]:
@@ -160,8 +162,14 @@ class KVCacheManager:
         self._extend_hashes(owner, num_blocks)
         return self._tiers.run(owner.block_hashes[num_hit_blocks:num_blocks])
 
-    def take_saves(self) -> tuple[tuple[SavedBlock, ...], tuple[BlockHash, ...]]:
-        """(blocks to copy to the tiers, held until saved; hashes sequences have found in the pool)."""
+    @property
+    def leased_share(self) -> float:
+        """Of the blocks, those that are leased, or being copied to a tier."""
+        return self._pool.num_leased / self.num_blocks
+
+    def take_saves(self) -> tuple[tuple[SavedBlock, ...], tuple[BlockHash, ...], tuple[BlockHash, ...]]:
+        """(blocks to copy to the tiers, held until saved; hashes sequences have found in the pool; hashes of blocks
+        that were computed wrong)."""
         return self._saves.take()
 
     def hear(self, news: TierNews) -> None:

@@ -71,6 +71,7 @@ class SaveQueue:
         self._limit = limit
         self._waiting: list[tuple[BlockHash, int]] = []
         self._used: list[BlockHash] = []
+        self._wrong: list[BlockHash] = []
         self.blocks: set[int] = set()
         """Waiting or being copied: their bytes must stay as they are."""
 
@@ -86,12 +87,18 @@ class SaveQueue:
         """A sequence found these in the device pool."""
         self._used += hashes
 
-    def take(self) -> tuple[tuple[tuple[BlockHash, int], ...], tuple[BlockHash, ...]]:
-        """(blocks to copy now, hashes used since the last call)."""
-        waiting, used = tuple(self._waiting), tuple(self._used)
+    def delete(self, hashes: Sequence[BlockHash]) -> None:
+        """These were computed wrong: the tiers shall not hold them, whatever was copied there before."""
+        if self._limit:
+            self._wrong += hashes
+
+    def take(self) -> tuple[tuple[tuple[BlockHash, int], ...], tuple[BlockHash, ...], tuple[BlockHash, ...]]:
+        """(blocks to copy now, hashes used since the last call, hashes to delete)."""
+        taken = tuple(self._waiting), tuple(self._used), tuple(self._wrong)
         self._waiting.clear()
         self._used.clear()
-        return waiting, used
+        self._wrong.clear()
+        return taken
 
     def done(self, block_ids: Iterable[int]) -> None:
         """Nobody reads these any more."""

@@ -1,14 +1,12 @@
 """From the configuration to the processes that should run, and what each of them is told."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pdserve.cluster.launcher import LaunchSpec, Resources
 from pdserve.cluster.supervisor import Desired
 from pdserve.config.schema import Config, Device, PoolConfig, to_wire
-from pdserve.core.endpoint import Role
 
 GATEWAY = "gateway"
 
@@ -31,13 +29,8 @@ def desired_gateway(config: Config, registry_address: str, owner: str = "") -> D
 
 def desired_engine(config: Config, engine_id: str, role: Role, host: str, port: int) -> Desired:
     """One engine on this machine that listens on host:port."""
-    public = _public(config)
-
-    def launch(epoch: int) -> LaunchSpec:
-        spec = _engine_spec(engine_id, role, public, None, epoch)
-        return replace(spec, payload={**spec.payload, "host": host, "port": port})
-
-    return Desired(id=engine_id, role=role, launch=launch)
+    payload = _told(config, engine_id, role) | {"host": host, "port": port}
+    return Desired(id=engine_id, role=role, launch=partial(_engine_spec, payload, None))
 
 
 def _engines(config: Config) -> list[Desired]:
@@ -48,16 +41,18 @@ def _engines(config: Config) -> list[Desired]:
     ]
 
 
-def _public(config: Config) -> dict[str, Any]:
-    """What engines are told: nothing that opens the gateway, or Redis."""
-    public: dict[str, Any] = json.loads(config.model_dump_json(exclude={"api_keys", "redis"}))
-    return public
-
-
 def engine(config: Config, engine_id: str, role: Role) -> Desired:
-    """An engine of a pool."""
+    """An engine of a pool. Those of a pool that spans domains are spread over them by the number in their name."""
     resources = _resources(config.pools.by_role()[role], config.device)
-    return Desired(id=engine_id, role=role, launch=partial(_engine_spec, engine_id, role, _public(config), resources))
+    return Desired(id=engine_id, role=role, launch=partial(_engine_spec, _told(config, engine_id, role), resources))
+
+
+def _told(config: Config, engine_id: str, role: Role) -> dict[str, Any]:
+    """What an engine is told: nothing that opens the gateway, or Redis."""
+    public = json.loads(config.model_dump_json(exclude={"api_keys", "redis"}))
+    number = engine_id.rpartition("-")[2]
+    domain = config.pools.by_role()[role].domain_of(int(number) if number.isdecimal() else 0)
+    return {"engine_id": engine_id, "role": role.value, "domain": domain, "config": public}
 
 
 def unflippable(config: Config) -> str:
@@ -75,13 +70,11 @@ def _resources(pool: PoolConfig, device: Device) -> Resources:
     return Resources(cpus=pool.cpus, gpus=gpus, custom=placement.resources)
 
 
-def _engine_spec(
-    engine_id: str, role: Role, config: dict[str, Any], resources: Resources | None, epoch: int
-) -> LaunchSpec:
+def _engine_spec(payload: dict[str, Any], resources: Resources | None, epoch: int) -> LaunchSpec:
     return LaunchSpec(
-        name=engine_id,
+        name=payload["engine_id"],
         module="pdserve.launch.engine",
-        payload={"engine_id": engine_id, "role": role.value, "epoch": epoch, "config": config},
-        threads=config["threads"],
+        payload=payload | {"epoch": epoch},
+        threads=payload["config"]["threads"],
         resources=resources,
     )

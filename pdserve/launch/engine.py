@@ -24,6 +24,8 @@ from pdserve.worker.service import WorkerHandle, open_worker
 
 _HOST = "127.0.0.1"
 """Where an engine listens unless its operator or its launcher names an address others reach it at."""
+DOMAIN_ENVIRONMENT = "PDSERVE_DOMAIN"
+"""Names the fast network of the machine an engine runs on; comes before what the configuration says."""
 _STOP_GRACE = 0.2
 """Seconds the server waits for streams that have nothing left to carry."""
 
@@ -70,6 +72,8 @@ async def _serve(
         times=config.times,
         clock=clock,
         tiers=worker.tiers,
+        quarantine_limit=config.kv.quarantine_limit,
+        domain=os.environ.get(DOMAIN_ENVIRONMENT) or payload.get("domain", ""),
     )
     checker = PairChecker(engine, worker.transfer, config.times)
     async with engine:
@@ -85,16 +89,17 @@ async def _serve(
 
 
 async def _until_drained(engine: Engine, worker: WorkerHandle, drain: asyncio.Event, timeout: float) -> None:
-    """An idle engine learns here of its worker's death, a busy one from its step."""
-    asked = asyncio.create_task(drain.wait())
+    """Whether it was told to drain or has to. An idle engine learns here of its worker's death, a busy one from its
+    step."""
+    asked, overrun = asyncio.create_task(drain.wait()), asyncio.create_task(engine.overrun())
     deaths = {asyncio.ensure_future(death) for death in (engine.death(), worker.death())}
     try:
-        done, _ = await asyncio.wait({asked, *deaths}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({asked, overrun, *deaths}, return_when=asyncio.FIRST_COMPLETED)
         for death in deaths & done:
             raise death.result()
-        await engine.drain(timeout)
+        await engine.drain(timeout, cause="quarantine" if overrun in done else "")
     finally:
-        for task in (asked, *deaths):
+        for task in (asked, overrun, *deaths):
             task.cancel()
 
 

@@ -26,6 +26,7 @@ from pdserve.dispatch.sessions import SessionPool
 from pdserve.gateway.auth import TenantKeys
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.grpc.server import GrpcServer
+from pdserve.gateway.hashing import PromptHasher
 from pdserve.gateway.http.app import create_admin_app, create_app
 from pdserve.gateway.sampling_defaults import load_sampling_defaults
 from pdserve.gateway.serve import bind, serve_http
@@ -64,9 +65,10 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     clock = SystemClock()
     link = open_link(config, clock)
     sessions = SessionPool(config.times, clock, index=KVIndex(max_blocks=config.routing.index_blocks))
+    routes = router(config, sessions)
     dispatcher = Dispatcher(
         sessions,
-        router(config, sessions),
+        routes,
         clock,
         ReplayRules(**config.replay.model_dump()),
         MigrationRules(deadline=config.times.migration),
@@ -86,6 +88,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         claims=shared_claims(config, link) if link else None,
         degraded=lambda: ("redis",) if link and not link.up else (),
         explain_scaling=partial(explain_scaling, payload["registry"]) if config.policies else None,
+        prepare=PromptHasher(routes),
     )
     if link:
         others = exchange_bookings(config, link, sessions, clock)
@@ -106,6 +109,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     stop = asyncio.Event()
+    sessions.on_draining.append(lambda: watch.draining(sessions.state().engines))
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(_follow(payload["registry"], engines))]
         shared = [group.create_task(link.run())] if link else []

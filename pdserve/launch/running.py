@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 
 import structlog
 
@@ -12,13 +13,16 @@ EXIT_FORCED = 130
 _log = structlog.get_logger(__name__)
 
 
-async def run_until_signal(supervisor: Supervisor, times: Times) -> int:
-    """Supervise until SIGINT, SIGTERM or SIGHUP; the exit code. Raises what the supervisor raises."""
+async def run_until_signal(supervisor: Supervisor, times: Times, on_drain: Callable[[], object] | None = None) -> int:
+    """Supervise until SIGINT, SIGTERM or SIGHUP; the exit code. on_drain is called before the draining begins. Raises
+    what the supervisor raises."""
     stop, force = _signals()
     run = asyncio.create_task(supervisor.run())
     try:
         await _first(run, stop)
         if not run.done():
+            if on_drain:
+                on_drain()
             _log.info("draining: running requests finish; Ctrl-C again ends them", timeout=times.drain_timeout)
             drain = asyncio.create_task(supervisor.drain())
             await _first(drain, force)

@@ -7,6 +7,7 @@ cheaper; a longer cached prefix never makes it dearer.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 
 from pdserve.core.cluster import (
@@ -26,6 +27,7 @@ from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import LocalOption, Options
 from pdserve.router.rendezvous import name_bits, turn
 from pdserve.router.rules import RoutingRules
+from pdserve.router.topology import handoff_seconds_per_token, in_words
 
 PROMPT_TIE = 1e-4
 """Share by which the costs of a prompt may differ and count as equal. It is small because recent work, which keeps
@@ -81,9 +83,18 @@ class CostModel:
         """The cheapest as far as the prompt goes."""
         return self._best(views, self._prefill_cost)
 
-    def best_decodes(self, views: tuple[EngineView, ...]) -> list[EngineView]:
-        """The cheapest as far as tokens and fetch go."""
-        return self._best(views, self._decode_cost)
+    def best_decodes(self, views: tuple[EngineView, ...], source: EngineView | None = None) -> list[EngineView]:
+        """The cheapest as far as tokens and the fetch go, from source if that is known."""
+        return self._best(views, partial(self._decode_cost, source=source))
+
+    def best_pools(
+        self, prefills: tuple[EngineView, ...], decodes: tuple[EngineView, ...]
+    ) -> tuple[list[EngineView], list[EngineView]]:
+        """The cheapest of both pools, and for each of them the cheapest of the other pool in its domain."""
+        left, right = self.best_prefills(prefills), self.best_decodes(decodes)
+        near_left = _nearest(prefills, right, self.best_prefills)
+        near_right = _nearest(decodes, left, self.best_decodes)
+        return [*left, *(v for v in near_left if v not in left)], [*right, *(v for v in near_right if v not in right)]
 
     def parts(self, prediction: Prediction) -> tuple[float, float]:
         """What the prompt and what the tokens of a candidate cost; the cost is their sum."""
@@ -100,7 +111,7 @@ class CostModel:
     def _pair(self, prefill: EngineView, decode: EngineView, way: _Way) -> Prediction:
         """What the decode engine lacks is fetched while the prompt is computed, so only the part that takes longer than
         that shows."""
-        fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(decode.key)
+        fetch, far = self._handoff(decode, prefill)
         tpot, wait = self._decode(decode)
         return self._weighed(
             ttft=self._queue(prefill) + way.seconds,
@@ -108,6 +119,7 @@ class CostModel:
             tpot=tpot,
             way=way,
             crowding=self._crowding(prefill),
+            far=far,
         )
 
     def _local(self, view: EngineView, way: _Way) -> Prediction:
@@ -126,18 +138,28 @@ class CostModel:
             weight * (queue + way.seconds + self._doubt(way)) + crowding * way.burden for way in self._ways(view)
         )
 
-    def _decode_cost(self, view: EngineView) -> float:
-        tpot, wait = self._decode(view)
-        fetch = self._rules.fetch_seconds_per_token * self._ask.uncached(view.key)
-        return self._rules.gap_weight * (wait + fetch) + self._rules.tpot_weight * tpot * self._horizon
+    def _handoff(self, decode: EngineView, source: EngineView | None) -> tuple[float, float]:
+        """Seconds the KV takes that the decode engine lacks, and by how much that is longer than within a domain."""
+        lacking, near = self._ask.uncached(decode.key), self._rules.fetch_seconds_per_token
+        per_token = handoff_seconds_per_token(source, decode, self._rules) if source else near
+        return per_token * lacking, (per_token - near) * lacking
 
-    def _weighed(self, *, ttft: float, gap: float, tpot: float, way: _Way, crowding: float) -> Prediction:
+    def _decode_cost(self, view: EngineView, source: EngineView | None = None) -> float:
+        tpot, wait = self._decode(view)
+        fetch, far = self._handoff(view, source)
+        rules = self._rules
+        return rules.gap_weight * (wait + fetch) + rules.tpot_weight * tpot * self._horizon + rules.far_weight * far
+
+    def _weighed(
+        self, *, ttft: float, gap: float, tpot: float, way: _Way, crowding: float, far: float = 0.0
+    ) -> Prediction:
         rules = self._rules
         cost = (
             rules.ttft_weight * (ttft + self._doubt(way))
             + rules.gap_weight * gap
             + rules.tpot_weight * tpot * self._horizon
             + crowding * way.burden
+            + rules.far_weight * far
         )
         return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost, fetch=way.fetch)
 
@@ -199,6 +221,17 @@ class CostModel:
         return self._rules.evict_weight * view.kv_filled + self._rules.spread_weight * utilisation
 
 
+def _nearest(
+    pool: tuple[EngineView, ...],
+    others: list[EngineView],
+    best: Callable[[tuple[EngineView, ...]], list[EngineView]],
+) -> list[EngineView]:
+    """Of a pool the best engine in each domain that one of the others is in."""
+    domains = dict.fromkeys(view.domain for view in others if view.domain)
+    neighbours = (tuple(view for view in pool if view.domain == domain) for domain in domains)
+    return [best(there)[0] for there in neighbours if there]
+
+
 def _cost(prediction: Prediction) -> float:
     return prediction.cost
 
@@ -217,7 +250,7 @@ def ranked(ask: RouteAsk, options: Options, state: ClusterState, rules: RoutingR
     short = {option.view.key for option in options.local if option.short}
     found: list[Choice] = []
     if options.pairs:
-        pairs = options.joined(model.best_prefills(options.prefills), model.best_decodes(options.decodes))
+        pairs = options.joined(*model.best_pools(options.prefills, options.decodes))
         found += [(model.pair(p, d), p, d, None) for p, d in pairs]
     found += [(model.local(option.view), option.view, option.view, option) for option in options.local]
 
@@ -265,12 +298,15 @@ def as_candidate(choice: Choice, ask: RouteAsk) -> Candidate:
 
 def explain(choice: Choice, ask: RouteAsk) -> str:
     """A prediction in words."""
-    prediction, _, _, option = choice
+    prediction, prefill, decode, option = choice
     why = f"{option.reason}: " if option else ""
+    expected = ask.expected(prefill.key)
+    doubt = f" ({expected} expected in its cache, not announced)" if expected else ""
     return (
-        f"{why}{to_compute(choice, ask)} of {ask.prompt_tokens} prompt tokens to compute{_fetch(prediction.fetch)}; "
+        f"{why}{to_compute(choice, ask)} of {ask.prompt_tokens} prompt tokens to compute{doubt}"
+        f"{_fetch(prediction.fetch)}; "
         f"first token in {prediction.ttft * 1e3:.1f} ms, handoff {prediction.handoff_gap * 1e3:.1f} ms, "
-        f"then {prediction.tpot * 1e3:.2f} ms per token"
+        f"then {prediction.tpot * 1e3:.2f} ms per token{'' if option else in_words(prefill, decode)}"
     )
 
 

@@ -10,6 +10,7 @@ from pdserve.core.endpoint import EngineState, most_lent
 from pdserve.core.ticket import KVSource
 from pdserve.router import load
 from pdserve.router.rules import RoutingRules
+from pdserve.router.topology import fetch_seconds_per_token, may_carry
 
 _SOURCES = 3
 """One of them may be the engine that fetches, and another's link slow."""
@@ -62,7 +63,7 @@ def best_fetch(
     options = [
         option
         for source in sources
-        if source.key != target.key and source.key not in target.lost_links
+        if source.key != target.key and may_carry(source, target, rules)
         for tokens in _reaches(ask, source, cached)
         if (option := _option(ask, target, source, tokens, cached, alone, rules))
     ]
@@ -99,7 +100,7 @@ def _option(
     tokens = blocks * size
     if tokens <= cached:
         return None
-    per_token = target.fetch_speeds.get(source.key, rules.fetch_seconds_per_token)
+    per_token = fetch_seconds_per_token(source, target, rules)
     # What lies in its pool, or is not fetched from it, the source need not restore.
     if (restored := tokens - max(hit.pool_tokens, cached)) > 0:
         per_token += hit.restore_seconds * restored / hit.restored_tokens / (tokens - cached)

@@ -20,8 +20,8 @@ _INTERNED_MASKS = 1 << 16
 
 
 class BlockHit(NamedTuple):
-    """Leading blocks of a chain: those announced, and those announced or expected. Of the announced ones, in_host and
-    in_disk lie in a tier below the device pool."""
+    """Leading blocks of a chain: those announced, and those announced or likely, which are expected or were announced
+    before events went missing. Of the announced ones, in_host and in_disk lie in a tier below the device pool."""
 
     blocks: int
     likely_blocks: int
@@ -40,6 +40,10 @@ class _Slot:
     """Those of them that lie in a tier only."""
     last_number: int | None = None
     """The last event taken in; None until a snapshot is complete."""
+    seen: int = 0
+    """The last event that came, before others that are missing."""
+    seen: int = 0
+    """The last event that came, before others that are missing."""
 
 
 class KVIndex:
@@ -50,7 +54,8 @@ class KVIndex:
     than it is; the engine then computes the block and announces it.
 
     Not thread-safe. Events of one incarnation must be applied in the order they came in; a gap is noticed by
-    their numbers and answered by asking for what is missing. An incarnation that is dropped is forgotten at once;
+    their numbers and answered by asking for what is missing; until it comes, what was known before is likely and no
+    more. An incarnation that is dropped is forgotten at once;
     its memory is reclaimed a little with every later event. Of more than max_blocks entries, each of one block on one
     engine, the engine that has most loses its oldest.
 
@@ -63,6 +68,8 @@ class KVIndex:
         self._slots: dict[EngineKey, _Slot] = {}
         self._keys: dict[int, EngineKey] = {}
         """By the place of their bit."""
+        self._doubtful: set[EngineKey] = set()
+        """Those of whose events some are missing."""
         self._tiered: set[EngineKey] = set()
         """Those that have announced blocks in a tier."""
         self._live = 0
@@ -103,7 +110,9 @@ class KVIndex:
             if held < len(hashes) and blocks.get(hashes[held], now) > now:
                 likely = _end_of_run(hashes, held, partial(_is_awaited, blocks, now))
                 found[key] = BlockHit(held, likely)
-        for key in self._tiered & found.keys():
+        for key in self._doubtful & found.keys():
+            found[key] = BlockHit(0, found[key].likely_blocks)
+        for key in self._tiered & found.keys() - self._doubtful:
             found[key] = self._with_tiers(key, hashes, found[key])
         return found
 
@@ -128,10 +137,14 @@ class KVIndex:
         slot = self._slot(key)
         for event in events:
             if slot.last_number is None or event.number > slot.last_number + 1:
+                slot.seen = max(slot.seen, events[-1].number)
+                self._doubtful.add(key)
                 return False
             if event.number == slot.last_number + 1:
                 self._take(key, slot, event)
                 slot.last_number = event.number
+                self._settle(key, slot)
+                self._settle(key, slot)
         self._sweep(1024)
         return True
 
@@ -143,7 +156,18 @@ class KVIndex:
         self._store(key, slot, snapshot.hashes, snapshot.tier)
         if snapshot.last:
             slot.last_number = snapshot.number
+            self._settle(key, slot)
         self._sweep(1024)
+
+    def _settle(self, key: EngineKey, slot: _Slot) -> None:
+        """What is known of an incarnation is certain again once nothing is missing of what was seen of it."""
+        if slot.last_number is not None and slot.last_number >= slot.seen:
+            self._doubtful.discard(key)
+
+    def _settle(self, key: EngineKey, slot: _Slot) -> None:
+        """What is known of an incarnation is certain again once nothing is missing of what was seen of it."""
+        if slot.last_number is not None and slot.last_number >= slot.seen:
+            self._doubtful.discard(key)
 
     def expect(self, key: EngineKey, hashes: Sequence[BlockHash], now: float) -> None:
         """The engine is about to hold these blocks, if it does not already."""
@@ -165,6 +189,7 @@ class KVIndex:
         """Forget an incarnation."""
         self._expected.forget(key)
         self._tiered.discard(key)
+        self._doubtful.discard(key)
         slot = self._slots.pop(key, None)
         if slot is not None:
             del self._keys[_place(slot.bit)]

@@ -10,6 +10,7 @@ from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import Unavailable
 from pdserve.router.load import is_full, leased_share, max_len
 from pdserve.router.rules import RoutingRules
+from pdserve.router.topology import may_carry
 
 Views = tuple[EngineView, ...]
 
@@ -33,6 +34,7 @@ class Options:
     prefills: Views
     decodes: Views
     local: tuple[LocalOption, ...]
+    rules: RoutingRules
 
     @property
     def pairs(self) -> bool:
@@ -41,8 +43,8 @@ class Options:
     def joined(
         self, prefills: Sequence[EngineView], decodes: Sequence[EngineView]
     ) -> list[tuple[EngineView, EngineView]]:
-        """The pairs of these engines whose link works; of all there are when none of these does."""
-        return _linked(prefills, decodes) or _linked(self.prefills, self.decodes)
+        """The pairs of these engines that may hand over; of all there are when none of these may."""
+        return _linked(prefills, decodes, self.rules) or _linked(self.prefills, self.decodes, self.rules)
 
 
 def ready_engines(ask: RouteAsk, state: ClusterState, role: Role, room: float = 0.0) -> Views:
@@ -100,17 +102,21 @@ def find_options(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> Opt
     if rules.fallback:
         whole = _answer_room(ask, longest, *Role)
         alone = tuple(view for view in prefills if max_len(view) >= whole)
-        local += _fallback(ask, prefills, alone, decodes, below, paired=bool(sources))
-    options = Options(sources, targets, tuple(local))
+        local += _fallback(ask, prefills, alone, decodes, rules, below, paired=bool(sources))
+    options = Options(sources, targets, tuple(local), rules)
     if not options.pairs and not local:
-        raise Unavailable(f"{_missing(prefills, decodes)}; try again in a few seconds")
+        raise Unavailable(f"{_missing(prefills, decodes, rules)}; try again in a few seconds")
     return options
 
 
-def _missing(prefills: Views, decodes: Views) -> str:
+def _missing(prefills: Views, decodes: Views, rules: RoutingRules) -> str:
     if prefills and decodes:
-        return "no decode engine can fetch from a prefill engine"
+        return "no decode engine can fetch from a prefill engine" + _of_its_domain(rules)
     return f"no {'prefill' if decodes else 'decode'} engine is ready"
+
+
+def _of_its_domain(rules: RoutingRules) -> str:
+    return " of its domain" if rules.topology == "required" else ""
 
 
 def _pairable(ask: RouteAsk, prefills: Views, decodes: Views, rules: RoutingRules) -> tuple[Views, Views]:
@@ -119,15 +125,17 @@ def _pairable(ask: RouteAsk, prefills: Views, decodes: Views, rules: RoutingRule
     for parted in (ask.parted,) if rules.fallback else (ask.parted, frozenset()):
         left = [view for view in prefills if view.key not in parted]
         right = [view for view in decodes if view.key not in parted]
-        sources = tuple(p for p in left if any(p.key not in d.lost_links for d in right))
-        targets = tuple(d for d in right if any(p.key not in d.lost_links for p in left))
+        sources = tuple(p for p in left if any(may_carry(p, d, rules) for d in right))
+        targets = tuple(d for d in right if any(may_carry(p, d, rules) for p in left))
         if sources:
             return sources, targets
     return (), ()
 
 
-def _linked(prefills: Sequence[EngineView], decodes: Sequence[EngineView]) -> list[tuple[EngineView, EngineView]]:
-    return [(p, d) for p, d in product(prefills, decodes) if p.key not in d.lost_links]
+def _linked(
+    prefills: Sequence[EngineView], decodes: Sequence[EngineView], rules: RoutingRules
+) -> list[tuple[EngineView, EngineView]]:
+    return [(p, d) for p, d in product(prefills, decodes) if may_carry(p, d, rules)]
 
 
 def _below_watermark(prefills: Views, rules: RoutingRules) -> Views:
@@ -145,7 +153,7 @@ def _short(ask: RouteAsk, decodes: Views, below: int) -> list[LocalOption]:
 
 
 def _fallback(
-    ask: RouteAsk, prefills: Views, alone: Views, decodes: Views, below: int, *, paired: bool
+    ask: RouteAsk, prefills: Views, alone: Views, decodes: Views, rules: RoutingRules, below: int, *, paired: bool
 ) -> list[LocalOption]:
     """alone: the prefill engines that have room for the whole answer. below: as _short has taken it."""
     long = [view for view in decodes if ask.uncached(view.key) >= below]
@@ -154,7 +162,9 @@ def _fallback(
     if not decodes:
         return [LocalOption(view, Mode.PREFILL_LOCAL, "no decode engine is ready") for view in alone]
     if not paired:
-        reason = "no link for a handoff works"
+        reason = (
+            "no link for a handoff works" if not _of_its_domain(rules) else "no handoff within a domain is possible"
+        )
         return [
             *(LocalOption(view, Mode.DECODE_LOCAL, reason) for view in long),
             *(LocalOption(view, Mode.PREFILL_LOCAL, reason) for view in alone),

@@ -27,6 +27,7 @@ from pdserve.core.endpoint import Endpoint, Role
 from pdserve.router import load
 from pdserve.router.options import ready_engines
 from pdserve.router.rules import RoutingRules
+from pdserve.router.topology import fetch_seconds_per_token, may_carry
 
 _LOOKED_AT = 8
 """Requests of one engine, those first whose moves are cheapest for what is left of them: looks come often."""
@@ -146,7 +147,7 @@ def rebalance(
         here = loads[source.key]
         if here.pressure <= rules.rebalance_apart * loads[calmest[0].key].pressure:
             break
-        linked = [view for view in calmest if view is not source and source.key not in view.lost_links]
+        linked = [view for view in calmest if view is not source and may_carry(source, view, rules)]
         targets = linked[: rules.pool_top]
         for runner in _cheapest(by_engine.get(source.key, ()), here):
             departing = _Departing(runner, source, here, here.less(runner), pause)
@@ -189,7 +190,7 @@ class _Departing(NamedTuple):
         if target.numerics != self.source.numerics:
             return None
         gain = self.here.seconds + there.seconds - self.left.seconds - joined.seconds
-        per_token = target.fetch_speeds.get(self.source.key, rules.fetch_seconds_per_token)
+        per_token = fetch_seconds_per_token(self.source, target, rules)
         cost = self.pause + per_token * self.runner.kv_tokens
         if gain <= (1 + rules.rebalance_margin) * cost + rules.rebalance_seconds:
             return None

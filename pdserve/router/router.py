@@ -1,7 +1,7 @@
 """The router: looks up what engines hold of a prompt, asks the policy, remembers what it sent where."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from math import inf
 
@@ -28,8 +28,12 @@ from pdserve.router.options import alike, answer_room, find_options, ready_engin
 from pdserve.router.policy import RoutingPolicy
 from pdserve.router.rebalancing import DecodingRequest, Move, rebalance
 from pdserve.router.rules import RoutingRules
+from pdserve.router.topology import may_carry
 
 _KEPT_CHAINS = 128
+
+PreparedPrompt = Mapping[Naming, tuple[BlockHash, ...]]
+"""A prompt's block hashes, by the way of naming blocks."""
 
 
 class Router:
@@ -56,11 +60,15 @@ class Router:
             return False
         return True
 
-    def prepare(self, request: Request, state: ClusterState) -> None:
-        """Hash the request's prompt, so that routing it need not."""
-        self._directory.follow(state)
-        for capacity in self._directory.namings.values():
-            self._chain(request, capacity)
+    def prepare(self, request: Request, give_way: Callable[[], object] | None = None) -> PreparedPrompt:
+        """Hashes of the request's prompt, to be kept, so that routing it need not make them. For any thread; give_way
+        as in block_hashes."""
+        return {name: _hashed(request, name, give_way) for name in tuple(self._directory.namings)}
+
+    def keep(self, request: Request, prepared: PreparedPrompt) -> None:
+        """What prepare gave for a request that is to be routed soon."""
+        for name, chain in prepared.items():
+            self._remember((request.id, name), chain)
 
     def route(
         self,
@@ -94,7 +102,7 @@ class Router:
 
     def expect(self, request: Request, route: Route, state: ClusterState) -> None:
         """The request goes this way: note for others what its engine is about to hold."""
-        view = self._directory.find(_key(route.prefill))
+        view = self._directory.find(route.prefill.key)
         if view is not None and view.capacity is not None and view.capacity.prefix_caching:
             self._index.expect(view.key, self._chain(request, view.capacity), state.now)
 
@@ -103,7 +111,7 @@ class Router:
         announced will not come."""
         for (request_id, _), chain in self._chains.items():
             if request_id == request.id:
-                self._index.retract(_key(route.prefill), chain, since)
+                self._index.retract(route.prefill.key, chain, since)
 
     def rebind(
         self,
@@ -125,18 +133,19 @@ class Router:
         ask = self._ask(request, state, excluded, parted, numerics)
         decodes = {view.key: view for view in ready_engines(ask, state, Role.DECODE)}
         # The current one may have a lost link: then this is the request that tries it.
-        current = decodes.pop(_key(route.decode), None)
-        source = _key(route.prefill)
+        current = decodes.pop(route.decode.key, None)
+        source = route.prefill.key
+        prefill = self._directory.find(source)
         room = answer_room(ask, state)
         others = tuple(
             view
             for key, view in decodes.items()
-            if key not in parted and source not in view.lost_links and max_len(view) >= room
+            if key not in parted and max_len(view) >= room
+            if source not in view.lost_links and (prefill is None or may_carry(prefill, view, self._rules))
         )
         others = alike(ask, others) if current is None else tuple(v for v in others if v.numerics == current.numerics)
         if current is None and not others:
             raise Unavailable("no decode engine is ready; try again in a few seconds")
-        prefill = self._directory.find(source)
         if prefill is None or not others:
             return route if current else _moved(route, others[0])
         model = CostModel(ask, state.now, self._rules)
@@ -163,11 +172,12 @@ class Router:
             view
             for role in (Role.DECODE, Role.UNIFIED)
             for view in ready_engines(ask, state, role)
-            if source not in view.lost_links and not is_full(view, need) and max_len(view) >= longest
+            if not is_full(view, need) and max_len(view) >= longest
+            if source not in view.lost_links and (here is None or may_carry(here, view, self._rules))
         )
         if not able:
             raise Unavailable("no other engine has room to go on with what decodes here")
-        return CostModel(ask, state.now, self._rules).best_decodes(alike(ask, able))[0].endpoint
+        return CostModel(ask, state.now, self._rules).best_decodes(alike(ask, able), here)[0].endpoint
 
     def rebalance(
         self, runners: Iterable[DecodingRequest], state: ClusterState, pause: float | None, since: float
@@ -223,12 +233,20 @@ class Router:
         key = request.id, naming(capacity)
         chain = self._chains.get(key)
         if chain is None:
-            namespace = hash_namespace(request.salt, capacity.model_revision)
-            chain = tuple(block_hashes(request.prompt_token_ids, capacity.block_size, namespace))
-            self._chains[key] = chain
-            while len(self._chains) > _KEPT_CHAINS:
-                self._chains.popitem(last=False)
+            chain = _hashed(request, naming(capacity))
+            self._remember(key, chain)
         return chain
+
+    def _remember(self, key: tuple[str, Naming], chain: tuple[BlockHash, ...]) -> None:
+        self._chains[key] = chain
+        while len(self._chains) > _KEPT_CHAINS:
+            self._chains.popitem(last=False)
+
+
+def _hashed(request: Request, name: Naming, give_way: Callable[[], object] | None = None) -> tuple[BlockHash, ...]:
+    revision, block_size = name
+    namespace = hash_namespace(request.salt, revision)
+    return tuple(block_hashes(request.prompt_token_ids, block_size, namespace, give_way))
 
 
 def _prefix_hit(hit: BlockHit, block_size: int) -> PrefixHit:
@@ -237,10 +255,6 @@ def _prefix_hit(hit: BlockHit, block_size: int) -> PrefixHit:
         likely_tokens=hit.likely_blocks * block_size,
         restored_tokens=(hit.in_host + hit.in_disk) * block_size,
     )
-
-
-def _key(endpoint: Endpoint) -> EngineKey:
-    return endpoint.engine_id, endpoint.epoch
 
 
 def _moved(route: Route, decode: EngineView) -> Route:

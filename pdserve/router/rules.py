@@ -1,6 +1,9 @@
 """What an operator may set about routing, as the router sees it."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from pdserve.core.endpoint import LEASED_WATERMARK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,9 @@ class RoutingRules:
     handoff_seconds and fetch_seconds_per_token price a handoff. fetch: an engine may fetch a prompt's beginning from
     another's cache where that is predicted to be sooner there than computed; where no fetch was measured,
     fetch_seconds_per_token prices it, and the gain must exceed the price by this share (fetch_margin) of it.
+    topology: "required" lets no KV leave its domain. Otherwise moving it to another one is thought to take far_factor
+    times as long where nobody has measured it, and each second that takes longer than within a domain costs far_weight,
+    also while it hides behind computing: others share that network.
     rebind_gain: a reserved decode engine is left only for one whose cost is lower by this share of it and by
     rebind_seconds. rebalance: what decodes may move to even out load (router.rebalancing), away from an engine whose
     pressure is rebalance_apart times another's; KV beyond the share rebalance_kv of it presses. The move must save more
@@ -29,7 +35,7 @@ class RoutingRules:
 
     decode_local_below: int = 32
     fallback: bool = True
-    leased_watermark: float = 0.8
+    leased_watermark: float = LEASED_WATERMARK
     ttft_weight: float = 1.0
     gap_weight: float = 1.0
     tpot_weight: float = 1.0
@@ -38,6 +44,9 @@ class RoutingRules:
     local_advantage: float = 1.5
     handoff_seconds: float = 0.005
     fetch_seconds_per_token: float = 2e-6
+    topology: Literal["preferred", "required"] = "preferred"
+    far_factor: float = 4.0
+    far_weight: float = 0.5
     fetch: bool = True
     fetch_margin: float = 0.25
     rebind_gain: float = 0.2

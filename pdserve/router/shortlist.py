@@ -5,6 +5,7 @@ and every running answer as long as the horizon. On the list are the cheapest of
 announced most of the prompt: sources of a fetch, whether or not they may get the request.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import compress
 from operator import is_not
@@ -26,11 +27,16 @@ from pdserve.core.endpoint import EngineState, Role
 from pdserve.router import load
 from pdserve.router.rendezvous import engine_bits, name_bits, turns
 from pdserve.router.rules import RoutingRules
+from pdserve.router.topology import may_carry
 
 Floats = NDArray[np.float64]
 
 _MORE = 2
 """Of each role so many more engines than pool_top are listed: estimates are not exact."""
+_NEAR = 2
+"""So many engines of each role are listed for each domain that one on the list is in."""
+_NOWHERE = -1.0
+"""The domain of an engine that names none."""
 _LAST = 1e9
 """Seconds added to the cost of engines that come into question only where no others do."""
 _COLUMN_NAMES = (
@@ -52,6 +58,7 @@ _COLUMN_NAMES = (
     "reserved",
     "leased",
     "max_len",
+    "domain",
 )
 
 
@@ -67,6 +74,7 @@ class Shortlist:
         """The table's, by name."""
         self._roles: dict[Role, NDArray[np.intp]] = {}
         self._bits = np.empty(0, np.uint64)
+        self._domains: dict[str, int] = {}
 
     def of(self, ask: RouteAsk, state: ClusterState) -> ClusterState:
         """The state with the listed engines alone; unchanged where there are few, where none of those on the list can
@@ -76,7 +84,7 @@ class Shortlist:
         self._follow(state.engines)
         rows = sorted(self._listed(ask, state.now))
         few = tuple(state.engines[row] for row in rows)
-        return replace(state, engines=few) if _joined(few) else state
+        return replace(state, engines=few) if _joined(few, self._rules) else state
 
     def _follow(self, views: tuple[EngineView, ...]) -> None:
         """Take in what has changed since the last request."""
@@ -89,8 +97,13 @@ class Shortlist:
             self._begin(views)
             changed = range(len(views))
         if changed:
-            self._table[:, list(changed)] = np.array([_values(views[row]) for row in changed]).T
+            values = [(*_values(views[row]), self._number_of(views[row].domain)) for row in changed]
+            self._table[:, list(changed)] = np.array(values).T
         self._views = views
+
+    def _number_of(self, domain: str) -> float:
+        """A domain's, among those seen since the router began."""
+        return self._domains.setdefault(domain, len(self._domains)) if domain else _NOWHERE
 
     def _begin(self, views: tuple[EngineView, ...]) -> None:
         """Engines have joined or left, or have taken another role."""
@@ -132,7 +145,20 @@ class Shortlist:
         listed |= self._cheapest(roomy, costs[Role.DECODE], order, 1)
         for role, pool in self._roles.items():
             listed |= self._cheapest(pool[ready[pool]], costs[role], order, self._rules.pool_top + _MORE)
-        return listed
+        return listed | self._neighbours(listed, ready, costs, order)
+
+    def _neighbours(
+        self, listed: set[int], ready: NDArray[np.bool_], costs: Mapping[Role, Floats], order: NDArray[np.uint64]
+    ) -> set[int]:
+        """Of each role the cheapest in the domains of those listed, so that each meets some that are near."""
+        domains = self._columns["domain"]
+        found: set[int] = set()
+        for domain in {domains[row] for row in listed} - {_NOWHERE}:
+            there = ready & (domains == domain)
+            for role in (Role.PREFILL, Role.DECODE):
+                pool = self._roles[role]
+                found |= self._cheapest(pool[there[pool]], costs[role], order, _NEAR)
+        return found
 
     def _shorter_than(self, tokens: int) -> NDArray[np.bool_]:
         """Engines at which a sequence may not have so many tokens, nor as many as at another."""
@@ -179,15 +205,15 @@ def _place(view: EngineView) -> tuple[EngineKey, Role]:
     return view.key, view.endpoint.role
 
 
-def _joined(views: tuple[EngineView, ...]) -> bool:
+def _joined(views: tuple[EngineView, ...], rules: RoutingRules) -> bool:
     """Whether a handoff between two of them is possible, if they are of both kinds."""
-    prefills = [view.key for view in views if view.endpoint.role is Role.PREFILL]
-    decodes = [view.lost_links for view in views if view.endpoint.role is Role.DECODE]
-    return not (prefills and decodes) or any(key not in lost for lost in decodes for key in prefills)
+    prefills = [view for view in views if view.endpoint.role is Role.PREFILL]
+    decodes = [view for view in views if view.endpoint.role is Role.DECODE]
+    return not (prefills and decodes) or any(may_carry(p, d, rules) for d in decodes for p in prefills)
 
 
 def _values(view: EngineView) -> tuple[float, ...]:
-    """In the order of _COLUMN_NAMES."""
+    """In the order of _COLUMN_NAMES, but for the domain."""
     ready = view.endpoint.state is EngineState.READY and not (view.load and view.load.draining)
     model, others = view.step_model, view.others_requests
     rows, context = load.beside(view, 0, OUTPUT_HORIZON)

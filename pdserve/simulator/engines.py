@@ -44,11 +44,12 @@ class SimEngine:
             max_tokens_per_step=self.engine.limits.max_tokens_per_step,
             prefix_caching=self.engine.limits.prefix_caching,
             max_len=self.engine.max_len,
+            domain=self.engine.domain,
         )
 
     @property
     def key(self) -> tuple[str, int]:
-        return self.endpoint.engine_id, self.endpoint.epoch
+        return self.endpoint.key
 
 
 class EngineFactory:
@@ -68,7 +69,9 @@ class EngineFactory:
         endpoint = Endpoint(
             engine_id=engine_id, role=role, epoch=epoch, address=engine_id, pid=0, state=EngineState.READY
         )
-        self._fabric[engine_id, epoch] = Port(node)
+        pool = self.profile.pools.by_role()[role]
+        domain = pool.domain_of(int(engine_id.rpartition("-")[2]))
+        self._fabric[engine_id, epoch] = Port(node, domain)
         address = PeerAddress(
             engine_id=engine_id,
             epoch=epoch,
@@ -86,6 +89,7 @@ class EngineFactory:
             open_link=partial(self._open_link, node, transfer),
             times=self.times,
             clock=node.clock,
+            domain=domain,
         )
         built = SimEngine(endpoint, node, engine, executor, transfer)
         self.incarnations[built.key] = built

@@ -67,12 +67,13 @@ class KVShape(Section):
 
 class Links(Section):
     """latency: one way, between any two processes. bandwidth: of each engine's port, bytes per second; a port
-    carries one pull at a time in each direction. verify: bytes per second of digests, at either end. per_pull: what
-    every pull takes beside its bytes."""
+    carries one pull at a time in each direction. far_bandwidth: the same between engines of different domains, if that
+    differs. verify: bytes per second of digests, at either end. per_pull: what every pull takes beside its bytes."""
 
     latency: Seconds = 1e-4
     per_pull: Seconds = 0.0
     bandwidth: Rate
+    far_bandwidth: Rate | None = None
     verify: Rate = 9e9
 
 

@@ -20,6 +20,7 @@ class Port:
     """One engine's side of the KV network; the times (monotonic) at which each direction is free again."""
 
     node: Node
+    domain: str = ""
     out_free_at: float = 0.0
     in_free_at: float = 0.0
 
@@ -70,7 +71,7 @@ class SimTransfer:
         num_bytes = len(spec.target_blocks) * self.layout.block_bytes
         target = self.fabric[self.address.engine_id, self.address.epoch]
         begun = self.clock.monotonic()
-        carried = self.links.per_pull + num_bytes / self.links.bandwidth
+        carried = self.links.per_pull + num_bytes / self._bandwidth(source, target)
         ends_at = max(begun, source.out_free_at, target.in_free_at) + carried
         source.out_free_at = target.in_free_at = ends_at
         await self.clock.sleep(ends_at - begun + self.links.latency)
@@ -81,6 +82,10 @@ class SimTransfer:
         await self.clock.sleep(verify)
         wire = self.clock.monotonic() - begun - verify
         return PullReceipt(backend=BACKEND, num_bytes=num_bytes, wire_seconds=wire, verify_seconds=verify)
+
+    def _bandwidth(self, source: Port, target: Port) -> float:
+        apart = source.domain and target.domain and source.domain != target.domain
+        return (apart and self.links.far_bandwidth) or self.links.bandwidth
 
 
 class SimPull:

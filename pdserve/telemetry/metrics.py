@@ -163,6 +163,12 @@ class Metrics:
         self.engine_restarts = self._counter(
             "pdserve_engine_restarts_total", "New incarnations of an engine that had been there.", ("engine",)
         )
+        self.quarantine_drains = self._counter(
+            "pdserve_quarantine_drains_total",
+            "Incarnations of an engine that drained to start again because too many of its KV blocks stayed in "
+            "quarantine.",
+            ("engine",),
+        )
         self.late_heartbeats = self._counter(
             "pdserve_late_heartbeats_total", "Times an engine fell silent and became suspect.", ("engine",)
         )

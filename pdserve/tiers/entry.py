@@ -10,8 +10,8 @@ from pdserve.core.tiers import Tier
 class Entry:
     """pins counts those that read or write its slot just now; it is not given away meanwhile.
 
-    used: whether it was asked for again since it came. left: taken out of the host tier while it was pinned, so that
-    its slot is given back with the last pin."""
+    used: whether it was asked for again since it came. left: taken out of its tier while it was pinned, so that its
+    slot is given back with the last pin. wrong: its KV was computed wrong, so it is not to be kept anywhere."""
 
     block_hash: BlockHash
     tier: Tier
@@ -20,3 +20,4 @@ class Entry:
     used: bool = False
     pins: int = 0
     left: bool = False
+    wrong: bool = False

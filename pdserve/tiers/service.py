@@ -42,8 +42,10 @@ class LocalTierService:
     async def contents(self) -> TierNews:
         return self._store.contents()
 
-    async def save(self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...]) -> TierNews:
-        await asyncio.get_running_loop().run_in_executor(self._saves, self._store.save, blocks, used)
+    async def save(
+        self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
+    ) -> TierNews:
+        await asyncio.get_running_loop().run_in_executor(self._saves, self._store.save, blocks, used, wrong)
         return self._store.news()
 
     async def restore(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> RestoreReceipt:

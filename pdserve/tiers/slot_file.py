@@ -7,7 +7,8 @@
 The file has its full size from the start, so it neither grows nor runs out of room. A slot's label is blanked
 before its block is overwritten and written after it, so a process killed in between leaves a blank slot. A
 machine that loses power may keep any of those writes without the others; then a label's own check, or the block's
-checksum when it is read, does not fit. So nothing is ever synced: a cache need not last, it need only be right.
+checksum when it is read, does not fit. So nothing else than an erasure, of a block whose checksum fits but whose
+content is wrong, is ever synced: a cache need not last, it need only be right.
 """
 
 import os
@@ -47,9 +48,10 @@ class Label:
 class SlotFile:
     """Calls on different slots may come from different threads at once. Raises OSError when the disk does."""
 
-    def __init__(self, fd: int, block_bytes: int, num_slots: int) -> None:
+    def __init__(self, path: Path, fd: int, block_bytes: int, num_slots: int) -> None:
         self.block_bytes = block_bytes
         self.num_slots = num_slots
+        self._path = path
         self._fd = fd
         self._stride = _aligned(block_bytes)
         self._blocks_at = _blocks_at(num_slots)
@@ -64,10 +66,10 @@ class SlotFile:
         with suppress(FileNotFoundError):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if os.pread(fd, _HEADER.size, 0) == header and os.fstat(fd).st_size == _size(block_bytes, num_slots):
-                return cls(fd, block_bytes, num_slots)
+                return cls(path, fd, block_bytes, num_slots)
             os.close(fd)
             path.unlink()
-        return cls(_create(path, header, _size(block_bytes, num_slots)), block_bytes, num_slots)
+        return cls(path, _create(path, header, _size(block_bytes, num_slots)), block_bytes, num_slots)
 
     def labels(self) -> tuple[list[Label], int]:
         """(valid labels by stamp, number of damaged ones)."""
@@ -92,6 +94,17 @@ class SlotFile:
 
     def blank(self, slot: int) -> None:
         self._write(memoryview(bytes(_LABEL.size)), ALIGNMENT + slot * _LABEL.size)
+
+    def erase(self, slots: Sequence[int]) -> None:
+        """Blank slots whose blocks nobody may find again, also after a loss of power. Where that cannot be written, the
+        file loses its name: the next process starts with an empty one."""
+        try:
+            for slot in slots:
+                self.blank(slot)
+            os.fdatasync(self._fd)
+        except OSError:
+            self._path.unlink(missing_ok=True)
+            raise
 
     def read(self, slot: int, targets: Sequence[Bytes]) -> None:
         """Read the blocks of slots slot, slot + 1, … each into its target, flat or in pieces, with as few calls as

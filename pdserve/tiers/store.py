@@ -9,6 +9,7 @@ a thread of its own, readable all the while. When the disk does not keep up, blo
 never waits for a disk.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
@@ -23,6 +24,8 @@ from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.entry import Entry
 from pdserve.tiers.host import HostTier
 from pdserve.tiers.tally import TierCounter
+
+_log = logging.getLogger(__name__)
 
 _AHEAD_SHARE = 8
 _AHEAD_BYTES = 64 * 2**20
@@ -66,8 +69,8 @@ class TierStore:
             tallies = tuple(counter.snapshot(sizes[tier]) for tier, counter in self._counts.items())
         return TierNews(changes=changes, tallies=tallies)
 
-    def save(self, blocks: Sequence[SavedBlock], used: Iterable[BlockHash]) -> None:
-        """Copy blocks of the device pool into the host tier."""
+    def save(self, blocks: Sequence[SavedBlock], used: Iterable[BlockHash], wrong: Sequence[BlockHash] = ()) -> None:
+        """Copy blocks of the device pool into the host tier, then delete what was computed wrong."""
         with self._lock:
             self._use(tuple(used))
         # Last block first, so that of a chain the later blocks are the first to leave.
@@ -87,6 +90,8 @@ class TierStore:
                 self._counts[Tier.HOST].saved += 1
                 self._changed.add(block_hash)
                 self._make_room()
+        if wrong:
+            self._delete(wrong)
 
     def pin(self, hashes: Sequence[BlockHash]) -> list[Entry]:
         """The longest held prefix of a chain, to be released after use; that counts as use."""
@@ -128,8 +133,7 @@ class TierStore:
             if not self._disk or self._disk.get(entry.block_hash) is not entry:
                 return
             self._disk.remove(entry.block_hash)
-        if corrupt:
-            self._blank(self._disk, entry.slot)
+        self._blank(self._disk, entry.slot, reuse=corrupt)
 
     @property
     def host_rows(self) -> Rows:
@@ -149,21 +153,58 @@ class TierStore:
             if not self._spiller.is_alive():
                 self._disk.close()
 
-    def _blank(self, disk: DiskTier, slot: int) -> None:
-        """Use a slot again whose block was dropped. One that cannot be written stays unused."""
+    def _blank(self, disk: DiskTier, slot: int, *, reuse: bool) -> None:
+        """Nobody finds the slot's block again. reuse: others may lie there; not where the disk could not be read, nor
+        where it cannot be written."""
         with suppress(OSError):
             disk.file.blank(slot)
-            with self._lock:
-                disk.give_back(slot)
+            if reuse:
+                with self._lock:
+                    disk.give_back(slot)
+
+    def _delete(self, hashes: Sequence[BlockHash]) -> None:
+        """Gone from both tiers when this returns; a block on its way to disk, when that write has ended."""
+        on_disk: list[Entry] = []
+        with self._lock:
+            self._changed.update(hashes)
+            for block_hash in hashes:
+                if block_hash in self._host:
+                    entry = self._host.remove(block_hash)
+                    entry.left = True
+                    self._give_back_left(entry)
+                if spilling := self._spilling.get(block_hash):
+                    spilling.wrong = True
+                if self._disk and block_hash in self._disk:
+                    on_disk.append(self._disk.remove(block_hash))
+        self._erase(on_disk)
+
+    def _erase(self, on_disk: Sequence[Entry]) -> None:
+        """Entries that were taken out of the disk tier."""
+        if not self._disk or not on_disk:
+            return
+        try:
+            self._disk.file.erase([entry.slot for entry in on_disk])
+        except OSError as error:
+            _log.error("wrong KV could not be erased, the disk tier starts empty next time: %s", error)
+            return
+        with self._lock:
+            for entry in on_disk:
+                entry.left = True
+                self._give_back_left(entry)
 
     def _where(self, block_hash: BlockHash) -> Tier | None:
-        if block_hash in self._host or block_hash in self._spilling:
+        if block_hash in self._host or self._spilled(block_hash):
             return Tier.HOST
         return Tier.DISK if self._disk and block_hash in self._disk else None
 
     def _find(self, block_hash: BlockHash) -> Entry | None:
-        entry = self._host.get(block_hash) or self._spilling.get(block_hash)
+        entry = self._host.get(block_hash) or self._spilled(block_hash)
         return entry or (self._disk.get(block_hash) if self._disk else None)
+
+    def _spilled(self, block_hash: BlockHash) -> Entry | None:
+        """A block on its way to disk, if it may be read meanwhile."""
+        entry = self._spilling.get(block_hash)
+        return None if entry is None or entry.wrong else entry
 
     def _use(self, chain: Sequence[BlockHash]) -> None:
         self._host.use(chain)
@@ -214,7 +255,7 @@ class TierStore:
         counter = self._counts[Tier.DISK]
         with self._lock:
             entry = self._spilling[block_hash]
-            reserved = self._disk.reserve(block_hash, entry.checksum)
+            reserved = None if entry.wrong else self._disk.reserve(block_hash, entry.checksum)
             if reserved and (evicted := reserved[1]):
                 counter.evicted += 1
                 self._changed.add(evicted)
@@ -225,10 +266,13 @@ class TierStore:
                 written = True
             except OSError:
                 pass
+        wrong: list[Entry] = []
         with self._lock:
             if reserved and written:
                 self._disk.put(reserved[0])
                 counter.saved += 1
+                if entry.wrong:
+                    wrong.append(self._disk.remove(block_hash))
             elif reserved:
                 self._disk.give_back(reserved[0].slot)
                 counter.failed += 1
@@ -238,7 +282,8 @@ class TierStore:
             del self._spilling[block_hash]
             entry.left = True
             self._give_back_left(entry)
+        self._erase(wrong)
 
     def _give_back_left(self, entry: Entry) -> None:
         if entry.left and not entry.pins:
-            self._host.give_back(entry.slot)
+            (self._disk if self._disk and entry.tier is Tier.DISK else self._host).give_back(entry.slot)

@@ -2,16 +2,21 @@
 
 Copies may block inside a backend's calls, so none of them runs on an event loop. While reads are in
 flight the thread polls with a growing pause, otherwise it sleeps until there is something to do.
+
+An error that no backend is to raise ends the thread. Whether its reads still write can then not be known: they never
+end, their targets stay in quarantine, and `failure` tells the owner, whose process has to end.
 """
 
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from pdserve.core.errors import PdserveError, TransferFailed
+from pdserve.core.errors import EngineDied, PdserveError, TransferFailed
+from pdserve.core.failpoints import held
 from pdserve.transfer.base import ReadPlan, Transfer, TransferBackend, TransferState
 
 FIRST_PAUSE = 50e-6
@@ -52,16 +57,22 @@ class Flight:
 
 
 class TransferPump:
-    """Owns a backend and its thread. All methods may be called from any thread."""
+    """Owns a backend and its thread. All methods may be called from any thread.
+
+    failure has a result once an unexpected error has ended the thread."""
 
     def __init__(self, backend: TransferBackend) -> None:
         self.name = backend.name
         self._backend = backend
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []
+        self._taken: deque[Callable[[], None]] = deque()
+        """Out of the inbox, not done yet."""
         self._flights: list[tuple[Flight, Transfer]] = []
         self._leaving: set[str] = set()
         self._closing = False
+        self.failure: Future[EngineDied] = Future()
+        self.failure.set_running_or_notify_cancel()
         self._thread = threading.Thread(target=self._run, name=f"kv-{backend.name}", daemon=True)
         self._thread.start()
 
@@ -73,6 +84,7 @@ class TransferPump:
             if not future.set_running_or_notify_cancel():
                 return
             try:
+                self._check()
                 future.set_result(function(self._backend))
             except Exception as error:
                 future.set_exception(error)
@@ -122,11 +134,28 @@ class TransferPump:
         return True
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            _log.exception("the thread of the %s backend failed", self.name)
+            cause = f"{type(error).__name__}: {error}"
+            self.failure.set_result(EngineDied(f"the thread of the {self.name} transfer backend failed ({cause})"))
+            self.close()
+            for job in (*self._taken, *self._inbox):  # whoever waits for one is told
+                job()
+
+    def _check(self) -> None:
+        """Raises TransferFailed when nothing can be read any more."""
+        if self.failure.done():
+            raise TransferFailed(f"the {self.name} backend has failed")
+
+    def _work(self) -> None:
         pause = FIRST_PAUSE
         while (jobs := self._next_jobs(pause)) is not None:
             ended = self._poll()
-            for job in jobs:
-                job()
+            self._taken.extend(jobs)
+            while self._taken:
+                self._taken.popleft()()
                 # After each one: a read that its call has brought to an end does not wait for the next one's call.
                 ended = self._poll() or ended
             self._drop_leaving()
@@ -144,6 +173,9 @@ class TransferPump:
             return jobs
 
     def _start(self, flight: Flight) -> None:
+        if self.failure.done():
+            flight.on_end(f"the {self.name} backend has failed")
+            return
         if flight.abandoned:
             flight.on_end("cancelled before it started")
             return
@@ -185,7 +217,7 @@ class TransferPump:
 
 def _ended(flight: Flight, transfer: Transfer) -> bool:
     state = transfer.poll()
-    if state is TransferState.IN_PROGRESS:
+    if state is TransferState.IN_PROGRESS or held("landing"):
         return False
     flight.on_end(transfer.error or "the backend gave no reason" if state is TransferState.ERROR else "")
     return True

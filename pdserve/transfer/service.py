@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from pdserve.core.clock import Clock, SystemClock
-from pdserve.core.errors import LayoutMismatch, StaleEpoch, TransferError, TransferFailed, Unsupported
+from pdserve.core.errors import EngineDied, LayoutMismatch, StaleEpoch, TransferError, TransferFailed, Unsupported
 from pdserve.core.layout import KVLayout, KVRegion
 from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec, RankAddress
@@ -186,6 +186,15 @@ class LocalTransferService:
         pull.task.add_done_callback(partial(_forget, pull, (self._pulls, peer.pulls)))
         return pull
 
+    async def death(self) -> EngineDied:
+        """Wait until a backend has failed in a way that leaves open what its reads still write: only the end of the
+        process makes the memory anybody's again."""
+        failures = [asyncio.wrap_future(pump.failure) for pump in self._pumps]
+        if not failures:
+            await asyncio.Event().wait()
+        done, _ = await asyncio.wait(failures, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+
     def stats(self) -> TransferStats:
         return self._stats.snapshot()
 
@@ -196,11 +205,12 @@ class LocalTransferService:
         """
         for key in list(self._peers):
             self._drop(key, TransferFailed("the transfer service was closed"))
+        half = CLOSE_DEADLINE / 2
         if self._pulls:
-            await asyncio.wait([pull.task for pull in self._pulls], timeout=CLOSE_DEADLINE)
+            await asyncio.wait([pull.task for pull in self._pulls], timeout=half)
         for pump in self._pumps:
             pump.close()
-        joins = (asyncio.to_thread(pump.join, CLOSE_DEADLINE) for pump in self._pumps)
+        joins = (asyncio.to_thread(pump.join, half) for pump in self._pumps)
         await asyncio.gather(*joins)
         # Not cancelled: pulls wait for what is queued there, and it takes milliseconds.
         self._digests.shutdown(wait=False)

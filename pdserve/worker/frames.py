@@ -115,11 +115,12 @@ class GetTierContents(msgspec.Struct, tag=True, frozen=True):
 
 
 class SaveBlocks(msgspec.Struct, tag=True, frozen=True):
-    """Answered with TierNews once nobody reads the blocks any more."""
+    """Answered with TierNews once nobody reads the blocks any more and what is wrong is deleted."""
 
     reply: int
     blocks: tuple[SavedBlock, ...]
     used: tuple[BlockHash, ...]
+    wrong: tuple[BlockHash, ...]
 
 
 class RestoreBlocks(msgspec.Struct, tag=True, frozen=True):

@@ -20,8 +20,10 @@ class GangTiers:
     async def contents(self) -> TierNews:
         return self._merge(await _all([rank.contents() for rank in self._ranks]))
 
-    async def save(self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...]) -> TierNews:
-        return self._merge(await _all([rank.save(blocks, used) for rank in self._ranks]))
+    async def save(
+        self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
+    ) -> TierNews:
+        return self._merge(await _all([rank.save(blocks, used, wrong) for rank in self._ranks]))
 
     async def restore(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> RestoreReceipt:
         receipts = await _all([rank.restore(hashes, blocks) for rank in self._ranks])

@@ -47,15 +47,12 @@ class KernelSampler:
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
         self._staging = Staging(device)
-        self._settings = RowSettings()
         self._seen = SeenTokens(vocab_size, device, torch.int32)
+        self._settings = RowSettings(self._seen)
 
     def drop(self, sequence_ids: Iterable[int]) -> None:
         """Forget sequences; unknown ones are ignored."""
-        sequence_ids = tuple(sequence_ids)
         self._settings.drop(sequence_ids)
-        for sequence_id in sequence_ids:
-            self._seen.drop(sequence_id)
 
     def sample(self, logits: Tensor, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> list[RowOutput]:
         """As Sampler.sample."""
@@ -66,7 +63,7 @@ class KernelSampler:
 
     def asked(self, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> Asked:
         """Settings that rows bring begin their histories anew. Raises ValueError for a row that never brought any."""
-        settings = [self._settings_of(row) for row in rows]
+        settings = [self._settings.of(row) for row in rows]
         banned = [banned_tokens(row, init) for row, init in zip(rows, settings, strict=True)]
         return Asked(rows=rows, settings=settings, banned=banned, masks=masks or [None] * len(rows))
 
@@ -82,13 +79,6 @@ class KernelSampler:
             banned=to_device(_banned(asked.banned)) if any(asked.banned) else None,
         )
         return tokens, logprobs, logits.amax(dim=1)
-
-    def _settings_of(self, row: Row) -> SamplerInit:
-        if row.sampler is not None:
-            self._seen.drop(row.sequence_id)
-            if row.sampler.repetition_penalty != 1:
-                self._seen.start(row.sequence_id, row.sampler.seen_token_ids)
-        return self._settings.of(row)
 
     def _controls(self, asked: Asked) -> NDArray[np.int64]:
         controls = np.empty((len(asked.rows), CONTROLS), dtype=np.int64)

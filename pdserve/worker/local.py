@@ -78,7 +78,14 @@ class LocalWorker:
         return os.getpid()
 
     async def death(self) -> EngineDied:
-        return await asyncio.wrap_future(self.executor.death)
+        """Of what computes, or of what moves KV."""
+        deaths = asyncio.wrap_future(self.executor.death), asyncio.create_task(self.transfer.death())
+        try:
+            done, _ = await asyncio.wait(deaths, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for waiting in deaths:
+                waiting.cancel()
 
     async def transfer_stats(self) -> TransferStats:
         return self.transfer.stats()

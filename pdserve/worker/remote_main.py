@@ -148,8 +148,8 @@ def _on_tiers(tiers: TierService, command: TierCommand) -> Awaitable[TierNews | 
     match command:
         case GetTierContents():
             return tiers.contents()
-        case SaveBlocks(_, blocks, used):
-            return tiers.save(blocks, used)
+        case SaveBlocks(_, blocks, used, wrong):
+            return tiers.save(blocks, used, wrong)
         case RestoreBlocks(_, hashes, blocks):
             return tiers.restore(hashes, blocks)
 
@@ -172,15 +172,25 @@ async def _serve(start: Start, reader: asyncio.StreamReader, writer: asyncio.Str
         write_frame(writer, failure(start.reply, error))
         return
     write_frame(writer, answer(start.reply, _started(worker)))
-    host = Host(worker, writer)
+    obeying = asyncio.create_task(_obey(reader, Host(worker, writer)))
+    dying = asyncio.create_task(worker.transfer.death())
     try:
-        while (frame := await read_frame(reader)) is not None:
-            command = decode_command(frame)
-            if isinstance(command, Close):
-                break
-            host.run(command)
+        done, _ = await asyncio.wait((obeying, dying), return_when=asyncio.FIRST_COMPLETED)
+        if dying in done:
+            raise dying.result()
+        obeying.result()
     finally:
+        for task in (obeying, dying):
+            task.cancel()
         await worker.close()
+
+
+async def _obey(reader: asyncio.StreamReader, host: Host) -> None:
+    while (frame := await read_frame(reader)) is not None:
+        command = decode_command(frame)
+        if isinstance(command, Close):
+            return
+        host.run(command)
 
 
 def _started(worker: LocalWorker) -> Started:

@@ -22,9 +22,11 @@ class RemoteTiers:
         number, answer = self._link.expect(TierNews)
         return await self._answered(GetTierContents(number), answer)
 
-    async def save(self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...]) -> TierNews:
+    async def save(
+        self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
+    ) -> TierNews:
         number, answer = self._link.expect(TierNews)
-        return await self._answered(SaveBlocks(number, blocks, used), answer)
+        return await self._answered(SaveBlocks(number, blocks, used, wrong), answer)
 
     async def restore(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> RestoreReceipt:
         number, answer = self._link.expect(RestoreReceipt)

@@ -22,15 +22,12 @@ class Sampler:
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._device = device
-        self._settings = RowSettings()
         self._seen = SeenTokens(vocab_size, device)
+        self._settings = RowSettings(self._seen)
 
     def drop(self, sequence_ids: Iterable[int]) -> None:
         """Forget sequences; unknown ones are ignored."""
-        sequence_ids = tuple(sequence_ids)
         self._settings.drop(sequence_ids)
-        for sequence_id in sequence_ids:
-            self._seen.drop(sequence_id)
 
     def sample(self, logits: Tensor, rows: Sequence[Row], masks: Sequence[bytes | None] | None) -> list[RowOutput]:
         """One token per row, or none where the best score is not finite: logits of NaN or infinity, or a mask that
@@ -38,7 +35,7 @@ class Sampler:
 
         masks: per row, None or the allowed tokens as bits, token 0 in the lowest bit of the first byte.
         """
-        settings = [self._settings_of(row) for row in rows]
+        settings = [self._settings.of(row) for row in rows]
         scores = self._adjusted(logits, rows, settings, masks)
         chosen = scores.argmax(dim=1)
         # argmax takes a NaN for the greatest, so one look at what it found tells of all.
@@ -57,13 +54,6 @@ class Sampler:
             row_output(row, token_id, logprobs.get(i))
             for i, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
         ]
-
-    def _settings_of(self, row: Row) -> SamplerInit:
-        if row.sampler is not None:
-            self._seen.drop(row.sequence_id)
-            if row.sampler.repetition_penalty != 1:
-                self._seen.start(row.sequence_id, row.sampler.seen_token_ids)
-        return self._settings.of(row)
 
     def _adjusted(
         self,

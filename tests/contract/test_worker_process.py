@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,12 +11,18 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pdserve.config.times import Times
 from pdserve.core.endpoint import new_epoch
 from pdserve.core.errors import EngineDied, TransferFailed
 from pdserve.core.protocols import PullSpec
+from pdserve.transfer.base import ReadPlan
+from pdserve.transfer.pump import Flight
+from pdserve.worker import remote_main
+from pdserve.worker.frames import Start, read_frame, write_frame
+from pdserve.worker.local import LocalWorker
 from pdserve.worker.service import WorkerHandle, WorkerSpec, open_worker
 from tests.checkpoints import make_checkpoint
 from tests.contract.processes import is_gone
@@ -182,3 +189,50 @@ def test_the_engine_process_stays_free_of_torch_and_its_death_ends_the_worker(sp
         killed = time.monotonic()
         assert is_gone(int(pid), 2), "the worker outlived its engine"
         assert time.monotonic() - killed < 2
+
+
+def fail_transfers(worker: LocalWorker) -> None:
+    """A defect in the thread of its backend."""
+
+    def broken(_: str) -> None:
+        raise KeyError("a defect")
+
+    none = np.zeros(0, dtype=np.uint64)
+    plan = ReadPlan(local=none, remote=none, lengths=none)
+    (pump,) = worker.transfer._pumps
+    pump.post(Flight("nobody", plan, broken, may_start=lambda: False))
+
+
+async def test_a_backend_that_fails_is_the_end_of_a_worker_in_this_process(spec: WorkerSpec) -> None:
+    worker = await LocalWorker.open(spec)
+    death = asyncio.ensure_future(worker.death())
+    await asyncio.sleep(0)
+    assert not death.done()
+    fail_transfers(worker)
+    assert "shared_memory transfer backend failed" in str(await asyncio.wait_for(death, 20))
+    await worker.close()
+
+
+async def test_a_backend_that_fails_is_the_end_of_a_worker_process(
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the process runs, here: it does not go on serving an engine that would wait for it."""
+    opened: list[LocalWorker] = []
+    real = LocalWorker.open
+
+    async def open_and_note(spec: WorkerSpec) -> LocalWorker:
+        opened.append(await real(spec))
+        return opened[0]
+
+    monkeypatch.setattr(LocalWorker, "open", open_and_note)
+    ours, theirs = socket.socketpair()
+    serving = asyncio.create_task(remote_main.serve(theirs.detach()))
+    reader, writer = await asyncio.open_connection(sock=ours)
+    write_frame(writer, Start(1, spec))
+    assert await asyncio.wait_for(read_frame(reader), 60)
+    fail_transfers(opened[0])
+    with pytest.raises(EngineDied, match="shared_memory transfer backend failed"):
+        await asyncio.wait_for(serving, 20)
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    await writer.wait_closed()

@@ -53,6 +53,7 @@ class NodeSpec:
     order: KVOrder = KVOrder.BLOCK_MAJOR
     backend: TransferBackend = field(default_factory=LoopbackBackend)
     tiers: TierSpec | None = None
+    domain: str = ""
 
 
 class PairsOnly:
@@ -171,6 +172,7 @@ async def _open_engine(
         times=times,
         clock=clock,
         tiers=tiers,
+        domain=spec.domain,
     )
     await stack.enter_async_context(engine)
     checker = PairChecker(engine, transfer, times)

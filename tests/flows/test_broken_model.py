@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import NotANumber
 from pdserve.core.request import SamplingParams
+from pdserve.tiers.spec import TierSpec
 from tests.checkpoints import make_checkpoint
 from tests.flows.inproc import NodeSpec, PairsOnly, open_cluster
 
@@ -40,3 +41,28 @@ async def test_a_poisoned_weight_fails_the_request_that_meets_it_and_no_other(ch
             await cluster.answer([*range(20, 60), POISONED, *range(60, 80)], sampling)
         assert (await cluster.answer(sound, sampling)).token_ids == before.token_ids
         await cluster.until_idle()
+
+
+@pytest.mark.parametrize("poisoned", [True, False])
+async def test_what_a_failed_request_had_in_a_tier_is_not_found_after_a_restart(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: bool
+) -> None:
+    # Whether restoring is faster than computing depends on the machine: not here.
+    monkeypatch.setattr("pdserve.engine.tiering.seconds_per_token", lambda steps: None)
+    sound, sampling = [*range(20, 84)], SamplingParams(temperature=0, seed=1, max_tokens=4, ignore_eos=True)
+    async with open_cluster(checkpoint, SPECS["unified"]) as cluster:
+        block_bytes = cluster.engines["u"].transfer.layout.block_bytes
+    tiers = TierSpec(host_bytes=2 * block_bytes, disk_path=tmp_path, disk_bytes=64 * block_bytes)
+    spec = {"u": NodeSpec(role=Role.UNIFIED, tiers=tiers)}
+    async with open_cluster(checkpoint, spec) as cluster:
+        before = await cluster.answer(sound, sampling)
+        await cluster.answer([*range(100, 164)], sampling)
+        await cluster.until_idle()
+        if poisoned:
+            with pytest.raises(NotANumber):
+                await cluster.answer([*sound, POISONED], sampling)
+            await cluster.until_idle()
+    async with open_cluster(checkpoint, spec) as cluster:
+        after = await cluster.answer([*sound, 90], sampling)
+        assert (after.record.cached_tokens > 0) is not poisoned
+        assert (await cluster.answer(sound, sampling)).token_ids == before.token_ids

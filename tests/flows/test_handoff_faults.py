@@ -45,7 +45,7 @@ async def faulty(checkpoint: Path) -> AsyncIterator[Faulty]:
         "p": NodeSpec(role=Role.PREFILL, limits=EngineLimits(chunk_size=32)),
         "d": NodeSpec(role=Role.DECODE, backend=wire),
     }
-    once, short = ReplayRules(max_attempts=1), Times(transfer_deadline=0.3)
+    once, short = ReplayRules(max_attempts=1), Times(transfer_deadline=0.3, quarantine=0.5)
     async with open_cluster(checkpoint, specs, times=short, policy=PairsOnly(), replay=once) as cluster:
         yield Faulty(cluster, wire)
         wire.held = False
@@ -93,6 +93,34 @@ async def test_a_refused_read_fails_the_request_and_the_next_one_works(faulty: F
     faulty.wire.refusal = ""
     await faulty.cluster.until_idle()
     await faulty.cluster.answer(PROMPT, GREEDY)
+
+
+async def test_quarantine_that_lasts_has_the_engine_drain_and_say_why(faulty: Faulty) -> None:
+    engine = faulty.cluster.engines["d"]
+    overrun = asyncio.create_task(engine.overrun())
+    faulty.wire.held = True
+    with pytest.raises(TransferTimeout):
+        await faulty.cluster.answer(PROMPT, GREEDY)
+    blocks = faulty.decode_blocks()
+    assert blocks.quarantined > 0.1 * blocks.total
+    await asyncio.wait_for(overrun, 20)
+    assert await engine.drain(5, cause="quarantine"), "nothing runs there"
+    async with asyncio.timeout(5):
+        while not (view := faulty.cluster.sessions.state().engines[-1]).load or not view.load.draining:
+            await asyncio.sleep(0.01)
+    assert (view.endpoint.engine_id, view.load.drain_cause) == ("d", "quarantine")
+
+
+async def test_quarantine_that_ends_soon_is_no_reason_to_drain(faulty: Faulty) -> None:
+    overrun = asyncio.create_task(faulty.cluster.engines["d"].overrun())
+    faulty.wire.held = True
+    with pytest.raises(TransferTimeout):
+        await faulty.cluster.answer(PROMPT, GREEDY)
+    faulty.wire.held = False
+    await faulty.cluster.until_idle()
+    await asyncio.wait({overrun}, timeout=1.0)
+    assert not overrun.done()
+    overrun.cancel()
 
 
 @pytest.mark.parametrize("defect", ["pull", "digest"])

@@ -1,6 +1,7 @@
 """In a real cluster, repeated prefixes reach the engines that hold them, and nothing else changes."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,15 @@ async def test_an_engine_that_leaves_is_forgotten(checkpoint: Path) -> None:
         assert prefill_engine(again) != home
         assert again.record.prefill_trace is not None
         assert again.record.prefill_trace.cached_tokens == 0
+
+
+async def test_handoffs_stay_within_the_domains_that_engines_name(checkpoint: Path) -> None:
+    specs = {name: replace(spec, domain=f"rack-{name[1]}") for name, spec in SPECS.items()}
+    async with open_cluster(checkpoint, specs) as cluster:
+        answers = [await cluster.answer(prompt(session, 96), GREEDY) for session in range(6)]
+        assert {view.domain for view in cluster.dispatcher.engines()} == {"rack-0", "rack-1"}
+    for answer in answers:
+        route = answer.record.route
+        assert route
+        assert route.prefill.engine_id[1] == route.decode.engine_id[1]
+        assert f"within domain rack-{route.decode.engine_id[1]}" in route.reason

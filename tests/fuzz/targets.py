@@ -274,7 +274,7 @@ _COMMANDS = (
     frames.GetFacts(7),
     frames.GetWireBytes(7),
     frames.GetTierContents(8),
-    frames.SaveBlocks(9, ((bytes(16), 1),), (bytes(16),)),
+    frames.SaveBlocks(9, ((bytes(16), 1),), (bytes(16),), (bytes(16),)),
     frames.RestoreBlocks(10, (bytes(16),), (2,)),
     frames.Close(),
 )

@@ -37,6 +37,7 @@ def load_to_proto(load: LoadSnapshot) -> pb.LoadSnapshot:
             for tally in load.steps
         ],
         tiers=[pb.TierTally(**asdict(tally)) for tally in load.tiers],
+        drain_cause=load.drain_cause,
     )
 
 
@@ -63,6 +64,7 @@ def load_from_proto(message: pb.LoadSnapshot) -> LoadSnapshot:
             for tally in message.steps
         ),
         tiers=tuple(_tier_from_proto(tally) for tally in message.tiers),
+        drain_cause=message.drain_cause,
     )
 
 
@@ -95,6 +97,7 @@ def capacity_from_proto(message: pb.EngineDescription) -> EngineCapacity:
         prefix_caching=message.prefix_caching,
         max_len=message.max_model_len or None,
         numerics=message.numerics,
+        domain=message.domain,
     )
 
 

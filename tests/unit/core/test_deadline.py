@@ -85,6 +85,34 @@ async def test_of_two_around_one_wait_the_one_that_passed_says_so() -> None:
     inner.close()
 
 
+async def test_it_says_whether_it_struck_or_the_work_timed_out_by_itself() -> None:
+    async def gives_up() -> None:
+        raise TimeoutError("its own")
+
+    deadline = after(FAR)
+    with pytest.raises(TimeoutError, match="its own"):
+        await deadline.before(gives_up())
+    assert not deadline.struck
+    deadline.move(0.0)
+    with pytest.raises(TimeoutError):
+        await deadline.before(asyncio.Event().wait())
+    assert deadline.struck
+    deadline.move(asyncio.get_running_loop().time() + FAR)
+    with pytest.raises(TimeoutError, match="its own"):
+        await deadline.before(gives_up())
+    assert not deadline.struck
+    deadline.close()
+
+
+async def test_of_two_nested_only_the_one_that_passed_struck() -> None:
+    outer, inner = after(FAR), after(SOON)
+    with pytest.raises(TimeoutError):
+        await outer.before(inner.before(asyncio.Event().wait()))
+    assert (outer.struck, inner.struck) == (False, True)
+    outer.close()
+    inner.close()
+
+
 async def test_an_error_of_the_work_is_its_own() -> None:
     async def work() -> None:
         try:

@@ -184,12 +184,12 @@ async def test_a_gap_in_kv_events_is_answered_by_asking_once_for_what_is_missing
     for number in (4, 5):
         bench.engine.say.put_nowait(stored(number, chain[3]))
     assert (await bench.engine.told.get()).resend_kv.after_number == 2
-    assert bench.index.match(chain, 0.0) == {("d0", EPOCH): BlockHit(2, 2)}
+    assert bench.index.match(chain, 0.0) == {("d0", EPOCH): BlockHit(0, 2)}
     for number in (3, 4, 5):
         bench.engine.say.put_nowait(stored(number, chain[number - 1] if number < 5 else chain[3]))
     bench.engine.say.put_nowait(stored(7, chain[3]))
     assert (await bench.engine.told.get()).resend_kv.after_number == 5
-    assert bench.index.match(chain, 0.0) == {("d0", EPOCH): BlockHit(4, 4)}
+    assert bench.index.match(chain, 0.0) == {("d0", EPOCH): BlockHit(0, 4)}
     whole = KVSnapshot(number=7, hashes=tuple(chain), first=True, last=True)
     bench.engine.say.put_nowait(pb.SessionEvent(kv_snapshot=convert.kv_snapshot_to_proto(EPOCH, whole)))
     bench.engine.say.put_nowait(stored(9, chain[3]))

@@ -9,7 +9,7 @@ import pytest
 from pdserve.config.times import Times
 from pdserve.core.blocks import KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.cluster import FETCH_SECONDS, Booked, BookedDecode, EngineView, Mode, Route
-from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role, StepTally
+from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role, StepTally
 from pdserve.core.errors import EngineDied
 from pdserve.core.protocols import DeltaStream
 from pdserve.core.request import EngineTrace, PrefixFetch, Request, SamplingParams
@@ -210,14 +210,28 @@ def transfer(seconds: float) -> EngineTrace:
 async def test_handoffs_avoid_a_link_that_is_slow_again_and_again_and_return_to_it(bench: Bench) -> None:
     bench.pool.update((endpoint("p0"), endpoint("p1"), endpoint("d0")))
     slow, fast = ((("p0", 1), ("d0", 1)), (("p1", 1), ("d0", 1)))
-    bench.pool.link_carried(fast, transfer(0.1))
+    bench.pool.link_carried(fast, transfer(0.1), 1000)
     for _ in range(SLOW_STREAK - 1):
-        bench.pool.link_carried(slow, transfer(1.0))
+        bench.pool.link_carried(slow, transfer(1.0), 1000)
     assert bench.view("d0").lost_links == frozenset()
-    bench.pool.link_carried(slow, transfer(1.0))
+    bench.pool.link_carried(slow, transfer(1.0), 1000)
     assert bench.view("d0").lost_links == {("p0", 1)}
     await bench.clock.advance(Times().link_backoff_max)
     assert bench.view("d0").lost_links == frozenset()
+
+
+@pytest.mark.parametrize("domains", [("a", "b"), ("a", "a"), ("a", ""), ("", "")])
+async def test_what_handoffs_take_is_told_of_links_between_domains(bench: Bench, domains: tuple[str, str]) -> None:
+    bench.pool.update((endpoint("p0"), endpoint("d0")))
+    for name, domain in zip(("p0", "d0"), domains, strict=True):
+        capacity = EngineCapacity(
+            model_revision="r1", block_size=16, num_blocks=64, max_rows=4, max_tokens_per_step=64, domain=domain
+        )
+        bench.lines[name, 1].ledger.described(capacity)
+    bench.pool.link_carried((("p0", 1), ("d0", 1)), transfer(0.1), 1000)
+    far = {("p0", 1): pytest.approx(1e-4)} if domains == ("a", "b") else {}
+    assert bench.view("d0").handoff_speeds == far
+    assert bench.view("d0").domain == domains[1]
 
 
 async def test_handoffs_avoid_a_link_that_damages_bytes_again(bench: Bench) -> None:

@@ -98,6 +98,21 @@ def test_leases_hold_back_new_prompts_until_one_is_released() -> None:
     assert engine.answers[second].finished
 
 
+def test_at_the_watermark_prompts_for_others_wait_and_own_ones_pass() -> None:
+    engine = make_prefill(num_blocks=15)
+    first = engine.add(make_request("a", [1 + n % 38 for n in range(48)], max_tokens=1), handoff=True)
+    engine.run()
+    assert engine.core.kv.counts().leased == 12, "of 15"
+    waiting = engine.add(make_request("b", PROMPT[:5]), handoff=True)
+    own = engine.add(make_request("c", PROMPT[:5], max_tokens=2))
+    engine.run()
+    assert engine.answers[own].finish_reason is FinishReason.LENGTH
+    assert not engine.events(waiting)
+    engine.core.kv.release(scheduled(engine, first).ticket_id)
+    engine.run()
+    assert scheduled(engine, waiting)
+
+
 def test_two_tickets_of_one_prefix_and_one_of_them_released() -> None:
     engine = make_prefill()
     first = engine.add(make_request("a", PROMPT), handoff=True)

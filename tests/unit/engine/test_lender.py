@@ -39,7 +39,9 @@ class Tiers:
     async def contents(self) -> TierNews:
         return TierNews(changes=tuple((block_hash, Tier.HOST) for block_hash in CHAIN), tallies=())
 
-    async def save(self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...]) -> TierNews:
+    async def save(
+        self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
+    ) -> TierNews:
         return NOTHING
 
     async def restore(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> RestoreReceipt:

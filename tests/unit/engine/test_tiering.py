@@ -27,7 +27,9 @@ class Service:
     async def contents(self) -> TierNews:
         return NEWS
 
-    async def save(self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...]) -> TierNews:
+    async def save(
+        self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
+    ) -> TierNews:
         await self._wait()
         return NEWS
 

@@ -168,7 +168,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
             self.manager.saved([block_id])
 
     def take_saves(self) -> None:
-        blocks, _ = self.manager.take_saves()
+        blocks, _, _ = self.manager.take_saves()
         for block_hash, block_id in blocks:
             assert self.tiers.where(block_hash) is not Tier.HOST
             assert block_id in self.contents

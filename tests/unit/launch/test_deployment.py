@@ -111,3 +111,11 @@ def test_only_one_kind_of_process_may_be_wanted() -> None:
     assert [item.id for item in router] == ["gateway"]
     assert [item.id for item in engines] == ["a.prefill-0", "a.decode-0"]
     assert all("redis://" not in json.dumps(dict(engine.launch(1).payload)) for engine in engines)
+
+
+def test_engines_have_their_pools_domains_in_turn() -> None:
+    pools = '{"prefill": {"engines": 3, "domain": ["a", "b"]}, "decode": {"engines": 2, "domain": "c"}}'
+    told = [item.launch(1).payload.get("domain") for item in desired(config(f'{{"pools": {pools}}}'), "127.0.0.1:5")]
+    assert told == ["a", "b", "a", "c", "c", None]
+    [prefill, *_] = desired(Config(), "127.0.0.1:5")
+    assert prefill.launch(1).payload["domain"] == ""

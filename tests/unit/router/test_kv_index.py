@@ -40,6 +40,12 @@ class Sender:
         self.unsent: list[KVEvent] = []
         self.taken: Held = {}
         self.taken_number: int | None = None
+        self.seen = 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether events are missing before one that came."""
+        return self.taken_number is None or self.seen > self.taken_number
 
     def change(self, kind: KVEventKind, hashes: tuple[BlockHash, ...], tier: Tier | None) -> None:
         """An engine stores no block without those before it, and keeps none longer than they."""
@@ -53,6 +59,7 @@ class Sender:
         """What the index ought to do with them, and whether it ought to be content."""
         for event in events:
             if self.taken_number is None or event.number > self.taken_number + 1:
+                self.seen = max(self.seen, events[-1].number)
                 return False
             if event.number == self.taken_number + 1:
                 self.taken = _after(self.taken, event)
@@ -128,7 +135,7 @@ class IndexMachine(RuleBasedStateMachine):
             self.index.restore(
                 sender.key, KVSnapshot(number=sender.number, hashes=part, first=first, last=last, tier=tier)
             )
-        sender.taken, sender.taken_number = dict(sender.held), sender.number
+        sender.taken, sender.taken_number, sender.seen = dict(sender.held), sender.number, 0
 
     @invariant()
     def knows_what_came_last(self) -> None:
@@ -139,7 +146,9 @@ class IndexMachine(RuleBasedStateMachine):
     def matches_what_was_taken_in(self) -> None:
         for chain in CHAINS:
             expected = {
-                sender.key: BlockHit(depth, depth, *(_count(chain[:depth], sender.taken, tier) for tier in Tier))
+                sender.key: BlockHit(0, depth)
+                if sender.lost
+                else BlockHit(depth, depth, *(_count(chain[:depth], sender.taken, tier) for tier in Tier))
                 for sender in self.senders.values()
                 if (depth := _depth(chain, sender.taken))
             }
@@ -169,6 +178,22 @@ def test_nothing_is_taken_in_before_the_first_snapshot() -> None:
     index.restore(("a", 1), snapshot(1, HASHES[0]))
     assert index.apply(("a", 1), [stored(2, HASHES[1])])
     assert len(index) == 2
+
+
+def test_while_events_are_missing_what_was_known_is_likely_and_no_more() -> None:
+    index = KVIndex()
+    index.restore(("a", 1), snapshot(0, *CHAINS[0]))
+    assert index.match(CHAINS[0], 0.0) == {("a", 1): BlockHit(4, 4)}
+    assert not index.apply(("a", 1), [stored(5, HASHES[-1])])
+    assert index.match(CHAINS[0], 0.0) == {("a", 1): BlockHit(0, 4)}
+    for number in range(1, 5):
+        assert index.apply(("a", 1), [stored(number, HASHES[-1])])
+        assert index.match(CHAINS[0], 0.0) == {("a", 1): BlockHit(0, 4)}
+    assert index.apply(("a", 1), [stored(5, HASHES[-1])])
+    assert index.match(CHAINS[0], 0.0) == {("a", 1): BlockHit(4, 4)}
+    assert not index.apply(("a", 1), [stored(9, HASHES[-1])])
+    index.restore(("a", 1), snapshot(9, *CHAINS[0][:2]))
+    assert index.match(CHAINS[0], 0.0) == {("a", 1): BlockHit(2, 2)}
 
 
 def test_a_dropped_incarnation_is_forgotten_at_once_and_its_memory_later() -> None:

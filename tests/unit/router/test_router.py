@@ -84,7 +84,10 @@ def test_the_second_of_two_equal_prompts_follows_the_first(bench: Bench) -> None
     # Its prompt now waits there, which without the expectation would make the other engine the better one.
     busy = view("p1", Role.PREFILL, booked=Booked(unseen=(BookedPrompt(150, 0.0),)))
     views = two_by_two(p0=view("p0", Role.PREFILL, backlog=20), p1=busy)
-    assert bench.router.route(request("b"), cluster(*views)).prefill.engine_id == "p1"
+    second = bench.router.route(request("b"), cluster(*views))
+    assert second.prefill.engine_id == "p1"
+    assert "not announced" not in first.reason
+    assert "8 of 200 prompt tokens to compute (192 expected in its cache, not announced)" in second.reason
     assert bench.router.route(request("c", salt=b"x"), cluster(*views)).prefill.engine_id == "p0"
 
 

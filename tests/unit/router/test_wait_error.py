@@ -1,4 +1,4 @@
-from pytest import approx
+import pytest
 
 from pdserve.router.wait_error import WaitError
 
@@ -7,10 +7,10 @@ def test_long_waits_tell_how_wrong_predictions_are() -> None:
     error = WaitError(10.0)
     for _ in range(60):
         error.seen(predicted=4.0, actual=8.0)
-    assert error.ratio == approx(2.0, rel=0.1)
+    assert error.ratio == pytest.approx(2.0, rel=0.1)
     for _ in range(60):
         error.seen(predicted=4.0, actual=4.0)
-    assert error.ratio == approx(1.0, abs=0.01)
+    assert error.ratio == pytest.approx(1.0, abs=0.01)
 
 
 def test_short_ones_hardly_do() -> None:

@@ -26,8 +26,11 @@ def view(
     lost_links: tuple[str, ...] = (),
     max_len: int | None = None,
     numerics: str = "",
+    domain: str = "",
+    handoff_speeds: dict[str, float] | None = None,
 ) -> EngineView:
-    """An engine whose snapshot has just arrived at second 0; running counts requests of other gateways."""
+    """An engine whose snapshot has just arrived at second 0; running counts requests of other gateways.
+    handoff_speeds: seconds per token, by the source's id."""
     load = LoadSnapshot(
         engine_id=engine_id,
         epoch=epoch,
@@ -49,12 +52,14 @@ def view(
             max_tokens_per_step=512,
             max_len=max_len,
             numerics=numerics,
+            domain=domain,
         ),
         step_model=step_model,
         booked=booked or Booked(),
         others_requests=running,
         recent_work=recent_work,
         lost_links=frozenset((name, 1) for name in lost_links),
+        handoff_speeds={(name, 1): speed for name, speed in (handoff_speeds or {}).items()},
     )
 
 

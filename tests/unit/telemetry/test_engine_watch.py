@@ -1,6 +1,7 @@
 """Restarts and silences are counted once each, and nothing else is."""
 
-from pdserve.core.endpoint import EngineState
+from pdserve.core.cluster import EngineView
+from pdserve.core.endpoint import BlockCounts, EngineState, LoadSnapshot
 from pdserve.telemetry.engine_watch import EngineWatch
 from pdserve.telemetry.metrics import Metrics
 from tests.unit.telemetry.records import endpoint
@@ -33,3 +34,22 @@ def test_a_silence_counts_once_however_often_it_is_reported() -> None:
 
 def test_a_gateway_that_meets_a_silent_engine_first_has_not_seen_it_fall_silent() -> None:
     assert counts((1, SUSPECT), (1, DEAD), (2, STARTING)) == (1, None)
+
+
+def test_an_incarnation_that_gives_up_its_memory_counts_once() -> None:
+    metrics = Metrics()
+    watch = EngineWatch(metrics)
+    for epoch, cause in ((1, ""), (1, "quarantine"), (1, "quarantine"), (2, ""), (3, "quarantine")):
+        load = LoadSnapshot(
+            engine_id="decode-0",
+            epoch=epoch,
+            number=1,
+            running=0,
+            waiting=0,
+            backlog_tokens=0,
+            blocks=BlockCounts(total=8, free=0, used=0, leased=0, quarantined=8),
+            draining=bool(cause),
+            drain_cause=cause,
+        )
+        watch.draining([EngineView(endpoint=endpoint("decode-0", epoch), load=load)])
+    assert metrics.registry.get_sample_value("pdserve_quarantine_drains_total", {"engine": "decode-0"}) == 2

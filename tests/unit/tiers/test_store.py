@@ -221,6 +221,92 @@ def test_of_several_blocks_read_in_one_go_the_unreadable_one_is_dropped(
         assert [restore(device, restorer, number) for number in range(4)] == [1, 1, 0, 1]
 
 
+def test_what_was_computed_wrong_is_in_neither_tier_and_not_there_after_a_restart(tmp_path: Path) -> None:
+    with opened(tmp_path, host_slots=2, disk_slots=8) as (device, store, restorer):
+        for number in range(6):
+            save(device, store, number)
+            settle(store)
+        where = dict(store.contents().changes)
+        wrong = [next(n for n in range(6) if where[name(n)] is tier) for tier in Tier]
+        store.save([], (), [name(number) for number in [*wrong, 77]])
+        assert [dict(store.news().changes).get(name(number)) for number in wrong] == [None, None]
+        assert [restore(device, restorer, number) for number in wrong] == [0, 0]
+        sound = [number for number in range(6) if number not in wrong]
+        assert [restore(device, restorer, number) for number in sound] == [1] * 4
+        for number in range(10, 16):
+            save(device, store, number)
+            settle(store)
+    with opened(tmp_path, host_slots=2, disk_slots=8) as (_, store, _):
+        assert not {name(number) for number in wrong} & set(dict(store.contents().changes))
+
+
+def test_a_wrong_block_that_is_saved_only_now_or_on_its_way_to_disk_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, writing, write = threading.Event(), threading.Event(), SlotFile.write
+
+    def slow(file: SlotFile, *args: object) -> None:
+        writing.set()
+        assert gate.wait(30)
+        write(file, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SlotFile, "write", slow)
+    with opened(tmp_path, host_slots=2, disk_slots=8) as (device, store, restorer):
+        save(device, store, 0, 1)
+        assert writing.wait(30)
+        (spilling,) = store._spilling
+        device.fill(0, name(5))
+        store.save([(name(5), 0)], (), [spilling, name(5)])
+        assert store.pin([spilling]) == []
+        assert store.pin([name(5)]) == []
+        gate.set()
+        settle(store)
+        save(device, store, 6)
+        assert restore(device, restorer, 6) == 1
+    with opened(tmp_path, host_slots=2, disk_slots=8) as (_, store, _):
+        assert not {spilling, name(5)} & set(dict(store.contents().changes))
+
+
+def test_a_disk_on_which_nothing_can_be_erased_is_empty_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with opened(tmp_path, host_slots=2, disk_slots=8) as (device, store, restorer):
+        for number in range(4):
+            save(device, store, number)
+            settle(store)
+        where = dict(store.contents().changes)
+        first, second, *_ = (number for number in range(4) if where[name(number)] is Tier.DISK)
+        with monkeypatch.context() as patch:
+            patch.setattr(SlotFile, "blank", broken)
+            store.save([], (), [name(first)])
+        assert restore(device, restorer, first) == 0
+        assert restore(device, restorer, second) == 1
+    with opened(tmp_path, host_slots=2, disk_slots=8) as (_, store, _):
+        assert not store.contents().changes
+
+
+def test_a_block_that_could_not_be_read_is_not_found_again_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with opened(tmp_path, host_slots=2, disk_slots=8) as (device, store, restorer):
+        for number in range(4):
+            save(device, store, number)
+            settle(store)
+        on_disk = [block_hash for block_hash, tier in store.contents().changes if tier is Tier.DISK]
+        with monkeypatch.context() as patch:
+            patch.setattr(SlotFile, "read", broken)
+            victim = next(number for number in range(4) if name(number) == on_disk[0])
+            assert restore(device, restorer, victim) == 0
+    with opened(tmp_path, host_slots=2, disk_slots=8) as (_, store, _):
+        assert name(victim) not in dict(store.contents().changes)
+
+
 def test_a_slow_disk_never_holds_up_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     write = SlotFile.write
@@ -270,6 +356,14 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(chain=st.integers(0, 3), length=st.integers(1, 4))
     def restore(self, chain: int, length: int) -> None:
         restore(self.device, self.restorer, *range(10 * chain, 10 * chain + length))
+
+    @rule(chain=st.integers(0, 3), length=st.integers(1, 4))
+    def delete(self, chain: int, length: int) -> None:
+        wrong = [name(number) for number in range(10 * chain, 10 * chain + length)]
+        self.store.save([], (), wrong)
+        settle(self.store)
+        self.hear()
+        assert not set(wrong) & set(self.mirror)
 
     @rule(choice=st.integers(0, 50))
     def damage(self, choice: int) -> None:

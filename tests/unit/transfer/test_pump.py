@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pdserve.core.errors import TransferFailed
-from pdserve.transfer.base import ReadPlan, TransferBackend
+from pdserve.transfer.base import ReadPlan, TransferBackend, TransferState
 from pdserve.transfer.copying import Copied
 from pdserve.transfer.loopback import LoopbackBackend
 from pdserve.transfer.memory import HostMemory
@@ -85,6 +85,44 @@ def test_a_bug_in_a_backend_ends_the_read_and_not_the_thread(caplog: pytest.LogC
         pump.call(broken).result(SOON)
     pump.close()
     assert pump.join(SOON)
+
+
+class BrokenPoll(Copied):
+    def poll(self) -> TransferState:
+        raise KeyError("bug")
+
+
+class UnpollableBackend(LoopbackBackend):
+    def post(self, peer_id: str, plan: ReadPlan) -> Copied:
+        return BrokenPoll()
+
+
+def test_a_thread_that_fails_tells_its_owner_and_ends_no_read_that_may_still_write(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pump, busy = TransferPump(UnpollableBackend()), threading.Event()
+    begun, waiting, late = queue.Queue[str](), queue.Queue[str](), queue.Queue[str]()
+    pump.call(lambda _: busy.wait(SOON))
+    pump.post(flight(begun))
+    pump.post(flight(waiting))
+    asked = pump.call(lambda _: None)
+    busy.set()
+    assert "loopback transfer backend failed (KeyError" in str(pump.failure.result(SOON))
+    assert "has failed" in waiting.get(timeout=SOON)
+    with pytest.raises(TransferFailed, match="has failed"):
+        asked.result(SOON)
+    assert pump.join(SOON)
+    pump.post(flight(late))
+    assert "closed" in late.get(timeout=SOON)
+    assert begun.empty()
+    assert "Traceback" in caplog.text
+
+
+def test_a_pump_that_ends_in_order_has_not_failed() -> None:
+    pump = TransferPump(connected_backend())
+    pump.close()
+    assert pump.join(SOON)
+    assert not pump.failure.done()
 
 
 def test_spans_beyond_a_memory_are_refused_before_a_byte_is_copied() -> None:

@@ -30,7 +30,9 @@ class Rank:
     async def contents(self) -> TierNews:
         return self.news()
 
-    async def save(self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...]) -> TierNews:
+    async def save(
+        self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
+    ) -> TierNews:
         if self.fails:
             raise EngineDied("gone")
         await self.go.wait()

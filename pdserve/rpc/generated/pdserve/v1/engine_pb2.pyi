@@ -138,7 +138,7 @@ class Departure(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., ticket: _Optional[_Union[TransferTicket, _Mapping]] = ..., output_token_ids: _Optional[_Iterable[int]] = ..., error_code: _Optional[str] = ..., error_message: _Optional[str] = ...) -> None: ...
 
 class EngineDescription(_message.Message):
-    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid", "block_size", "num_blocks", "max_rows", "max_tokens_per_step", "prefix_caching", "numerics")
+    __slots__ = ("engine_id", "role", "epoch", "model_name", "model_revision", "max_model_len", "pid", "block_size", "num_blocks", "max_rows", "max_tokens_per_step", "prefix_caching", "numerics", "domain")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,7 @@ class EngineDescription(_message.Message):
     MAX_TOKENS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
     PREFIX_CACHING_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     role: str
     epoch: int
@@ -165,7 +166,8 @@ class EngineDescription(_message.Message):
     max_tokens_per_step: int
     prefix_caching: bool
     numerics: str
-    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., prefix_caching: bool = ..., numerics: _Optional[str] = ...) -> None: ...
+    domain: str
+    def __init__(self, engine_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model_name: _Optional[str] = ..., model_revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., pid: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_rows: _Optional[int] = ..., max_tokens_per_step: _Optional[int] = ..., prefix_caching: bool = ..., numerics: _Optional[str] = ..., domain: _Optional[str] = ...) -> None: ...
 
 class KVEvents(_message.Message):
     __slots__ = ("epoch", "first_number", "changes")
@@ -312,7 +314,7 @@ class Stamp(_message.Message):
     def __init__(self, name: _Optional[str] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
 
 class LoadSnapshot(_message.Message):
-    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining", "steps", "tiers")
+    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining", "steps", "tiers", "drain_cause")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +325,7 @@ class LoadSnapshot(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_CAUSE_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     epoch: int
     number: int
@@ -333,7 +336,8 @@ class LoadSnapshot(_message.Message):
     draining: bool
     steps: _containers.RepeatedCompositeFieldContainer[StepTally]
     tiers: _containers.RepeatedCompositeFieldContainer[TierTally]
-    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ..., steps: _Optional[_Iterable[_Union[StepTally, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[TierTally, _Mapping]]] = ...) -> None: ...
+    drain_cause: str
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ..., steps: _Optional[_Iterable[_Union[StepTally, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[TierTally, _Mapping]]] = ..., drain_cause: _Optional[str] = ...) -> None: ...
 
 class StepTally(_message.Message):
     __slots__ = ("steps", "tokens", "context", "seconds")
