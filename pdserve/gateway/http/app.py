@@ -20,12 +20,12 @@ from pdserve.gateway.http.orders import orders_router
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The public routes. OpenAPI is at /openapi.json; its viewers load scripts from elsewhere and are off."""
-    routers = (
-        chat_page_router(),
-        probes_router(gateway),
-        models_router(gateway),
+    routers = (  # looked through in this order
         chat_router(gateway),
         completions_router(gateway),
+        models_router(gateway),
+        probes_router(gateway),
+        chat_page_router(),
     )
     return _app("pdserve", gateway, gateway.authenticator, routers)
 
