@@ -64,6 +64,8 @@ class EngineLedger:
         self._prompts: dict[str, BookedPrompt] = {}
         """By request, until its first token; the oldest first."""
         self._decoding: dict[str, Reservation] = {}
+        self._rows: dict[str, BookedDecode] = {}
+        """What is still expected of those in _decoding."""
         self._written: dict[str, int] = {}
         """Request that decodes here, or did and may again → tokens of its answer that have come."""
         self._reserved = 0
@@ -109,9 +111,9 @@ class EngineLedger:
         if self._prompts.pop(request_id, None):
             self._outdate()
         if request_id in self._written:
-            expected = self._row(request_id) if request_id in self._decoding else None
             self._written[request_id] += count
-            if expected and self._row(request_id) != expected:
+            if request_id in self._rows and (row := self._row(request_id)) != self._rows[request_id]:
+                self._rows[request_id] = row
                 self._outdate()
 
     def book(self, reservation: Reservation) -> None:
@@ -125,6 +127,7 @@ class EngineLedger:
     def book_decode(self, reservation: Reservation) -> None:
         self._decoding[reservation.request_id] = reservation
         self._written.setdefault(reservation.request_id, 0)
+        self._rows[reservation.request_id] = self._row(reservation.request_id)
         self._reserved += _reserved_by(reservation)
         self._outdate()
 
@@ -140,6 +143,7 @@ class EngineLedger:
         reservation = self._decoding.pop(request_id, None)
         if reservation is not None:
             self._reserved -= _reserved_by(reservation)
+            del self._rows[request_id]
         self._outdate()
 
     def decoding(self, request_id: str) -> DecodingRequest | None:
@@ -148,7 +152,7 @@ class EngineLedger:
         if booked is None:
             return None
         longest = booked.prompt_tokens + booked.max_tokens
-        return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id], longest)
+        return DecodingRequest(request_id, self._key, self._rows[request_id], self._written[request_id], longest)
 
     def forget(self) -> None:
         """The incarnation has left. What its connection reads before it is closed is not noted any more."""
@@ -219,7 +223,7 @@ class EngineLedger:
         prompts = tuple(self._prompts.values())
         tokens = sum(prompt.tokens for prompt in prompts)
         return Booked(
-            decoding=tuple(map(self._row, self._decoding)),
+            decoding=tuple(self._rows.values()),
             reserved_tokens=self._reserved,
             prefilling=sum(request_id not in self._decoding for request_id in self._prompts),
             prompt_tokens=tokens,
