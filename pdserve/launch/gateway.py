@@ -1,6 +1,7 @@
 """The gateway's process: `python -m pdserve.launch.gateway`, started by the supervisor."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 _STOP_GRACE = 2.0
 """Seconds for the last bytes of answers that are complete, after all requests have ended."""
+_COLLECT_EVERY = 10_000
+"""Objects more than before, for a look at the youngest: requests leave few cycles behind."""
 
 
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
@@ -84,6 +87,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
         if config.telemetry.otlp_endpoint:
             background.append(group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run()))
+        spare_garbage_collection()
         parent.ready(address=local_address(config.host, listener.getsockname()[1]))
         await drain.wait()
         await gateway.intake.drained(max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE))
@@ -91,6 +95,14 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         for task in background:
             task.cancel()
     await sessions.close()
+
+
+def spare_garbage_collection() -> None:
+    """Once all is set up: what is there now stays for good and need not be looked at again. Python's own settings take
+    a fifth of what a short request costs."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_EVERY)
 
 
 def router(config: Config, sessions: SessionPool) -> Router:
