@@ -44,7 +44,15 @@ def _app(
     *checks: Callable[[ASGIApp], ASGIApp],
 ) -> FastAPI:
     """checks see requests that may enter, before any route."""
-    app = FastAPI(title=title, version=version("pdserve"), docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title=title,
+        version=version("pdserve"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # It would see bodies, which nobody else may, and look for exporters at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     install(app, gateway.metrics)
     for router in routers:
         app.include_router(router)
