@@ -92,21 +92,24 @@ def window(harness: Any, suite: str, name: str, target: Target, seconds: float) 
 
 def _figures(measured: dict[str, Any], begun: "_Count | None", ended: "_Count | None") -> dict[str, Any]:
     router, ttft = measured["router"], measured["ttft_ms"]
+    figures = {"rss_mb": router["rss_mb"]}
+    if not ttft:
+        return figures | {
+            "requests_per_second": measured["rps"],
+            "cpu_seconds_per_thousand_requests": router["cpu_s_per_1k_req"],
+        }
     tokens, per_token = measured["tps"], router["cpu_s_per_1M_tok"]
     if begun and ended:
         tokens = (ended.tokens - begun.tokens) / (ended.at - begun.at)
         per_token = 1e6 * (ended.cpu - begun.cpu) / max(1.0, ended.tokens - begun.tokens)
-    figures = {
-        "requests_per_second": measured["rps"],
+    return figures | {
         "tokens_per_second": tokens,
         "events_per_second": measured["tps"],
-        "cpu_seconds_per_thousand_requests": router["cpu_s_per_1k_req"],
         "cpu_seconds_per_million_tokens": per_token,
-        "rss_mb": router["rss_mb"],
+        "ttft_p50_ms": ttft["p50"],
+        "ttft_p99_ms": ttft["p99"],
+        "itl_p99_ms": measured["itl_ms"]["p99"],
     }
-    if ttft:
-        figures |= {"ttft_p50_ms": ttft["p50"], "ttft_p99_ms": ttft["p99"], "itl_p99_ms": measured["itl_ms"]["p99"]}
-    return figures
 
 
 @dataclass(frozen=True)
