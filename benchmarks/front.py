@@ -8,6 +8,7 @@ machine for the gateway. `--hold` only starts it all and prints where, for a loa
 import argparse
 import asyncio
 import json
+import socket
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ from benchmarks.other_load import Moment, others_cores
 from pdserve.cluster.launcher import LaunchSpec
 from pdserve.cluster.process_launcher import ProcessLauncher
 from pdserve.cluster.registry import Registry
-from pdserve.config.schema import Config, to_wire
+from pdserve.config.schema import DEMO_MODEL, Config, to_wire
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.model.config import load_config
 
@@ -31,6 +32,7 @@ WORDS = ("the", "nation", "other", "road", "here", "there", "ruin", "file", "lin
 @dataclass(frozen=True)
 class Front:
     port: int
+    admin_port: int
     pid: int
 
 
@@ -45,9 +47,12 @@ class Tally:
 
 
 @asynccontextmanager
-async def front(pace: float) -> AsyncIterator[Front]:
-    """A gateway before one prefill and one decode engine."""
-    config = Config.model_validate({"port": 0, "grpc_port": 0, "admin_port": 0, "log": {"level": "warning"}})
+async def front(pace: float, model: str = DEMO_MODEL) -> AsyncIterator[Front]:
+    """A gateway before one prefill and one decode engine. model: whose tokenizer, template and sizes to take."""
+    admin_port = _free_port()
+    config = Config.model_validate(
+        {"model": model, "port": 0, "grpc_port": 0, "admin_port": admin_port, "log": {"level": "warning"}}
+    )
     vocab_size = load_config(config.model_path).vocab_size
     async with AsyncExitStack() as stack:
         registry = Registry()
@@ -66,7 +71,7 @@ async def front(pace: float) -> AsyncIterator[Front]:
         facts = await launched.ready()
         port = int(facts["address"].rpartition(":")[2])
         await _until_answering(port)
-        yield Front(port, launched.pid)
+        yield Front(port, admin_port, launched.pid)
 
 
 @asynccontextmanager
@@ -174,6 +179,12 @@ async def window(front: Front, *, concurrency: int, output_tokens: int, stream: 
         "rss_mb": _rss_mb(front.pid),
         "other_cores": others_cores(before, after),
     }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _rss_mb(pid: int) -> float:

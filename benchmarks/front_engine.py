@@ -25,7 +25,7 @@ BLOCK_SIZE = 16
 NUM_BLOCKS = 65_536
 HEARTBEAT = 0.5
 LEASE = 10.0
-_FIRST_SPECIAL = 64
+_FIRST_DRAWN = 512
 """Ids below may be special tokens or single bytes; those are left out of the drawn ones."""
 
 _Context = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommands], AsyncIterator[pb.SessionEvents]]
@@ -141,7 +141,7 @@ class ScriptedEngine(pb_grpc.EngineServiceServicer):
         return pb.SessionEvent(step=pb.StepEvent(epoch=self.epoch, deltas=deltas))
 
     def _token(self) -> int:
-        return self._random.randrange(_FIRST_SPECIAL, self._vocab_size)
+        return self._random.randrange(_FIRST_DRAWN, self._vocab_size)
 
     def _description(self) -> pb.SessionEvent:
         return pb.SessionEvent(

@@ -33,7 +33,7 @@ class Deadline:
     async def before(self, work: Awaitable[T]) -> T:
         """The result of work. Raises TimeoutError, with work cancelled, when the deadline passes first, or has passed
         and work must wait."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         cancelling = task.cancelling()
         self._task = task

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite, isnan
 
+import msgspec
+
 from pdserve.core.admission import DEFAULT_TENANT, LEAST_URGENT, MOST_URGENT
 from pdserve.core.errors import InvalidRequest
 
@@ -100,8 +102,7 @@ class Request:
         _check(MOST_URGENT <= self.priority <= LEAST_URGENT, "priority", f"between {MOST_URGENT} and {LEAST_URGENT}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenDelta:
+class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens one engine step added to one request; the streamed unit.
 
     index is the position of token_ids[0] among the request's output tokens, so that a receiver can

@@ -115,7 +115,7 @@ class AdmissionGate:
         if verdict.rejection:
             raise Overloaded(_refusal(verdict, record.admission, self._error.ratio), retry_after=verdict.retry_after)
         try:
-            choice = await self._turn(request, choice.outlook, expires)
+            choice = await self._turn(request, choice, expires)
             record.stamp("admitted", self._clock.unix())
             return choice
         except TimeoutError:
@@ -147,8 +147,8 @@ class AdmissionGate:
             self._error.seen(admission.predicted_ttft, seconds)
         self.look()
 
-    def look(self) -> None:
-        """Let the next one in if it may go, one at a time."""
+    def look(self, fresh: _Choice | None = None) -> None:
+        """Let the next one in if it may go, one at a time. fresh: made for the first of them in this breath."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -158,7 +158,7 @@ class AdmissionGate:
                 self._leave(head, served=False)
                 continue
             try:
-                choice = self._choose(request)
+                choice = fresh if fresh and fresh.ask.request_id == request.id else self._choose(request)
             except PdserveError as error:
                 self._leave(head, served=False)
                 head.item.set_exception(error)
@@ -172,12 +172,13 @@ class AdmissionGate:
             self._called = request
             head.item.set_result(choice)
 
-    async def _turn(self, request: Request, outlook: Outlook, expires: float) -> _Choice:
+    async def _turn(self, request: Request, choice: _Choice, expires: float) -> _Choice:
         turn: asyncio.Future[_Choice] = asyncio.get_running_loop().create_future()
         self._requests[turn] = request
-        waiting = self._queue.push(turn, tenant=request.tenant, priority=request.priority, cost=outlook.work)
+        waiting = self._queue.push(turn, tenant=request.tenant, priority=request.priority, cost=choice.outlook.work)
         self._pace(request).came(self._clock.monotonic())
-        self.look()
+        if self._queue.first() is waiting:  # who was first before has been looked at
+            self.look(choice)
         try:
             async with asyncio.timeout_at(expires):
                 return await turn

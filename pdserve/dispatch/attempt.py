@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import replace
+
+import msgspec
 
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import Mode, Route
@@ -72,7 +73,7 @@ class Attempt:
                     if delta.finish_reason is not FinishReason.HANDOFF:
                         yield delta
                         return
-                    yield replace(delta, finish_reason=None, trace=None)
+                    yield msgspec.structs.replace(delta, finish_reason=None, trace=None)
                     delta = await decoded
                     self._sessions.link_works(self._route.link)
                 finally:

@@ -27,6 +27,8 @@ from pdserve.telemetry.record import RequestRecord
 _DEADLINE_GRACE = 1.0
 """Seconds an engine gets to report an expired deadline itself, with its trace."""
 
+_STAMPED = "first_token", "second_token"
+
 
 class Dispatcher:
     """Runs requests on the engines of a SessionPool."""
@@ -215,7 +217,7 @@ class Dispatcher:
     def _extend(self, record: RequestRecord, emitted: list[int], delta: TokenDelta) -> None:
         if delta.index != len(emitted):
             raise EngineDied(f"tokens {len(emitted)} to {delta.index} of the answer were lost")
-        for position, name in ((0, "first_token"), (1, "second_token")):
-            if len(emitted) <= position < len(emitted) + len(delta.token_ids):
+        if len(emitted) < len(_STAMPED):
+            for name in _STAMPED[len(emitted) : len(emitted) + len(delta.token_ids)]:
                 record.stamp(name, self._clock.unix())
         emitted += delta.token_ids

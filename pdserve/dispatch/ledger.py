@@ -69,6 +69,8 @@ class EngineLedger:
         self._prompts: dict[str, BookedPrompt] = {}
         """By request, until its first token; the oldest first."""
         self._decoding: dict[str, Reservation] = {}
+        self._rows: dict[str, BookedDecode] = {}
+        """What is still expected of those in _decoding."""
         self._written: dict[str, int] = {}
         """Request that decodes here, or did and may again → tokens of its answer that have come."""
         self._reserved = 0
@@ -126,9 +128,9 @@ class EngineLedger:
             self._outdate()
             self._on_booked(request_id)
         if request_id in self._written:
-            expected = self._row(request_id) if request_id in self._decoding else None
             self._written[request_id] += count
-            if expected and self._row(request_id) != expected:
+            if request_id in self._rows and (row := self._row(request_id)) != self._rows[request_id]:
+                self._rows[request_id] = row
                 self._outdate()
 
     def book(self, reservation: Reservation) -> None:
@@ -143,6 +145,7 @@ class EngineLedger:
     def book_decode(self, reservation: Reservation) -> None:
         self._decoding[reservation.request_id] = reservation
         self._written.setdefault(reservation.request_id, 0)
+        self._rows[reservation.request_id] = self._row(reservation.request_id)
         self._reserved += _reserved_by(reservation)
         self._outdate()
         self._on_booked(reservation.request_id)
@@ -159,6 +162,7 @@ class EngineLedger:
         reservation = self._decoding.pop(request_id, None)
         if reservation is not None:
             self._reserved -= _reserved_by(reservation)
+            del self._rows[request_id]
         self._outdate()
         self._on_booked(request_id)
 
@@ -193,7 +197,7 @@ class EngineLedger:
         if booked is None:
             return None
         longest = booked.prompt_tokens + booked.max_tokens
-        return DecodingRequest(request_id, self._key, self._row(request_id), self._written[request_id], longest)
+        return DecodingRequest(request_id, self._key, self._rows[request_id], self._written[request_id], longest)
 
     def join(self, pool: PoolModel[EngineKey]) -> None:
         """The engine has other peers now."""
@@ -277,7 +281,7 @@ class EngineLedger:
             prompts = tuple(sorted(prompts, key=lambda prompt: prompt.since))
         tokens = sum(prompt.tokens for prompt in prompts)
         return Booked(
-            decoding=(*map(self._row, self._decoding), *others.decoding),
+            decoding=(*self._rows.values(), *others.decoding),
             reserved_tokens=self._reserved + others.reserved_tokens,
             prefilling=sum(request_id not in self._decoding for request_id in self._prompts) + others.prefilling,
             prompt_tokens=tokens,

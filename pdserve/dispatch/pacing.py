@@ -4,9 +4,9 @@ import time
 
 LONGEST = 0.03
 """Seconds at full load: hardly seen by a reader, and some tokens each even of a fast engine."""
-_BUSY = 0.6
+_BUSY = 0.4
 """Part of its core that the event loop uses before anything waits: below, every token goes out by itself."""
-_FULL = 0.95
+_FULL = 0.8
 _SAMPLE = 0.1
 """Seconds over which the load is measured."""
 

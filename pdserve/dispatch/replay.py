@@ -7,6 +7,8 @@ keyed by position, so in deterministic mode the client gets exactly the bytes of
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import EngineKey, EngineView, Link, Route
 from pdserve.core.endpoint import Endpoint
@@ -104,7 +106,7 @@ def rebased(delta: TokenDelta, request_id: str, offset: int) -> TokenDelta:
     """A continuation's delta as part of the whole answer."""
     if not offset and delta.request_id == request_id:
         return delta
-    return replace(delta, request_id=request_id, index=delta.index + offset)
+    return msgspec.structs.replace(delta, request_id=request_id, index=delta.index + offset)
 
 
 @dataclass(slots=True)

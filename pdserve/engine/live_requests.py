@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.failpoints import reach
@@ -154,5 +156,5 @@ class LiveRequests:
         del self._by_request[live.request_id]
         if live.last:
             trace = engine_trace(self._endpoint, event, live.outcome, fetch)
-            out[live.sink].append(replace(live.last, trace=trace))
+            out[live.sink].append(msgspec.structs.replace(live.last, trace=trace))
         self._on_ended()

@@ -3,23 +3,22 @@
 import codecs
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from pdserve.core.request import FinishReason, SamplingParams, TokenDelta
 from pdserve.gateway.stop_matcher import StopMatcher
 from pdserve.gateway.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputToken:
+class OutputToken(msgspec.Struct, frozen=True, kw_only=True):
     """A generated token; logprob is natural, None unless asked for."""
 
     id: int
     logprob: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextDelta:
+class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What a request's text grew by.
 
     tokens are those whose text is complete in this or an earlier delta. finish_reason marks the last delta.

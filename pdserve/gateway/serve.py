@@ -48,6 +48,7 @@ async def serve_http(app: ASGIApp, listener: socket.socket, stop: asyncio.Event,
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=ceil(_KEEP_ALIVE),
         timeout_graceful_shutdown=ceil(grace),
     )

@@ -1,6 +1,7 @@
 """The gateway's process: `python -m pdserve.launch.gateway`, started by the supervisor."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -56,6 +57,8 @@ _log = structlog.get_logger(__name__)
 
 _STOP_GRACE = 2.0
 """Seconds for the last bytes of answers that are complete, after all requests have ended."""
+_COLLECT_EVERY = 10_000
+"""Objects more than before, for a look at the youngest: requests leave few cycles behind."""
 
 
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
@@ -120,6 +123,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
             background.append(group.create_task(_report_demand(payload["registry"], dispatcher, gateway)))
         if config.telemetry.otlp_endpoint:
             background.append(group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run()))
+        _spare_garbage_collection()
         parent.ready(address=local_address(config.host, listener.getsockname()[1]))
         await drain.wait()
         await gateway.intake.drained(max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE))
@@ -131,6 +135,14 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     await sessions.close()
     if link:
         await link.close()
+
+
+def _spare_garbage_collection() -> None:
+    """Once all is set up: what is there now stays for good and need not be looked at again. With Python's own settings
+    collecting takes a fifth of the time that goes to HTTP."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_EVERY)
 
 
 def router(config: Config, sessions: SessionPool) -> Router:

@@ -20,12 +20,12 @@ from pdserve.gateway.http.orders import orders_router
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The public routes. OpenAPI is at /openapi.json; its viewers load scripts from elsewhere and are off."""
-    routers = (
-        chat_page_router(),
-        probes_router(gateway),
-        models_router(gateway),
+    routers = (  # looked through in this order
         chat_router(gateway),
         completions_router(gateway),
+        models_router(gateway),
+        probes_router(gateway),
+        chat_page_router(),
     )
     return _app("pdserve", gateway, gateway.authenticator, routers)
 
@@ -44,7 +44,15 @@ def _app(
     *checks: Callable[[ASGIApp], ASGIApp],
 ) -> FastAPI:
     """checks see requests that may enter, before any route."""
-    app = FastAPI(title=title, version=version("pdserve"), docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title=title,
+        version=version("pdserve"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # It would see bodies, which nobody else may, and look for exporters at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     install(app, gateway.metrics)
     for router in routers:
         app.include_router(router)

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import orjson
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,11 +15,11 @@ from starlette.responses import Response
 from pdserve.core.errors import InvalidRequest
 from pdserve.gateway.settings import GatewaySettings
 
+Model = TypeVar("Model", bound=BaseModel)
+
 
 class BodyRequest(Request):
-    """Reads at most max_body_bytes within receive_timeout, and parses with orjson.
-
-    orjson refuses NaN, infinities, lone surrogates, invalid UTF-8 and nesting deeper than 1024."""
+    """Reads at most max_body_bytes within receive_timeout."""
 
     settings = GatewaySettings()
 
@@ -29,9 +31,6 @@ class BodyRequest(Request):
             except TimeoutError:
                 raise HTTPException(408, "the body did not arrive in time") from None
         return self._body
-
-    async def json(self) -> Any:
-        return orjson.loads(await self.body())
 
     async def _read(self) -> bytes:
         limit = self.settings.max_body_bytes
@@ -49,19 +48,36 @@ class BodyRequest(Request):
 
 
 def route_class(settings: GatewaySettings) -> type[APIRoute]:
-    """A route that takes JSON only, read by a BodyRequest with these settings."""
+    """A route that takes JSON only, read by a BodyRequest with these settings, for endpoints `(request, body: Model)`.
+
+    FastAPI documents such a route, but need not find out anew for each request what its endpoint takes."""
     request_class = type("BoundedRequest", (BodyRequest,), {"settings": settings})
 
     class BodyRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handler = super().get_route_handler()
+            endpoint, model = self.endpoint, get_type_hints(self.endpoint)["body"]
 
             async def handle(request: Request) -> Response:
                 media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if media_type != "application/json":
                     raise InvalidRequest("send the body as `Content-Type: application/json`")
-                return await handler(request_class(request.scope, request.receive))
+                bounded = request_class(request.scope, request.receive)
+                response: Response = await endpoint(bounded, _validated(model, await bounded.body()))
+                return response
 
             return handle
 
     return BodyRoute
+
+
+def _validated(model: type[Model], body: bytes) -> Model:
+    """Raises RequestValidationError. orjson refuses NaN, infinities, lone surrogates, invalid UTF-8 and nesting deeper
+    than 1024."""
+    try:
+        return model.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        problem = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
+        raise RequestValidationError([problem]) from error
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in problems]) from error

@@ -14,18 +14,29 @@ T = TypeVar("T")
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of work; raises Cancelled, with work cancelled and ended, once the client is gone.
 
-    The body must have been read: receive then only reports the disconnect."""
-    task = asyncio.create_task(work)
+    The body must have been read: receive then only reports the disconnect. Work runs in the caller's task, which costs
+    less than one of its own."""
+    task = asyncio.current_task()
+    assert task is not None
+    cancelling = task.cancelling()
+    gone, working = False, True
+
+    def leave(watcher: asyncio.Task[None]) -> None:
+        nonlocal gone
+        if working and not watcher.cancelled():
+            gone = task.cancel()
+
     watcher = asyncio.create_task(_disconnected(receive))
+    watcher.add_done_callback(leave)
     try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Cancelled("the client disconnected")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() <= cancelling:
+            raise Cancelled("the client disconnected") from None
+        raise
     finally:
-        task.cancel()
+        working = False
         watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

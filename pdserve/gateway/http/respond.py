@@ -132,13 +132,16 @@ async def _events(
         try:
             for chunk in wording.opening():
                 yield _event(chunk)
-            async for delta in _chain(first, rest):
+            delta = first
+            while True:
                 if delta.text or delta.tokens:
                     yield b"data: %b\n\n" % wording.chunk(delta)
                     answer.sent()
                 if delta.finish_reason is not None:
-                    for chunk in wording.closing(answer, delta.finish_reason):
-                        yield _event(chunk)
+                    break
+                delta = await anext(rest)
+            for chunk in wording.closing(answer, delta.finish_reason):
+                yield _event(chunk)
             yield b"data: [DONE]\n\n"
         except PdserveError as error:
             yield _event(error_body(error))
@@ -149,12 +152,6 @@ async def _events(
 
 def _event(content: dict[str, object]) -> bytes:
     return b"data: " + orjson.dumps(content) + b"\n\n"
-
-
-async def _chain(first: TextDelta, rest: AsyncIterator[TextDelta]) -> AsyncIterator[TextDelta]:
-    yield first
-    async for delta in rest:
-        yield delta
 
 
 async def _next(deltas: AsyncIterator[TextDelta]) -> TextDelta:

@@ -80,7 +80,7 @@ def delta_from_proto(message: pb.TokenDelta) -> TokenDelta:
         request_id=message.request_id,
         index=message.index,
         token_ids=tuple(message.token_ids),
-        logprobs=tuple(message.logprobs) or None,
+        logprobs=tuple(message.logprobs) if message.logprobs else None,
         finish_reason=known(_FINISH_REASONS, message.finish_reason, "finish reason") if message.finish_reason else None,
         error=(message.error_code, message.error_message) if message.error_code else None,
         trace=trace_from_proto(message.trace) if message.HasField("trace") else None,

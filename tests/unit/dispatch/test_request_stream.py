@@ -153,6 +153,6 @@ async def test_a_closed_stream_leaves_no_timer() -> None:
 
 
 def test_the_window_opens_with_the_load_of_the_loop() -> None:
-    assert window(0.0) == window(0.5) == 0.0
-    assert 0.0 < window(0.7) < window(0.9) < LONGEST
+    assert window(0.0) == window(0.3) == 0.0
+    assert 0.0 < window(0.5) < window(0.7) < LONGEST
     assert window(1.0) == LONGEST
