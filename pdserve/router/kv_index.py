@@ -42,8 +42,6 @@ class _Slot:
     """The last event taken in; None until a snapshot is complete."""
     seen: int = 0
     """The last event that came, before others that are missing."""
-    seen: int = 0
-    """The last event that came, before others that are missing."""
 
 
 class KVIndex:
@@ -144,7 +142,6 @@ class KVIndex:
                 self._take(key, slot, event)
                 slot.last_number = event.number
                 self._settle(key, slot)
-                self._settle(key, slot)
         self._sweep(1024)
         return True
 
@@ -158,11 +155,6 @@ class KVIndex:
             slot.last_number = snapshot.number
             self._settle(key, slot)
         self._sweep(1024)
-
-    def _settle(self, key: EngineKey, slot: _Slot) -> None:
-        """What is known of an incarnation is certain again once nothing is missing of what was seen of it."""
-        if slot.last_number is not None and slot.last_number >= slot.seen:
-            self._doubtful.discard(key)
 
     def _settle(self, key: EngineKey, slot: _Slot) -> None:
         """What is known of an incarnation is certain again once nothing is missing of what was seen of it."""

@@ -191,6 +191,9 @@ class _Engine(EngineServiceServicer):
         for event in self._events:
             yield pb.SessionEvents(events=[event])
 
+    async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainResponse:
+        return pb.DrainResponse(drained=True)
+
 
 @asynccontextmanager
 async def served(*events: pb.SessionEvent) -> AsyncIterator[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from pdserve.core.errors import ConfigError
 from pdserve.scaler.load import load_policy
@@ -136,7 +137,7 @@ def test_every_field_is_described_in_the_documentation() -> None:
     assert not missing
 
 
-def _fields(section: type, prefix: str = "") -> list[str]:
+def _fields(section: type[BaseModel], prefix: str = "") -> list[str]:
     from pdserve.scaler.load import _section
 
     found: list[str] = []
