@@ -128,7 +128,8 @@ def test_what_sleeps_wakes_for_a_request(running: Running) -> None:
     asleep = {"min": 0, "max": 1}
     policies(running.policies, prefill=asleep, decode=asleep, scale_to_zero={"idle": 1.0, "patience": 60.0})
     running.deployment.eventually(lambda: not running.ready("prefill") and not running.ready("decode"), within=60)
-    assert running.deployment.is_ready()
+    running.deployment.eventually(running.deployment.is_ready)  # asleep, and still where requests are to go
+    assert not running.ready("prefill") + running.ready("decode")
     assert running.deployment.complete("wake up").status_code == 200
     rules = {decision["rule"] for decision in running.explanation()["decisions"]}
     assert {"sleep", "wake"} <= rules
