@@ -22,6 +22,10 @@ DECIDED_BY_CHART = frozenset(
         "engine_network",
         "ray",
         "discovery",
+        "only",
+        "engine_prefix",
+        "redis",
+        "policies",
         "api_keys",
         "api_keys_file",
     }
