@@ -27,8 +27,9 @@ from pdserve.core.clock import SystemClock
 from pdserve.core.cluster import Route
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineCapacity, EngineState, LoadSnapshot, Role, StepTally
 from pdserve.core.request import Request, SamplingParams
+from pdserve.dispatch.booking import Booking
 from pdserve.dispatch.ledger import EngineLedger
-from pdserve.dispatch.sessions import Booking, Connection, SessionPool
+from pdserve.dispatch.sessions import Connection, SessionPool
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router

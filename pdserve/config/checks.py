@@ -6,7 +6,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import get_args
 
-from pdserve.config.schema import Config, Device, Launcher, TenantConfig, TransferBackendName, WorkerMode
+from pdserve.config.clients import TenantConfig
+from pdserve.config.schema import Config, Device, Launcher, TransferBackendName, WorkerMode
 from pdserve.config.times import Times
 from pdserve.core.admission import DEFAULT_TENANT
 

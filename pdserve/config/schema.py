@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     ByteSize,
-    ConfigDict,
     Field,
     SecretStr,
     SerializationInfo,
@@ -22,16 +20,20 @@ from pydantic import (
     field_serializer,
 )
 
+from pdserve.config.clients import (
+    AdmissionConfig,
+    IdempotencyConfig,
+    LimitsConfig,
+    RedisConfig,
+    SloConfig,
+    TenantConfig,
+)
+from pdserve.config.pools import PoolsConfig
+from pdserve.config.section import NonEmpty, Port, Positive, Section, shown
 from pdserve.config.times import Times
-from pdserve.core.admission import LEAST_URGENT, MOST_URGENT
-from pdserve.core.endpoint import EngineLimits, Role
 from pdserve.core.layout import KVOrder
 
 DEMO_MODEL = "demo"
-Port = Annotated[int, Field(ge=0, le=65535)]
-Positive = Annotated[int, Field(ge=1)]
-NonEmpty = Annotated[str, Field(min_length=1)]
-Priority = Annotated[int, Field(ge=MOST_URGENT, le=LEAST_URGENT)]
 
 
 TransferBackendName = Literal["nixl", "shared_memory", "gloo", "nccl", "grpc"]
@@ -45,11 +47,6 @@ def _network(value: object, parse: ValidatorFunctionWrapHandler) -> object:
 
 
 Network = Annotated[IPv4Network, WrapValidator(_network)]
-
-
-def _shown(secret: SecretStr, info: SerializationInfo) -> str:
-    """In clear only to whoever asks for it."""
-    return secret.get_secret_value() if info.context and info.context.get("reveal") else str(secret)
 
 
 class Launcher(StrEnum):
@@ -75,98 +72,6 @@ class WorkerMode(StrEnum):
     AUTO = "auto"
     INPROC = "inproc"
     PROCESS = "process"
-
-
-class Section(BaseModel):
-    """Frozen; refuses unknown keys, silent conversions and infinite numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class PlacementConfig(Section):
-    """What each engine takes of the Ray node it is placed on; the process launcher has no use for it."""
-
-    cpus: Annotated[float, Field(ge=0)] | None = None
-    """By default one for each rank."""
-    gpus: Annotated[float, Field(ge=0)] | None = None
-    """A fraction lets engines share a GPU. By default none on cpu, otherwise a fair share of what there is."""
-    resources: dict[NonEmpty, Annotated[float, Field(gt=0)]] = {}
-    """Names of your own that nodes offer, for engines to be placed only there."""
-
-
-class PoolConfig(Section):
-    """How many engines of a role there are, and how much each takes on. Fields as in EngineLimits."""
-
-    engines: Annotated[int, Field(ge=0, le=512)]
-    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
-    """Ranks that compute each engine's model together, each in a process of its own; pools may differ."""
-    max_tokens_per_step: Positive
-    max_rows: Positive
-    chunk_size: Positive
-    accepts_handoff: bool
-    prefix_caching: bool = True
-    depth: Literal[1, 2] = 2
-    domain: NonEmpty | tuple[NonEmpty, ...] | None = None
-    """Name of the fast network the engines are on, such as a rack or an NVLink switch; or several, which they have in
-    turn: prefill-0 the first, prefill-1 the second. PDSERVE_DOMAIN in an engine's environment comes before this."""
-    placement: PlacementConfig = PlacementConfig()
-
-    @property
-    def cpus(self) -> float:
-        """Of the Ray node, for each engine."""
-        return self.tensor_parallel if self.placement.cpus is None else self.placement.cpus
-
-    def limits(self, max_model_len: int) -> EngineLimits:
-        """max_model_len in tokens, prompt and answer together."""
-        return EngineLimits(
-            max_model_len=max_model_len,
-            **self.model_dump(exclude={"engines", "tensor_parallel", "domain", "placement"}),
-        )
-
-    def domain_of(self, number: int) -> str:
-        """Of the engine of that number, as far as this says; empty if it does not."""
-        if isinstance(self.domain, tuple):
-            return self.domain[number % len(self.domain)] if self.domain else ""
-        return self.domain or ""
-
-
-class PrefillPool(PoolConfig):
-    """Reads prompts: large steps, few sequences."""
-
-    engines: Annotated[int, Field(ge=0, le=512)] = 1
-    max_tokens_per_step: Positive = 1024
-    max_rows: Positive = 16
-    chunk_size: Positive = 256
-    accepts_handoff: bool = False
-
-
-class DecodePool(PoolConfig):
-    """Writes tokens: many sequences, and small chunks for the short prompts it reads by itself."""
-
-    engines: Annotated[int, Field(ge=0, le=512)] = 1
-    max_tokens_per_step: Positive = 256
-    max_rows: Positive = 64
-    chunk_size: Positive = 128
-    accepts_handoff: bool = True
-
-
-class UnifiedPool(PoolConfig):
-    """Does both, without handoffs: the baseline disaggregation is compared with."""
-
-    engines: Annotated[int, Field(ge=0, le=512)] = 0
-    max_tokens_per_step: Positive = 512
-    max_rows: Positive = 32
-    chunk_size: Positive = 256
-    accepts_handoff: bool = True
-
-
-class PoolsConfig(Section):
-    prefill: PrefillPool = PrefillPool()
-    decode: DecodePool = DecodePool()
-    unified: UnifiedPool = UnifiedPool()
-
-    def by_role(self) -> dict[Role, PoolConfig]:
-        return {Role.PREFILL: self.prefill, Role.DECODE: self.decode, Role.UNIFIED: self.unified}
 
 
 class RayConfig(Section):
@@ -262,83 +167,6 @@ class ReplayConfig(Section):
     """Seconds a running request waits for an engine to come back."""
 
 
-class SloConfig(Section):
-    """What a new request is held against before it is let in. The defaults suit no application: they only keep a
-    cluster that has far too much to do from doing it too late. Set your own."""
-
-    ttft: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds from a request's arrival to its first token."""
-    tpot: Annotated[float, Field(gt=0)] = 1.0
-    """Seconds per token after the first."""
-
-
-class AdmissionConfig(Section):
-    """Requests that no engine can start yet wait in the gateway; those whose first token would come too late are told
-    so at once."""
-
-    enabled: bool = True
-    """false: everything goes to the engines at once and waits there. Tenants' limits hold nevertheless."""
-    headroom: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Share of slo.ttft that a predicted wait may use up; predictions err."""
-    max_waiting: Positive = 256
-    """Requests of one tenant that may wait."""
-    steps_ahead: Annotated[float, Field(ge=0)] = 0.25
-    """Full steps of prompts that engines have in front of them before requests wait here. With none, short prompts are
-    computed one by one; more makes everybody wait for whoever sends most."""
-
-
-class TenantConfig(Section):
-    """Clients with keys, a share of the cluster and a cache of their own."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    keys: tuple[Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")], ...]
-    """SHA-256 of each API key, as `pdserve keys new` prints it."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Its share of the engines against other tenants', while they want more than there is."""
-    requests_per_second: Annotated[float, Field(gt=0)] | None = None
-    burst: Positive | None = None
-    """Requests that may come at once; by default what may come in a second."""
-    concurrent_requests: Positive | None = None
-    """Those in progress, waiting ones included."""
-    share_group: NonEmpty | None = None
-    """Tenants that name the same group find each other's prompts in the cache, and can find out what others ask by how
-    fast an answer begins. Without, nobody shares."""
-    priority: Priority = 0
-    """The most urgent its requests may ask for; the lower goes first."""
-
-
-class RedisConfig(Section):
-    """State that several routers share (docs/routers.md). Without a url each is on its own."""
-
-    url: Annotated[SecretStr, Field(min_length=9)] | None = None
-    """redis://[[user]:password@]host[:port][/db], rediss:// for TLS."""
-    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "pdserve"
-    """Before every key: routers of one namespace share engines and tenants."""
-
-    @field_serializer("url")
-    def _hide_url(self, url: SecretStr | None, info: SerializationInfo) -> str | None:
-        return _shown(url, info) if url else None
-
-
-class IdempotencyConfig(Section):
-    """Requests with an `Idempotency-Key`: a client that asks again gets the one answer."""
-
-    keep: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds after its end for which an answer is kept."""
-    max_answers: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
-    """Answers one router keeps in its memory; of more, the oldest go."""
-
-
-class LimitsConfig(Section):
-    """What one client may ask for."""
-
-    max_body_bytes: Annotated[ByteSize, Field(ge=1024)] = ByteSize(4 * 2**20)
-    max_chat_tokens: Positive = 1024
-    """Longest chat answer when the request names no max_tokens."""
-    request_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds from a request's arrival to its last token, queueing included."""
-
-
 class LogConfig(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["console", "json"] = "console"
@@ -412,7 +240,7 @@ class Config(Section):
 
     @field_serializer("api_keys")
     def _hide_keys(self, keys: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
-        return [_shown(key, info) for key in keys]
+        return [shown(key, info) for key in keys]
 
     @property
     def model_path(self) -> Path:

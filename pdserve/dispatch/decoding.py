@@ -17,9 +17,10 @@ from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import Cancelled, EngineDied, PdserveError, TransferTimeout
 from pdserve.core.request import FinishReason, Request, TokenDelta
 from pdserve.core.ticket import Departure
+from pdserve.dispatch.booking import Booking
 from pdserve.dispatch.engine_stream import EngineStream
 from pdserve.dispatch.replay import Lost, continued, rebased
-from pdserve.dispatch.sessions import Booking, SessionPool
+from pdserve.dispatch.sessions import SessionPool
 from pdserve.telemetry.record import Migration, MoveReason, RequestRecord
 
 _MOVED = "ok"

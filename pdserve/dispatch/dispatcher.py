@@ -13,10 +13,11 @@ from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request, TokenDelta
 from pdserve.dispatch.admission import AdmissionGate, Visit
 from pdserve.dispatch.attempt import Attempt
+from pdserve.dispatch.booking import Booking
 from pdserve.dispatch.demand import DemandMeter, Metered
 from pdserve.dispatch.migration import MigrationRules, Migrator
 from pdserve.dispatch.replay import Lost, ReplayBudget, ReplayHistory, ReplayRules, continuation, rebased
-from pdserve.dispatch.sessions import Booking, SessionPool
+from pdserve.dispatch.sessions import SessionPool
 from pdserve.dispatch.tenant_limits import TenantCounters
 from pdserve.router.admission import AdmissionRules
 from pdserve.router.router import Router

@@ -14,9 +14,10 @@ from pdserve.core.clock import Clock
 from pdserve.core.cluster import EngineKey
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, Unavailable
+from pdserve.dispatch.booking import Booking
 from pdserve.dispatch.decoding import Decoding
 from pdserve.dispatch.replay import Lost
-from pdserve.dispatch.sessions import Booking, SessionPool
+from pdserve.dispatch.sessions import SessionPool
 from pdserve.router.rebalancing import Move
 from pdserve.router.router import Router
 from pdserve.telemetry.record import MoveReason

@@ -6,7 +6,8 @@ from typing import Any
 
 from pdserve.cluster.launcher import LaunchSpec, Resources
 from pdserve.cluster.supervisor import Desired
-from pdserve.config.schema import Config, Device, PoolConfig, to_wire
+from pdserve.config.pools import PoolConfig
+from pdserve.config.schema import Config, Device, to_wire
 from pdserve.core.endpoint import Role
 
 GATEWAY = "gateway"

@@ -13,9 +13,10 @@ import structlog
 
 from pdserve.cluster.registry import order_engine, watch_endpoints
 from pdserve.cluster.scaling import REPORT_EVERY, explain_scaling, report_demand
-from pdserve.config.schema import Config, TenantConfig, from_wire
+from pdserve.config.clients import TenantConfig
+from pdserve.config.schema import Config, from_wire
 from pdserve.core.admission import TenantRules
-from pdserve.core.clock import SystemClock
+from pdserve.core.clock import Clock, SystemClock
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError, PdserveError
 from pdserve.core.protocols import ModelInfo
@@ -35,7 +36,14 @@ from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.ports import local_address
-from pdserve.launch.routers import KnownEngines, exchange_bookings, open_link, shared_claims, shared_counters
+from pdserve.launch.routers import (
+    KnownEngines,
+    Publish,
+    exchange_bookings,
+    open_link,
+    shared_claims,
+    shared_counters,
+)
 from pdserve.launch.sizing import max_model_len
 from pdserve.model.checkpoint import eos_token_ids, model_revision
 from pdserve.model.config import load_config
@@ -51,6 +59,7 @@ from pdserve.telemetry.logs import configure_logs
 from pdserve.telemetry.scaler_metrics import ScalerFigures
 
 if TYPE_CHECKING:
+    from pdserve.shared.link import RedisLink
     from pdserve.telemetry.tracing import TraceQueue
 
 _log = structlog.get_logger(__name__)
@@ -69,50 +78,17 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     link = open_link(config, clock)
     sessions = SessionPool(config.times, clock, index=KVIndex(max_blocks=config.routing.index_blocks))
     routes = router(config, sessions)
-    dispatcher = Dispatcher(
-        sessions,
-        routes,
-        clock,
-        ReplayRules(**config.replay.model_dump()),
-        MigrationRules(deadline=config.times.migration),
-        AdmissionRules(**config.slo.model_dump(), **config.admission.model_dump()),
-        {tenant.name: tenant_rules(tenant) for tenant in config.tenants},
-        shared_counters(config, link) if link else None,
-    )
-    gateway = Gateway(
-        dispatcher,
-        Tokenizer.load(config.model_path),
-        model_info(config),
-        _settings(config),
-        clock=clock,
-        order_engine=partial(order_engine, payload["registry"]),
-        move_request=dispatcher.move,
-        waiting=dispatcher.waiting,
-        claims=shared_claims(config, link) if link else None,
-        degraded=lambda: ("redis",) if link and not link.up else (),
-        explain_scaling=partial(explain_scaling, payload["registry"]) if config.policies else None,
-        prepare=PromptHasher(routes),
-    )
+    dispatcher = _dispatcher(config, sessions, routes, clock, link)
+    gateway = _gateway(config, payload["registry"], dispatcher, PromptHasher(routes), clock, link)
+    engines = KnownEngines(_introduce(gateway, sessions))
     if link:
         others = exchange_bookings(config, link, sessions, clock)
         gateway.metrics.routers.watch(lambda: link.up, lambda: others.num_known)
-    watch = EngineWatch(gateway.metrics)
-
-    def meet(endpoints: tuple[Endpoint, ...]) -> None:
-        sessions.update(endpoints)
-        watch.update(endpoints)
-
-    engines = KnownEngines(meet)
-    if link:
         engines.follow(link, payload["owner"], clock, config.times.shared_lease)
-    gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
-    if config.telemetry.vllm_names:
-        gateway.metrics.name_as_vllm(config.model_name, gateway.generator.engines)
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     stop = asyncio.Event()
-    sessions.on_draining.append(lambda: watch.draining(sessions.state().engines))
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(_follow(payload["registry"], engines))]
         shared = [group.create_task(link.run())] if link else []
@@ -135,6 +111,61 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     await sessions.close()
     if link:
         await link.close()
+
+
+def _dispatcher(
+    config: Config, sessions: SessionPool, routes: Router, clock: Clock, link: "RedisLink | None"
+) -> Dispatcher:
+    return Dispatcher(
+        sessions,
+        routes,
+        clock,
+        ReplayRules(**config.replay.model_dump()),
+        MigrationRules(deadline=config.times.migration),
+        AdmissionRules(**config.slo.model_dump(), **config.admission.model_dump()),
+        {tenant.name: tenant_rules(tenant) for tenant in config.tenants},
+        shared_counters(config, link) if link else None,
+    )
+
+
+def _gateway(
+    config: Config,
+    registry: str,
+    dispatcher: Dispatcher,
+    hasher: PromptHasher,
+    clock: Clock,
+    link: "RedisLink | None",
+) -> Gateway:
+    gateway = Gateway(
+        dispatcher,
+        Tokenizer.load(config.model_path),
+        model_info(config),
+        _settings(config),
+        clock=clock,
+        order_engine=partial(order_engine, registry),
+        move_request=dispatcher.move,
+        waiting=dispatcher.waiting,
+        claims=shared_claims(config, link) if link else None,
+        degraded=lambda: ("redis",) if link and not link.up else (),
+        explain_scaling=partial(explain_scaling, registry) if config.policies else None,
+        prepare=hasher,
+    )
+    if config.telemetry.vllm_names:
+        gateway.metrics.name_as_vllm(config.model_name, gateway.generator.engines)
+    return gateway
+
+
+def _introduce(gateway: Gateway, sessions: SessionPool) -> Publish:
+    """A function that tells sessions and metrics which engines there are."""
+    watch = EngineWatch(gateway.metrics)
+    gateway.metrics.watch_index(partial(_index_sizes, sessions.index))
+    sessions.on_draining.append(lambda: watch.draining(sessions.state().engines))
+
+    def introduce(endpoints: tuple[Endpoint, ...]) -> None:
+        sessions.update(endpoints)
+        watch.update(endpoints)
+
+    return introduce
 
 
 def _spare_garbage_collection() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pdserve.config.schema import NonEmpty, Section
+from pdserve.config.section import NonEmpty, Section
 from pdserve.core.endpoint import Role
 
 Seconds = Annotated[float, Field(gt=0)]

@@ -6,7 +6,8 @@ from typing import Annotated
 import yaml
 from pydantic import Field, ValidationError
 
-from pdserve.config.schema import DecodePool, PoolsConfig, PrefillPool, Section, UnifiedPool
+from pdserve.config.pools import DecodePool, PoolsConfig, PrefillPool, UnifiedPool
+from pdserve.config.section import Section
 from pdserve.core.batch import Batch
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError

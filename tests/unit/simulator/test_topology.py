@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Literal
 
-from pdserve.config.schema import DecodePool, PoolsConfig, PrefillPool
+from pdserve.config.pools import DecodePool, PoolsConfig, PrefillPool
 from pdserve.core.cluster import Mode
 from pdserve.core.endpoint import Role
 from pdserve.router.rules import RoutingRules
