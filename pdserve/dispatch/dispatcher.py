@@ -158,6 +158,7 @@ class Dispatcher:
         route, decided = await deadline.before(turn)
         record.route = route
         record.stamp("routed", self._clock.unix())
+        computed = False
         try:
             with self._sessions.book(share, route) as booking:
                 visit.booked()
@@ -169,12 +170,14 @@ class Dispatcher:
                 try:
                     async with aclosing(attempt.deltas(share)) as deltas:
                         while delta := await deadline.before(anext(deltas, None)):
+                            computed = True
                             yield delta
                 except Lost:
                     history.numerics = history.numerics or booking.numerics
                     raise
         except BaseException:
-            self._router.retract(share, route, decided)
+            if not computed:
+                self._router.retract(share, route, decided)
             raise
 
     async def _route_again(self, share: Request, history: ReplayHistory) -> tuple[Route, float]:

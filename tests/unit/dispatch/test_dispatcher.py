@@ -28,6 +28,16 @@ async def test_nobody_is_expected_to_hold_a_prompt_that_will_not_be_computed(ref
     await bench.pool.close()
 
 
+async def test_a_prompt_that_is_computed_stays_expected_until_it_is_announced() -> None:
+    bench = Bench(MigrationRules())
+    bench.engines("d0")
+    await bench.ask("r")
+    bench.lines["d0"].say("r", 0, 10, end=FinishReason.STOP)
+    assert await bench.tasks["r"] is FinishReason.STOP
+    assert bench.pool.index.num_expected == len(PROMPT) // 4
+    await bench.pool.close()
+
+
 async def test_a_replay_goes_on_where_results_round_alike_and_a_mixture_is_told_once() -> None:
     bench = Bench(MigrationRules())
     bench.engines("d0")
