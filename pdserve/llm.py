@@ -22,8 +22,9 @@ from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint, EngineLimits, EngineState, Role, new_epoch
 from pdserve.core.errors import InvalidRequest, from_wire
-from pdserve.core.request import MAX_SEED, FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.core.request import MAX_SEED, FinishReason, Request, SamplingParams
 from pdserve.core.ticket import TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.engine.engine import Engine
 from pdserve.engine.server import grpc_links
 from pdserve.gateway.detokenizer import Detokenizer

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from pdserve.core.cluster import EngineView, Mode, Route
 from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapshot, Role
-from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason, Request
+from pdserve.core.token_delta import TokenDelta
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.app import create_admin_app, create_app
 from pdserve.gateway.serve import bind, serve_http

@@ -2,15 +2,18 @@
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pdserve.core.batch import Batch, StepOutput
 from pdserve.core.endpoint import LoadSnapshot
 from pdserve.core.layout import KVLayout
 from pdserve.core.pair_check import MachineFacts, WireBytes
-from pdserve.core.request import Request, TokenDelta
+from pdserve.core.request import Request
 from pdserve.core.shards import KVPart, KVShard
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
+
+if TYPE_CHECKING:
+    from pdserve.core.token_delta import TokenDelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +185,9 @@ class DeltaStream(Protocol):
         """When (event-loop seconds) the last delta arrived, read or not."""
         ...
 
-    def __aiter__(self) -> AsyncIterator[TokenDelta | TransferTicket]: ...
+    def __aiter__(self) -> "AsyncIterator[TokenDelta | TransferTicket]": ...
 
-    def __anext__(self) -> Awaitable[TokenDelta | TransferTicket]: ...
+    def __anext__(self) -> "Awaitable[TokenDelta | TransferTicket]": ...
 
     def aclose(self) -> Awaitable[None]: ...
 

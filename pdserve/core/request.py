@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import isfinite, isnan
 
-import msgspec
-
 from pdserve.core.admission import DEFAULT_TENANT, LEAST_URGENT, MOST_URGENT
 from pdserve.core.errors import InvalidRequest
 
@@ -100,24 +98,6 @@ class Request:
             raise InvalidRequest("the prompt has no tokens", "prompt")
         _check(not isnan(self.timeout), "timeout", "a number of seconds")
         _check(MOST_URGENT <= self.priority <= LEAST_URGENT, "priority", f"between {MOST_URGENT} and {LEAST_URGENT}")
-
-
-class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens one engine step added to one request; the streamed unit.
-
-    index is the position of token_ids[0] among the request's output tokens, so that a receiver can
-    drop repeats and notice gaps. logprobs, when asked for, align with token_ids (natural log of the
-    unfiltered, temperature-1 distribution). The last delta carries finish_reason.
-    """
-
-    request_id: str
-    index: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...] | None = None
-    finish_reason: FinishReason | None = None
-    error: tuple[str, str] | None = None
-    """(code, message) when finish_reason is ERROR."""
-    trace: "EngineTrace | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,9 @@ from pdserve.core.clock import Clock
 from pdserve.core.cluster import Mode, Route
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import PdserveError
-from pdserve.core.request import EngineTrace, FinishReason, Request, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason, Request
 from pdserve.core.ticket import KVSource, TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.decoding import Decoding
 from pdserve.dispatch.engine_stream import EngineStream
 from pdserve.dispatch.replay import lost

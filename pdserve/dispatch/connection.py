@@ -10,8 +10,9 @@ from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, LoadSnapshot
 from pdserve.core.errors import EngineDied, PdserveError
-from pdserve.core.request import Request, TokenDelta
+from pdserve.core.request import Request
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.pacing import Pacer
 from pdserve.dispatch.request_stream import RequestStream

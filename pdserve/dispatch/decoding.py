@@ -15,8 +15,9 @@ from pdserve.core.clock import Clock
 from pdserve.core.cluster import Mode, Route
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import Cancelled, EngineDied, PdserveError, TransferTimeout
-from pdserve.core.request import FinishReason, Request, TokenDelta
+from pdserve.core.request import FinishReason, Request
 from pdserve.core.ticket import Departure
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.booking import Booking
 from pdserve.dispatch.engine_stream import EngineStream
 from pdserve.dispatch.replay import Lost, continued, rebased

@@ -10,7 +10,8 @@ from pdserve.core.clock import Clock
 from pdserve.core.cluster import EngineView, Route
 from pdserve.core.deadline import Deadline
 from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
-from pdserve.core.request import Request, TokenDelta
+from pdserve.core.request import Request
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.admission import AdmissionGate, Visit
 from pdserve.dispatch.attempt import Attempt
 from pdserve.dispatch.booking import Booking

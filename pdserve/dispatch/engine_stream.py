@@ -6,8 +6,9 @@ from pdserve.core.cluster import Route
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import EngineDied, PdserveError, from_wire
 from pdserve.core.protocols import DeltaStream
-from pdserve.core.request import EngineTrace, FinishReason, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason
 from pdserve.core.ticket import TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.replay import lost
 
 

@@ -23,7 +23,8 @@ from pdserve.core.errors import (
     TransferTimeout,
     Unavailable,
 )
-from pdserve.core.request import Request, TokenDelta
+from pdserve.core.request import Request
+from pdserve.core.token_delta import TokenDelta
 
 _LINK_ERRORS = (LinkLost, TransferFailed, TransferTimeout)
 """What a decode engine reports when nothing came over the link, whichever end is to blame."""

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from pdserve.core.errors import PdserveError
-from pdserve.core.request import FinishReason, TokenDelta
+from pdserve.core.request import FinishReason
 from pdserve.core.ticket import TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.pacing import Pacer
 
 _MOST_MERGED = 256

@@ -1,7 +1,8 @@
 """What one engine tells a gateway of its share of a request: tokens, and how it came by them."""
 
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch
+from pdserve.core.token_delta import TokenDelta
 from pdserve.engine.core_events import Emitted, Finished
 from pdserve.engine.handoff_target import FetchOutcome
 from pdserve.engine.pull_tally import PullTally

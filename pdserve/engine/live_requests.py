@@ -8,8 +8,9 @@ import msgspec
 
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.failpoints import reach
-from pdserve.core.request import FinishReason, TokenDelta
+from pdserve.core.request import FinishReason
 from pdserve.core.ticket import TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.engine.core_events import (
     Computed,
     CoreEvent,

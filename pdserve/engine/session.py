@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 from pdserve.config.times import Times
 from pdserve.core.blocks import KVEvent, KVSnapshot
 from pdserve.core.errors import PdserveError
-from pdserve.core.request import FinishReason, TokenDelta
+from pdserve.core.request import FinishReason
 from pdserve.core.ticket import Departure, TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.engine.engine import Engine
 from pdserve.engine.kv_feed import KVReader
 from pdserve.rpc import convert

@@ -12,7 +12,8 @@ import structlog
 from pdserve.core.clock import Clock
 from pdserve.core.deadline import Deadline
 from pdserve.core.errors import Cancelled, DeadlineExceeded, PdserveError
-from pdserve.core.request import FinishReason, Request, TokenDelta
+from pdserve.core.request import FinishReason, Request
+from pdserve.core.token_delta import TokenDelta
 from pdserve.gateway.detokenizer import Detokenizer, TextDelta
 from pdserve.gateway.intake import Intake
 from pdserve.gateway.ports import Generator, PreparePrompt

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pdserve.core.request import FinishReason, SamplingParams, TokenDelta
+from pdserve.core.request import FinishReason, SamplingParams
+from pdserve.core.token_delta import TokenDelta
 from pdserve.gateway.stop_matcher import StopMatcher
 from pdserve.gateway.vocabulary import Vocabulary
 

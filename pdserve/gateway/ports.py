@@ -5,7 +5,8 @@ from typing import Protocol
 
 from pdserve.cluster.registry import EngineOrder
 from pdserve.core.cluster import EngineView
-from pdserve.core.request import Request, TokenDelta
+from pdserve.core.request import Request
+from pdserve.core.token_delta import TokenDelta
 from pdserve.telemetry.record import RequestRecord
 
 

@@ -9,8 +9,9 @@ from pdserve.core.blocks import KVEvent, KVSnapshot
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import LoadSnapshot
 from pdserve.core.errors import EngineDied, PdserveError
-from pdserve.core.request import FinishReason, Request, TokenDelta
+from pdserve.core.request import FinishReason, Request
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.connection import settle_departure
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.request_stream import RequestStream

@@ -20,7 +20,7 @@ from tests.transfer_faults import FaultyBackend
 
 STREAMS = 12
 SPECS = {
-    "p": NodeSpec(role=Role.PREFILL, limits=EngineLimits(chunk_size=32)),
+    "p": NodeSpec(role=Role.PREFILL, limits=EngineLimits(chunk_size=32), num_blocks=256),
     "d0": NodeSpec(role=Role.DECODE, num_blocks=512),
     "d1": NodeSpec(role=Role.DECODE, num_blocks=512),
 }

@@ -12,7 +12,8 @@ from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.flows.inproc import Cluster, NodeSpec, PairsOnly, open_cluster
 
 GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=6, ignore_eos=True)
-PROMPT = [(5 * i + 2) % VOCAB_SIZE for i in range(150)]
+PROMPT = [(5 * i + 2) % VOCAB_SIZE for i in range(900)]
+"""Long enough for pulls to begin before its prefill ends, on any machine."""
 
 
 @pytest.fixture

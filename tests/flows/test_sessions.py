@@ -9,7 +9,8 @@ import pytest
 from pdserve.config.times import Times
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import EngineState, Role
-from pdserve.core.request import Request, SamplingParams, TokenDelta
+from pdserve.core.request import Request, SamplingParams
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.router.loading import load_policy
@@ -48,16 +49,18 @@ async def test_an_engine_that_cannot_obey_a_command_does_not_stay_deaf_to_those_
     async with open_cluster(checkpoint, SPECS, times=Times(heartbeat=0.1)) as cluster:
         engine = cluster.engines["d"]
 
-        def fail(request_id: str) -> None:
+        def fail(*_: object) -> None:
             raise ValueError("a defect")
 
         connection = cluster.sessions.client(engine.endpoint)
         with monkeypatch.context() as defect:
-            defect.setattr(engine, "cancel", fail)
-            connection.cancel("nobody")  # type: ignore[attr-defined]
+            defect.setattr(engine, "depart", fail)
+            departing = asyncio.create_task(connection.depart("nobody"))
             async with asyncio.timeout(10):
                 while not connection.failed:
                     await asyncio.sleep(0.01)
+        departing.cancel()
+        await asyncio.gather(departing, return_exceptions=True)
         answer = await cluster.answer(range(60), GREEDY, timeout=10.0)
         assert len(answer.token_ids) == GREEDY.max_tokens
         await cluster.until_idle()

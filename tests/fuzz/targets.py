@@ -18,9 +18,10 @@ from pdserve.core.endpoint import BlockCounts, Endpoint, EngineState, LoadSnapsh
 from pdserve.core.errors import Unavailable, from_wire
 from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import ModelInfo, PeerAddress, PullReceipt, PullSpec, RankAddress
-from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams
 from pdserve.core.shards import KVPart, KVShard
 from pdserve.core.ticket import Departure, HandoffDone, KVSource, Lent, RegionReady, TicketGone, TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.rpc import convert
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import kv_pb2

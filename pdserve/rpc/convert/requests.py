@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from math import isfinite
 
-from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams
+from pdserve.core.token_delta import TokenDelta
 from pdserve.rpc.convert.fields import known, require
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 

@@ -10,8 +10,9 @@ from pdserve.config.times import Times
 from pdserve.core.blocks import KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import EngineDied, Unavailable
-from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.core.ticket import Departure, TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.connection import EngineConnection
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.router.kv_index import BlockHit, KVIndex

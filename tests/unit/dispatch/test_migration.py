@@ -20,8 +20,9 @@ from pdserve.core.endpoint import (
     StepTally,
 )
 from pdserve.core.errors import Cancelled, InvalidRequest, PdserveError, TransferFailed, TransferTimeout, Unavailable
-from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams, TokenDelta
+from pdserve.core.request import EngineTrace, FinishReason, PrefixFetch, Request, SamplingParams
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.dispatch.migration import MigrationRules

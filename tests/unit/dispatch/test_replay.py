@@ -20,7 +20,8 @@ from pdserve.core.errors import (
     TransferTimeout,
     Unavailable,
 )
-from pdserve.core.request import Request, SamplingParams, TokenDelta
+from pdserve.core.request import Request, SamplingParams
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.replay import (
     Lost,
     ReplayBudget,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.core.errors import EngineDied
-from pdserve.core.request import FinishReason, TokenDelta
+from pdserve.core.request import FinishReason
+from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.pacing import LONGEST, Pacer, window
 from pdserve.dispatch.request_stream import RequestStream
 

@@ -9,7 +9,8 @@ from prometheus_client import Counter, Histogram
 from structlog.testing import capture_logs
 
 from pdserve.core.errors import Cancelled, DeadlineExceeded
-from pdserve.core.request import FinishReason, Request, SamplingParams, TokenDelta
+from pdserve.core.request import FinishReason, Request, SamplingParams
+from pdserve.core.token_delta import TokenDelta
 from pdserve.gateway.answer import Answer
 from pdserve.gateway.auth import Identity
 from pdserve.gateway.gateway import Ask, Gateway

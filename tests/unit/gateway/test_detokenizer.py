@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
-from pdserve.core.request import FinishReason, SamplingParams, TokenDelta
+from pdserve.core.request import FinishReason, SamplingParams
+from pdserve.core.token_delta import TokenDelta
 from pdserve.gateway.detokenizer import Detokenizer, OutputToken, TextDelta
 from pdserve.gateway.tokenizer import Tokenizer
 from tests import tiny_tokenizers as tiny
