@@ -204,10 +204,12 @@ class SessionPool:
         again is avoided."""
         stages = dict(trace.transfer_stages)
         seconds = stages.get("post", 0.0) + stages.get("wire", 0.0)
-        if trace.transfer_bytes >= LEAST_BYTES and self._leaves_domain(link):
+        far = self._leaves_domain(link)
+        if far and trace.transfer_bytes >= LEAST_BYTES:
             self._handoff_speeds.carried(link, tokens, seconds)
             self._views.outdate(link)
-        if self._watch.carried(link, trace.transfer_bytes, seconds) and self._links.lost(link, self._bad_link_backoff):
+        slow = self._watch.carried(link, trace.transfer_bytes, seconds, far=far)
+        if slow and self._links.lost(link, self._bad_link_backoff):
             _log.warning("link slow, handoffs avoid it", bytes=trace.transfer_bytes, seconds=seconds, **_named(link))
 
     def link_damaged(self, link: Link) -> None:

@@ -28,6 +28,17 @@ def test_its_slowness_does_not_make_the_others_look_fast_or_slow() -> None:
         assert not watch.carried(THIRD, MB, 2.0)
 
 
+def test_a_link_to_another_domain_is_compared_with_others_that_lead_to_one() -> None:
+    watch = PairWatch()
+    for _ in range(SLOW_STREAK):
+        assert not watch.carried(OTHER, MB, 1.0)
+        assert not watch.carried(LINK, MB, 100.0, far=True)
+    for _ in range(SLOW_STREAK):
+        assert not watch.carried(THIRD, MB, 10.0, far=True)
+    said = [watch.carried(LINK, MB, 100.0, far=True) for _ in range(SLOW_STREAK)]
+    assert said[-1], "slower than its own kind"
+
+
 @given(st.lists(st.floats(1e-6, 1e6), max_size=20))
 def test_a_sole_link_is_never_slow(seconds: list[float]) -> None:
     watch = PairWatch()
