@@ -30,7 +30,6 @@ from pdserve.engine.core_events import (
     Computed,
     CoreEvent,
     Departing,
-    Emitted,
     FetchAborted,
     FetchReady,
     HandoffScheduled,
@@ -358,16 +357,7 @@ class EngineCore:
         if index == 0:
             self._stamp(sequence, "first_token")
         reason = sequence.rule.reason(token_id, index + 1)
-        self._events.append(
-            Emitted(
-                sequence_id=sequence.sequence_id,
-                request_id=sequence.request.id,
-                index=index,
-                token_ids=result.token_ids,
-                logprobs=result.logprobs,
-                finish_reason=reason,
-            )
-        )
+        self._events.append(emitted(sequence, index, result.token_ids, result.logprobs, reason))
         if reason or index + 1 >= sequence.max_output_tokens:
             self._finish(sequence)
 
