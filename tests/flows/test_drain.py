@@ -54,7 +54,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("deployment")
     failpoints = folder / "failpoints"
     failpoints.mkdir()
-    checkpoint = make_checkpoint(folder / "qwen3", "qwen3", num_hidden_layers=12)
+    checkpoint = make_checkpoint(folder / "qwen3", "qwen3", num_hidden_layers=24)
     settings = {
         "model": str(checkpoint),
         "device": "cpu",
@@ -98,7 +98,7 @@ def judge(running: Running, asks: list[Ask], streams: "list[Future[Stream]]") ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_drained_engine_restarts_and_its_sixteen_streams_go_on_elsewhere(running: Running) -> None:
     deployment, asks = running.deployment, make_asks(salt=1, max_tokens=1200)
     with ThreadPoolExecutor(STREAMS) as clients:
@@ -116,7 +116,7 @@ def test_a_drained_engine_restarts_and_its_sixteen_streams_go_on_elsewhere(runni
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_an_engine_that_is_told_to_end_by_its_machine_loses_nothing(running: Running) -> None:
     """As when a spot instance is taken away: nobody but the engine knows."""
     deployment, asks = running.deployment, make_asks(salt=40, count=6, max_tokens=1700)
@@ -131,7 +131,7 @@ def test_an_engine_that_is_told_to_end_by_its_machine_loses_nothing(running: Run
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("victim", "point"),
     [

@@ -53,7 +53,7 @@ def make_asks(count: int, *, prompt: int, tokens: int, salt: int) -> list[Ask]:
 def test_an_engine_that_loses_its_memory_to_quarantine_is_replaced_and_no_stream_is_lost(tmp_path: Path) -> None:
     failpoints = tmp_path / "failpoints"
     failpoints.mkdir()
-    checkpoint = make_checkpoint(tmp_path / "qwen3", "qwen3", num_hidden_layers=20)
+    checkpoint = make_checkpoint(tmp_path / "qwen3", "qwen3", num_hidden_layers=32)
     config = write_config(tmp_path / "cluster.yaml", {"model": str(checkpoint), **SETTINGS})
     long, short = make_asks(LONG, prompt=330, tokens=1700, salt=1), make_asks(CLIENTS, prompt=660, tokens=12, salt=7)
     wanted = dict(zip(map(id, [*long, *short]), expected(checkpoint, [*long, *short]), strict=True))
