@@ -55,7 +55,7 @@ async def test_an_engine_that_cannot_obey_a_command_does_not_stay_deaf_to_those_
         connection = cluster.sessions.client(engine.endpoint)
         with monkeypatch.context() as defect:
             defect.setattr(engine, "depart", fail)
-            departing = asyncio.create_task(connection.depart("nobody"))
+            departing = asyncio.ensure_future(connection.depart("nobody"))
             async with asyncio.timeout(10):
                 while not connection.failed:
                     await asyncio.sleep(0.01)
