@@ -47,8 +47,9 @@ class Tally:
 
 
 @asynccontextmanager
-async def front(pace: float, model: str = DEMO_MODEL) -> AsyncIterator[Front]:
-    """A gateway before one prefill and one decode engine. model: whose tokenizer, template and sizes to take."""
+async def front(pace: float, model: str = DEMO_MODEL, *, stores: bool = False) -> AsyncIterator[Front]:
+    """A gateway before one prefill and one decode engine. model: whose tokenizer, template and sizes to take. stores:
+    whether engines tell of cached blocks."""
     admin_port = _free_port()
     config = Config.model_validate(
         {"model": model, "port": 0, "grpc_port": 0, "admin_port": admin_port, "log": {"level": "warning"}}
@@ -60,7 +61,13 @@ async def front(pace: float, model: str = DEMO_MODEL) -> AsyncIterator[Front]:
         stack.push_async_callback(registry.stop)
         endpoints = []
         for role in (Role.PREFILL, Role.DECODE):
-            told = {"engine_id": f"{role}-0", "role": role.value, "pace": pace, "vocab_size": vocab_size}
+            told = {
+                "engine_id": f"{role}-0",
+                "role": role.value,
+                "pace": pace,
+                "vocab_size": vocab_size,
+                "stores": stores,
+            }
             endpoints.append(await stack.enter_async_context(_engine(told)))
         registry.publish(tuple(endpoints))
         payload = {"config": json.loads(to_wire(config)), "registry": registry.address}
@@ -113,7 +120,7 @@ def request_bytes(seed: int, output_tokens: int, stream: bool) -> bytes:
     return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
 
 
-async def _client(port: int, seeds: "asyncio.Queue[int]", tally: Tally, output_tokens: int, stream: bool) -> None:
+async def client(port: int, seeds: "asyncio.Queue[int]", tally: Tally, output_tokens: int, stream: bool) -> None:
     """Requests one after the other over one connection, for as long as it is left to run."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     try:
@@ -155,16 +162,16 @@ async def window(front: Front, *, concurrency: int, output_tokens: int, stream: 
     seeds.put_nowait(0)
     tally = Tally(first=[])
     async with asyncio.TaskGroup() as group:
-        clients = [
-            group.create_task(_client(front.port, seeds, tally, output_tokens, stream)) for _ in range(concurrency)
+        running = [
+            group.create_task(client(front.port, seeds, tally, output_tokens, stream)) for _ in range(concurrency)
         ]
         await asyncio.sleep(seconds / 5)
         begun, before = Tally(tally.requests, tally.events, tally.num_bytes), Moment.now([front.pid])
         tally.first = []
         await asyncio.sleep(seconds)
         after = Moment.now([front.pid])
-        for client in clients:
-            client.cancel()
+        for task in running:
+            task.cancel()
     requests, cpu = tally.requests - begun.requests, after.ours - before.ours
     tokens = requests * output_tokens
     first = sorted(tally.first)
@@ -176,7 +183,7 @@ async def window(front: Front, *, concurrency: int, output_tokens: int, stream: 
         "cpu_seconds_per_million_tokens": cpu / max(1, tokens) * 1e6,
         "ttft_p50_ms": 1e3 * statistics.median(first) if first else None,
         "ttft_p99_ms": 1e3 * first[int(0.99 * len(first))] if first else None,
-        "rss_mb": _rss_mb(front.pid),
+        "rss_mb": rss_mb(front.pid),
         "other_cores": others_cores(before, after),
     }
 
@@ -187,7 +194,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 

@@ -1,8 +1,9 @@
 """An engine without a model: it speaks the session protocol and answers every prompt with drawn tokens, a token per
 request and step. What the front costs can be measured with it, apart from any engine.
 
-`python -m benchmarks.front_engine` reads {"engine_id", "role", "pace", "vocab_size"} as JSON from stdin, prints its
-endpoint as JSON, and runs until stdin ends. pace is the seconds a step takes; 0 is as fast as the session takes them.
+`python -m benchmarks.front_engine` reads {"engine_id", "role", "pace", "vocab_size", "stores"} as JSON from stdin,
+prints its endpoint as JSON, and runs until stdin ends. pace is the seconds a step takes; 0 is as fast as the session
+takes them. One that stores tells of new blocks for every prompt, and of the oldest ones' removal when it is full.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import os
 import random
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,7 @@ from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 65_536
+_HASH_BYTES = 16
 HEARTBEAT = 0.5
 LEASE = 10.0
 _FIRST_DRAWN = 512
@@ -39,7 +42,7 @@ class _Running:
 
 
 class ScriptedEngine(pb_grpc.EngineServiceServicer):
-    def __init__(self, engine_id: str, role: Role, pace: float, vocab_size: int) -> None:
+    def __init__(self, engine_id: str, role: Role, pace: float, vocab_size: int, *, stores: bool) -> None:
         self._engine_id = engine_id
         self._role = role
         self._pace = pace
@@ -47,6 +50,8 @@ class ScriptedEngine(pb_grpc.EngineServiceServicer):
         self._vocab_size = vocab_size
         self.epoch = random.Random().getrandbits(63)
         self._loads = 0
+        self._stored: deque[bytes] | None = deque() if stores else None
+        self._kv_events = 0
         self.address = ""
 
     async def Session(
@@ -89,6 +94,8 @@ class ScriptedEngine(pb_grpc.EngineServiceServicer):
             for command in message.commands:
                 if command.HasField("submit"):
                     submit = command.submit
+                    if self._stored is not None and submit.handoff:
+                        outbox.append(self._stores(self._stored, len(submit.request.prompt_token_ids) // BLOCK_SIZE))
                     if submit.handoff:
                         outbox += self._handed_over(submit.request)
                     else:
@@ -119,6 +126,15 @@ class ScriptedEngine(pb_grpc.EngineServiceServicer):
         )
         first = pb.TokenDelta(request_id=request.id, index=0, token_ids=[self._token()], finish_reason="handoff")
         return [pb.SessionEvent(ticket=ticket), self._event([first])]
+
+    def _stores(self, stored: deque[bytes], num_blocks: int) -> pb.SessionEvent:
+        new = [self._random.randbytes(_HASH_BYTES) for _ in range(num_blocks)]
+        stored += new
+        old = [stored.popleft() for _ in range(max(0, len(stored) - NUM_BLOCKS))]
+        kinds = ((pb.KVChange.KIND_STORED, new), (pb.KVChange.KIND_REMOVED, old))
+        changes = [pb.KVChange(kind=kind, hashes=b"".join(hashes)) for kind, hashes in kinds if hashes]
+        first, self._kv_events = self._kv_events + 1, self._kv_events + len(changes)
+        return pb.SessionEvent(kv_events=pb.KVEvents(epoch=self.epoch, first_number=first, changes=changes))
 
     def _step(self, running: dict[str, _Running]) -> pb.SessionEvent:
         deltas = []
@@ -172,7 +188,8 @@ class ScriptedEngine(pb_grpc.EngineServiceServicer):
 
 
 async def main(told: dict[str, Any]) -> None:
-    engine = ScriptedEngine(told["engine_id"], Role(told["role"]), told["pace"], told["vocab_size"])
+    role = Role(told["role"])
+    engine = ScriptedEngine(told["engine_id"], role, told["pace"], told["vocab_size"], stores=told["stores"])
     server = new_server()
     pb_grpc.add_EngineServiceServicer_to_server(engine, server)
     engine.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
