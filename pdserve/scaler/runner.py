@@ -11,7 +11,7 @@ from pdserve.core.endpoint import Role
 from pdserve.core.errors import PdserveError
 from pdserve.scaler import controller
 from pdserve.scaler.controller import Now, Outcome
-from pdserve.scaler.decision import Decision, FlipRole, Replicas, Scale
+from pdserve.scaler.decision import Decision, FlipRole, Replicas, Scale, SetBypass
 from pdserve.scaler.demand import Demand
 from pdserve.scaler.memory import Memory
 from pdserve.scaler.orders import Orders
@@ -24,7 +24,8 @@ Decide = Callable[[Policy, Memory, Demand, Mapping[Role, Replicas], Now], Outcom
 
 
 class Cloud(Protocol):
-    """Whoever owns engines. Implementations: the supervisor's processes, simulated engines."""
+    """Whoever owns engines. Implementations: the supervisor's processes, those on Ray nodes in pods, pods that are
+    engines, simulated engines. Held to tests/contract/test_clouds.py."""
 
     def pools(self) -> Mapping[Role, Replicas]:
         """Of every role there may be engines of."""
@@ -52,18 +53,23 @@ class Scaler:
         keep: int = 256,
         decide: Decide = controller.decide,
         tell: Callable[[Decision], None] = lambda decision: None,
+        done: Callable[[Decision, PdserveError | None], None] = lambda decision, failure: None,
     ) -> None:
-        """keep: decisions that can be asked for later. tell is called with each, before it is carried out."""
+        """keep: decisions that can be asked for later. tell is called with each, before it is carried out, and done
+        after that, with what kept it from being carried out."""
         self.policy = policy
         self._cloud = cloud
         self._clock = clock
         self._decide = decide
         self._tell = tell
+        self._done = done
         self._memory = Memory(busy_at=clock.monotonic())
         self._orders = Orders()
         self.decisions: deque[Decision] = deque(maxlen=keep)
         self.failures: dict[str, int] = {}
         """Error code → actions that could not be carried out."""
+        self.latest_failure = ""
+        """Why the latest of them could not be; empty once one was carried out again."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """(speed, rule) → decisions that changed something, or would have."""
         self.latest: Outcome | None = None
@@ -100,4 +106,10 @@ class Scaler:
                     await self._cloud.flip(engine_id, role)
         except PdserveError as error:
             self.failures[error.code] = self.failures.get(error.code, 0) + 1
-            _log.warning("scaling failed", code=error.code, cause=str(error), rule=decision.rule)
+            self.latest_failure = str(error)
+            _log.error("scaling failed", code=error.code, cause=str(error), rule=decision.rule)
+            self._done(decision, error)
+        else:
+            if not isinstance(decision.action, SetBypass):
+                self.latest_failure = ""
+            self._done(decision, None)
