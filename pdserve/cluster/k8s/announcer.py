@@ -54,7 +54,7 @@ class Announcer:
             return {
                 "metadata": {"generateName": f"{_COMPONENT}."},
                 "involvedObject": {
-                    "apiVersion": target.api_version,
+                    "apiVersion": "/".join(target.group_version),
                     "kind": target.kind,
                     "name": target.name,
                     "namespace": self._client.namespace,

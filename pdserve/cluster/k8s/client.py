@@ -21,7 +21,6 @@ _THREADS = 8
 """Calls at a time: a lease is renewed while other calls wait for an answer."""
 _MARGIN = 0.5
 """Seconds: a call is given up by its own thread first."""
-_RAY = ("ray.io", "v1")
 
 Json = dict[str, Any]
 
@@ -33,17 +32,19 @@ class KubeClient:
     def __init__(self, api: Any, namespace: str, *, answer: float) -> None:
         """api: kubernetes.client.ApiClient."""
         self.namespace = namespace
+        self._leases = ("coordination.k8s.io", "v1", namespace, "leases")
         self._api = api
         self._answer = answer
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kubernetes")
-        self._apps = client.AppsV1Api(api)
         self._core = client.CoreV1Api(api)
-        self._leases = client.CoordinationV1Api(api)
-        self._custom = client.CustomObjectsApi(api)
+        self._objects = client.CustomObjectsApi(api)
+        """Of any group. The library's own kinds would reformat times: a Lease's need six digits."""
 
     async def look(self, target: Target) -> Held:
-        read = self._method(target, "read")
-        found = held(target, await self._call(f"reading {target}", read, target.name))
+        read = self._objects.get_namespaced_custom_object
+        if target.has_scale:
+            read = self._objects.get_namespaced_custom_object_scale
+        found = held(target, await self._call(f"reading {target}", read, *self._place(target)))
         if found is None:
             raise Unavailable(f"RayCluster {target.name} has no worker group {target.group}")
         return found
@@ -51,15 +52,15 @@ class KubeClient:
     async def scale(self, target: Target, replicas: int, leaving: Sequence[str] = ()) -> None:
         """leaving: pods of a RayCluster that go first; the other kinds choose themselves. Raises Conflict when the
         object was changed meanwhile."""
-        path = "/spec"
-        changes: list[Json] = []
-        if target.kind == "RayCluster":
+        if target.has_scale:
+            patch, changes = self._objects.patch_namespaced_custom_object_scale, [_put("/spec/replicas", replicas)]
+        else:
+            patch = self._objects.patch_namespaced_custom_object
             path = f"/spec/workerGroupSpecs/{(await self.look(target)).place}"
-            changes += [{"op": "test", "path": f"{path}/groupName", "value": target.group}]
-            chosen = {"workersToDelete": list(leaving)}
-            changes += [{"op": "add", "path": f"{path}/scaleStrategy", "value": chosen}] if leaving else []
-        changes += [{"op": "add", "path": f"{path}/replicas", "value": replicas}]
-        await self._call(f"scaling {target}", self._method(target, "patch"), target.name, body=changes)
+            changes = [{"op": "test", "path": f"{path}/groupName", "value": target.group}]
+            changes += [_put(f"{path}/scaleStrategy", {"workersToDelete": list(leaving)})] if leaving else []
+            changes += [_put(f"{path}/replicas", replicas)]
+        await self._call(f"scaling {target}", patch, *self._place(target), changes)
 
     async def pods(self, selector: str) -> Sequence[Json]:
         list_pods = partial(self._core.list_namespaced_pod, self.namespace, resource_version="0")
@@ -68,21 +69,21 @@ class KubeClient:
 
     async def lease(self, name: str) -> Json | None:
         """None when there is none."""
-        read = partial(self._leases.read_namespaced_lease, namespace=self.namespace)
+        read = self._objects.get_namespaced_custom_object
         try:
-            return await self._call(f"reading Lease {name}", read, name)
+            return await self._call(f"reading Lease {name}", read, *self._leases, name)
         except _NotFound:
             return None
 
     async def create_lease(self, body: Json) -> Json:
-        create = partial(self._leases.create_namespaced_lease, self.namespace)
-        return await self._call(f"creating Lease {body['metadata']['name']}", create, body)
+        create = self._objects.create_namespaced_custom_object
+        return await self._call(f"creating Lease {body['metadata']['name']}", create, *self._leases, body)
 
     async def replace_lease(self, body: Json) -> Json:
         """Raises Conflict unless it is as when the body's resourceVersion was read."""
         name = body["metadata"]["name"]
-        replace = partial(self._leases.replace_namespaced_lease, name, self.namespace)
-        return await self._call(f"renewing Lease {name}", replace, body)
+        replace = self._objects.replace_namespaced_custom_object
+        return await self._call(f"renewing Lease {name}", replace, *self._leases, name, body)
 
     async def create_event(self, body: Json) -> None:
         create = partial(self._core.create_namespaced_event, self.namespace)
@@ -92,22 +93,8 @@ class KubeClient:
         """Calls that run end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _method(self, target: Target, verb: str) -> Callable[..., Any]:
-        """That reads or patches what says how many pods a target has."""
-        match target.kind, verb:
-            case "StatefulSet", "read":
-                return partial(self._apps.read_namespaced_stateful_set_scale, namespace=self.namespace)
-            case "StatefulSet", _:
-                return partial(self._apps.patch_namespaced_stateful_set_scale, namespace=self.namespace)
-            case "Deployment", "read":
-                return partial(self._apps.read_namespaced_deployment_scale, namespace=self.namespace)
-            case "Deployment", _:
-                return partial(self._apps.patch_namespaced_deployment_scale, namespace=self.namespace)
-            case _, "read":
-                method = self._custom.get_namespaced_custom_object
-            case _:
-                method = self._custom.patch_namespaced_custom_object
-        return lambda name, **more: method(*_RAY, self.namespace, "rayclusters", name, **more)
+    def _place(self, target: Target) -> tuple[str, ...]:
+        return (*target.group_version, self.namespace, target.resource, target.name)
 
     async def _call(self, doing: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Json:
         ask = partial(_ask, method, *arguments, _preload_content=False, _request_timeout=self._answer, **named)
@@ -116,8 +103,13 @@ class KubeClient:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
         except ApiException as error:
             raise _refusal(doing, error) from None
-        except (HTTPError, OSError, TimeoutError, ValueError) as error:
+        except (HTTPError, OSError, TimeoutError, json.JSONDecodeError) as error:
             raise Unavailable(f"{doing}: the Kubernetes API server does not answer ({type(error).__name__})") from None
+
+
+def _put(path: str, value: Any) -> Json:
+    """Whether it was there before or, as zero replicas, left out."""
+    return {"op": "add", "path": path, "value": value}
 
 
 class _NotFound(Unavailable):

@@ -7,7 +7,12 @@ from typing import Any
 from pdserve.config.scaler import KubernetesConfig
 from pdserve.core.endpoint import Role
 
-_VERSIONS = {"StatefulSet": "apps/v1", "Deployment": "apps/v1", "RayCluster": "ray.io/v1"}
+_APPS, _RAY = ("apps", "v1"), ("ray.io", "v1")
+_RESOURCES = {
+    "StatefulSet": (_APPS, "statefulsets"),
+    "Deployment": (_APPS, "deployments"),
+    "RayCluster": (_RAY, "rayclusters"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +27,18 @@ class Target:
         return "/".join(filter(None, (self.kind, self.name, self.group)))
 
     @property
-    def api_version(self) -> str:
-        return _VERSIONS[self.kind]
+    def group_version(self) -> tuple[str, str]:
+        """Of its API."""
+        return _RESOURCES[self.kind][0]
+
+    @property
+    def resource(self) -> str:
+        return _RESOURCES[self.kind][1]
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether its number of pods is read and set apart from the rest of it."""
+        return self.kind != "RayCluster"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +61,7 @@ def targets_of(config: KubernetesConfig) -> dict[Role, Target]:
 def held(target: Target, answer: Mapping[str, Any]) -> Held | None:
     """From the target's scale, or from a RayCluster itself; None when that has no such worker group."""
     uid = answer["metadata"].get("uid", "")
-    if target.kind != "RayCluster":
+    if target.has_scale:
         selector = answer.get("status", {}).get("selector", "")
         return Held(replicas=answer.get("spec", {}).get("replicas", 0), selector=selector, uid=uid)
     for place, group in enumerate(answer["spec"].get("workerGroupSpecs", ())):
