@@ -27,7 +27,9 @@ from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError
+from pdserve.core.tasks import running
 from pdserve.gateway.serve import bind, serve_http
+from pdserve.launch.kubernetes import open_kubernetes
 from pdserve.launch.running import EXIT_FORCED, first, signals
 from pdserve.rpc.channel import new_server
 from pdserve.scaler.load import load_policy
@@ -74,36 +76,26 @@ def check(config: Config) -> dict[Role, Target]:
     return targets
 
 
-def open_kubernetes(config: Config) -> "KubeClient":
-    """Raises ConfigError without the extra, or without a cluster."""
-    try:
-        from pdserve.cluster.k8s.client import open_client
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"scaler.kubernetes needs {error.name}: pip install 'pdserve[k8s]'") from error
-    return open_client(config.scaler.kubernetes.namespace, answer=config.times.kubernetes_answer)
-
-
 async def _scale(config: Config, place: ScalerPlace, targets: dict[Role, Target]) -> int:
-    client = open_kubernetes(config)
+    with open_kubernetes(config) as client:
+        return await _campaign(config, place, targets, client)
+
+
+async def _campaign(config: Config, place: ScalerPlace, targets: dict[Role, Target], client: "KubeClient") -> int:
     identity = os.environ.get("POD_NAME") or f"{socket.gethostname()}-{token_hex(4)}"
     seconds = config.times.scaler_lease
     election = Election(client, config.scaler.kubernetes.lease, identity, SystemClock(), seconds=seconds)
     term = _Term(config, place, targets, client, election)
     listener = bind(place.host, place.probe_port)
-    (stop, force), served = signals(), asyncio.Event()
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(serve_http(_probes(election, term), listener, served, _STOP_GRACE))
-            campaign = asyncio.create_task(election.run(term.run))
-            await first(campaign, stop)
-            campaign.cancel()
-            await first(campaign, force)
-            served.set()
-        if campaign.done() and not campaign.cancelled():
-            campaign.result()
-        return EXIT_FORCED if force.is_set() else 0
-    finally:
-        client.close()
+    stop, force = signals()
+    async with running(serve_http(_probes(election, term), listener, asyncio.Event(), _STOP_GRACE)):
+        campaign = asyncio.create_task(election.run(term.run))
+        await first(campaign, stop)
+        campaign.cancel()
+        await first(campaign, force)
+    if campaign.done() and not campaign.cancelled():
+        campaign.result()
+    return EXIT_FORCED if force.is_set() else 0
 
 
 class _Term:

@@ -16,7 +16,7 @@ from pdserve.telemetry.admission_metrics import WAITING, AdmissionMetrics, Waiti
 from pdserve.telemetry.index_metrics import INDEX_METRICS, IndexCollector, IndexSizes
 from pdserve.telemetry.record import Migration, RequestRecord
 from pdserve.telemetry.router_metrics import OTHER_ROUTERS, REDIS_UP, RouterMetrics
-from pdserve.telemetry.scaler_metrics import LEADER, SCALER_METRICS, ScalerCollector, ScalerFigures
+from pdserve.telemetry.scaler_metrics import SCALER_METRICS, ScalerCollector, ScalerFigures
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
 from pdserve.telemetry.vllm_names import VllmNames
 
@@ -71,7 +71,7 @@ class Metrics:
         self.admission = AdmissionMetrics(
             self._counter, lambda name, documentation: self._histogram(name, documentation, _REQUEST_BUCKETS)
         )
-        for name, documentation in (REDIS_UP, OTHER_ROUTERS, LEADER):
+        for name, documentation in (REDIS_UP, OTHER_ROUTERS):
             self.described.append(Description(name, "gauge", (), documentation))
         self.routers = RouterMetrics(self.registry, self._counter)
         self.time_to_first_token = self._histogram(

@@ -63,7 +63,7 @@ SCALER_METRICS = (
 """(name, kind, documentation, labels)"""
 
 
-LEADER = "pdserve_scaler_leader", "1 on the one `pdserve scale` that acts, on its own /metrics."
+LEADER = "pdserve_scaler_leader", "Of `pdserve scale` alone: 1 while this is the one that acts."
 """(name, documentation) of a gauge."""
 
 
