@@ -23,13 +23,16 @@ _EVERY = 1.0
 _MOST_WAITING = 16
 _MOST_TEXT = 1000
 """Characters; the API server takes 1024."""
+_REPEATED = 60.0
+"""Seconds in which the same is not told again, such as what fails again and again."""
 _COMPONENT = "pdserve-scaler"
 
 _log = structlog.get_logger(__name__)
 
 
 class Announcer:
-    """Writes one Event a second at most. Of more than wait, the oldest are left out, and the next says so."""
+    """Writes one Event a second at most, and the same of a pool once a minute. Of more than wait, the oldest are left
+    out, and the next says so."""
 
     def __init__(self, client: "KubeClient", targets: Mapping[Role, Target], identity: str, clock: Clock) -> None:
         self._client = client
@@ -38,6 +41,8 @@ class Announcer:
         self._clock = clock
         self._waiting: deque[Callable[[int], dict[str, Any]]] = deque()
         self._left_out = 0
+        self._told: dict[Role, tuple[str, float]] = {}
+        """What was last told of a pool, and when."""
         self._some = asyncio.Event()
         self._trouble = ""
 
@@ -46,11 +51,16 @@ class Announcer:
         target = self._targets.get(role)
         if target is None:
             return
+        now, said = self._clock.monotonic(), f"{in_words(decision)} {failure.code if failure else ''}"
+        before, when = self._told.get(role, ("", 0.0))
+        if said == before and now < when + _REPEATED:
+            return
+        self._told[role] = said, now
         at = datetime.fromtimestamp(self._clock.unix(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         uid = held[role].uid if role in held else ""
 
         def event(left_out: int) -> dict[str, Any]:
-            before = f"({left_out} earlier ones left out) " if left_out else ""
+            more = f"({left_out} earlier ones left out) " if left_out else ""
             return {
                 "metadata": {"generateName": f"{_COMPONENT}."},
                 "involvedObject": {
@@ -62,7 +72,7 @@ class Announcer:
                 },
                 "type": "Warning" if failure else "Normal",
                 "reason": "ScalingFailed" if failure else _reason(decision),
-                "message": (before + _message(decision, failure))[:_MOST_TEXT],
+                "message": (more + _message(decision, failure))[:_MOST_TEXT],
                 "source": {"component": _COMPONENT},
                 "reportingComponent": _COMPONENT,
                 "reportingInstance": self._identity,

@@ -21,6 +21,7 @@ _THREADS = 8
 """Calls at a time: a lease is renewed while other calls wait for an answer."""
 _MARGIN = 0.5
 """Seconds: a call is given up by its own thread first."""
+_JSON_PATCH = "application/json-patch+json"
 
 Json = dict[str, Any]
 
@@ -60,7 +61,7 @@ class KubeClient:
             changes = [{"op": "test", "path": f"{path}/groupName", "value": target.group}]
             changes += [_put(f"{path}/scaleStrategy", {"workersToDelete": list(leaving)})] if leaving else []
             changes += [_put(f"{path}/replicas", replicas)]
-        await self._call(f"scaling {target}", patch, *self._place(target), changes)
+        await self._call(f"scaling {target}", patch, *self._place(target), changes, _content_type=_JSON_PATCH)
 
     async def pods(self, selector: str) -> Sequence[Json]:
         list_pods = partial(self._core.list_namespaced_pod, self.namespace, resource_version="0")

@@ -170,7 +170,7 @@ async def test_a_policy_its_cloud_cannot_have_is_refused_then_and_later(tmp_path
     def refuse(policy: Policy) -> str:
         return "flip.enabled: no" if policy.flip.enabled else ""
 
-    with pytest.raises(ConfigError, match="policies.yaml: flip.enabled: no"):
+    with pytest.raises(ConfigError, match=r"policies\.yaml: flip\.enabled: no"):
         Scaling(path, Pools(), ManualClock(), refuse=refuse)
     path.write_text(POLICY)
     scaling = Scaling(path, Pools(), ManualClock(), refuse=refuse)

@@ -158,6 +158,8 @@ def serving() -> Iterator[tuple[ApiServer, KubeClient]]:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
             status, answer = api.answer(self.command, self.path, body)
+            if self.command == "PATCH" and self.headers["Content-Type"] != "application/json-patch+json":
+                status, answer = 415, _status(415, "a list of changes is a JSON patch")
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

@@ -92,3 +92,12 @@ async def test_one_that_may_not_be_written_ends_nothing(bench: Bench) -> None:
         await bench.write(1)
     assert [line["event"] for line in logs] == ["decisions are not told as Events"]
     assert "to 5 engines" in bench.api.events[0]["message"]
+
+
+async def test_what_fails_again_and_again_is_told_once_a_minute(bench: Bench) -> None:
+    for _ in range(50):
+        bench.offer(up(3), Denied("scaling is not allowed"))
+        await bench.clock.advance(2)
+    bench.offer(up(3))
+    await bench.write(3)
+    assert [event["reason"] for event in bench.api.events] == ["ScalingFailed", "ScalingFailed", "ScaledUp"]
