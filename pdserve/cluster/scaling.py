@@ -60,7 +60,6 @@ class Scaling(ScalerServiceServicer):
         self._refuse = refuse
         self._scaler = Scaler(self._load(), cloud, clock, tell=_log_decision, done=done)
         self._blind = ""
-        self._orders = Orders()
         self._reports: dict[str, Demand] = {}
         """By gateway, what it has told since the last decision."""
         self._refusal = ""
@@ -78,13 +77,19 @@ class Scaling(ScalerServiceServicer):
             except Exception:  # pools stay as they are until the next look; the engines must not suffer for it
                 _log.exception("the scaler failed internally")
 
+    async def prepare(self) -> None:
+        """Look at the pools again and again, without deciding: for as long as engines first start."""
+        while True:
+            await self._look_at_pools()
+            await self._clock.sleep(self._scaler.policy.interval)
+
     async def look(self) -> None:
         """Decide on what was heard since the last time, if the pools can be seen."""
         self._reload()
         await self._look_at_pools()
         demand = self.heard()
         if demand and not self._blind:
-            self._orders = await self._scaler.step(demand)
+            await self._scaler.step(demand)
 
     async def _look_at_pools(self) -> None:
         if self._see is None:
@@ -135,7 +140,7 @@ class Scaling(ScalerServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"this is no report of demand: {error}")
         known = self._reports.get(request.gateway)
         self._reports[request.gateway] = one_after_another([known, demand] if known else [demand]) or demand
-        orders = self._orders
+        orders = self._scaler.orders
         return pb.ScalerOrders(
             bypass_below=orders.bypass_below,
             patience=orders.patience,
@@ -167,7 +172,7 @@ class Scaling(ScalerServiceServicer):
             decisions=tuple((speed, rule, count) for (speed, rule), count in self._scaler.counts.items()),
             failures=tuple(self._scaler.failures.items()),
             reloads=tuple(self._reloads.items()),
-            bypass_below=self._orders.bypass_below,
+            bypass_below=self._scaler.orders.bypass_below,
             dry_run=self._scaler.policy.dry_run,
             blind=bool(self._blind),
         )

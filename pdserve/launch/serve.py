@@ -20,6 +20,7 @@ from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError
+from pdserve.core.tasks import running
 from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import GATEWAY, desired, engine, unflippable
 from pdserve.launch.kubernetes import open_kubernetes
@@ -113,7 +114,8 @@ async def _greet(config: Config, supervisor: Supervisor, scaling: Scaling | None
     def all_ready(members: Members) -> bool:
         return all(member.phase is Phase.READY for member in members.values())
 
-    await supervisor.until(all_ready)
+    async with running(*([scaling.prepare()] if scaling else [])):
+        await supervisor.until(all_ready)
     if config.only == "engines":
         print(welcome_without_router(config), flush=True)
         return

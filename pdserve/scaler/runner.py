@@ -64,7 +64,8 @@ class Scaler:
         self._tell = tell
         self._done = done
         self._memory = Memory(busy_at=clock.monotonic())
-        self._orders = Orders()
+        self.orders = Orders() if policy.dry_run else _orders(policy, bypass=0)
+        """What gateways are to do now."""
         self.decisions: deque[Decision] = deque(maxlen=keep)
         self.failures: dict[str, int] = {}
         """Error code → actions that could not be carried out."""
@@ -87,10 +88,8 @@ class Scaler:
             if not decision.dry_run:
                 await self._carry_out(decision)
         if not self.policy.dry_run:
-            sleeps = any(pool.min == 0 for pool in self.policy.pools.by_role().values())
-            patience = self.policy.scale_to_zero.patience if sleeps else 0.0
-            self._orders = Orders(bypass_below=self._memory.bypass, patience=patience)
-        return self._orders
+            self.orders = _orders(self.policy, self._memory.bypass)
+        return self.orders
 
     def _said_already(self, decision: Decision) -> bool:
         """Nothing changes in a dry run, so the same would be said every time."""
@@ -113,3 +112,8 @@ class Scaler:
             if not isinstance(decision.action, SetBypass):
                 self.latest_failure = ""
             self._done(decision, None)
+
+
+def _orders(policy: Policy, bypass: int) -> Orders:
+    sleeps = any(pool.min == 0 for pool in policy.pools.by_role().values())
+    return Orders(bypass_below=bypass, patience=policy.scale_to_zero.patience if sleeps else 0.0)

@@ -11,6 +11,7 @@ from pdserve.cluster.registry import Registry
 from pdserve.cluster.scaling import Scaling, explain_scaling, report_demand
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError, Denied, Unavailable
+from pdserve.core.tasks import running
 from pdserve.scaler.decision import Replicas
 from pdserve.scaler.demand import Demand, together
 from pdserve.scaler.policy import Policy
@@ -178,3 +179,29 @@ async def test_a_policy_its_cloud_cannot_have_is_refused_then_and_later(tmp_path
     with capture_logs():
         await scaling.look()
     assert dict(scaling.figures().reloads) == {"refused": 1}
+
+
+async def test_those_who_wait_for_a_sleeping_pool_are_told_to_wait_before_anything_is_decided(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY.replace("{max: 8", "{min: 0, max: 8") + "scale_to_zero: {patience: 7}\n")
+    bench = Bench(path)
+    await bench.registry.start()
+    orders, _ = await report_demand(bench.registry.address, "g", demand())
+    await bench.registry.stop()
+    assert orders.patience == 7.0
+
+
+async def test_while_engines_first_start_pools_are_looked_at_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY)
+    looks: list[None] = []
+
+    async def see() -> None:
+        looks.append(None)
+        raise Unavailable("the API server does not answer")
+
+    clock = ManualClock()
+    async with running(Scaling(path, Pools(), clock, see=see).prepare()):
+        for seconds in (0, 5, 5):
+            await clock.advance(seconds)
+    assert len(looks) == 3

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from pdserve.cluster.k8s.target import Target
+from pdserve.cluster.process_launcher import ProcessLauncher
 from pdserve.config.load import load_config
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError
 from pdserve.launch.gateway import scaler_address
 from pdserve.launch.kubernetes import open_kubernetes
 from pdserve.launch.scale import check
+from pdserve.launch.serve import supervise
 
 PREFILL, DECODE = "scaler.kubernetes.prefill", "scaler.kubernetes.decode"
 POOLS = "pools: {prefill: {max: 4}, decode: {max: 4}}\n"
@@ -70,6 +72,19 @@ def test_gateways_tell_the_scaler_they_are_given_or_their_supervisors() -> None:
     assert scaler_address(load_config(flags={"policies": "p.yaml"}), "registry:1") == "registry:1"
     apart = load_config(flags={"policies": "p.yaml", "scaler.address": "scaler.ns.svc:8103"})
     assert scaler_address(apart, "registry:1") == "scaler.ns.svc:8103"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scaler.address": "scaler.ns.svc:8103"}, "scaler.address: is for gateways of `pdserve route`"),
+        ({PREFILL: "Deployment/p"}, "a Deployment lets go of any Ray node, also of one with an engine"),
+    ],
+)
+async def test_serve_refuses_what_is_not_for_it(tmp_path: Path, settings: dict[str, str], words: str) -> None:
+    config = load_config(flags={"policies": written(tmp_path, POOLS), "launcher": "process", **settings})
+    with pytest.raises(ConfigError, match=words):
+        await supervise(config, ProcessLauncher())
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
