@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class Announcer:
         self._targets = targets
         self._identity = identity
         self._clock = clock
-        self._waiting: deque[Callable[[int], dict[str, Any]]] = deque()
+        self._waiting: deque[dict[str, Any]] = deque()
         self._left_out = 0
         self._told: dict[Role, tuple[str, float]] = {}
         """What was last told of a pool, and when."""
@@ -56,35 +56,10 @@ class Announcer:
         if said == before and now < when + _REPEATED:
             return
         self._told[role] = said, now
-        at = datetime.fromtimestamp(self._clock.unix(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        uid = held[role].uid if role in held else ""
-
-        def event(left_out: int) -> dict[str, Any]:
-            more = f"({left_out} earlier ones left out) " if left_out else ""
-            return {
-                "metadata": {"generateName": f"{_COMPONENT}."},
-                "involvedObject": {
-                    "apiVersion": "/".join(target.group_version),
-                    "kind": target.kind,
-                    "name": target.name,
-                    "namespace": self._client.namespace,
-                    "uid": uid,
-                },
-                "type": "Warning" if failure else "Normal",
-                "reason": "ScalingFailed" if failure else _reason(decision),
-                "message": (more + _message(decision, failure))[:_MOST_TEXT],
-                "source": {"component": _COMPONENT},
-                "reportingComponent": _COMPONENT,
-                "reportingInstance": self._identity,
-                "firstTimestamp": at,
-                "lastTimestamp": at,
-                "count": 1,
-            }
-
         if len(self._waiting) == _MOST_WAITING:
             self._waiting.popleft()
             self._left_out += 1
-        self._waiting.append(event)
+        self._waiting.append(self._event(decision, failure, target, held[role].uid if role in held else ""))
         self._some.set()
 
     async def run(self) -> None:
@@ -92,9 +67,29 @@ class Announcer:
             await self._some.wait()
             self._some.clear()
             while self._waiting:
-                left_out, self._left_out = self._left_out, 0
-                await self._write(self._waiting.popleft()(left_out))
+                event = self._waiting.popleft()
+                if left_out := self._left_out:
+                    event["message"] = f"({left_out} earlier ones left out) {event['message']}"[:_MOST_TEXT]
+                    self._left_out = 0
+                await self._write(event)
                 await self._clock.sleep(_EVERY)
+
+    def _event(self, decision: Decision, failure: PdserveError | None, target: Target, uid: str) -> dict[str, Any]:
+        at = datetime.fromtimestamp(self._clock.unix(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        about = {"apiVersion": "/".join(target.group_version), "kind": target.kind, "name": target.name}
+        return {
+            "metadata": {"generateName": f"{_COMPONENT}."},
+            "involvedObject": {**about, "namespace": self._client.namespace, "uid": uid},
+            "type": "Warning" if failure else "Normal",
+            "reason": "ScalingFailed" if failure else _reason(decision),
+            "message": _message(decision, failure)[:_MOST_TEXT],
+            "source": {"component": _COMPONENT},
+            "reportingComponent": _COMPONENT,
+            "reportingInstance": self._identity,
+            "firstTimestamp": at,
+            "lastTimestamp": at,
+            "count": 1,
+        }
 
     async def _write(self, event: dict[str, Any]) -> None:
         try:

@@ -50,14 +50,14 @@ class KubeClient:
             raise Unavailable(f"RayCluster {target.name} has no worker group {target.group}")
         return found
 
-    async def scale(self, target: Target, replicas: int, leaving: Sequence[str] = ()) -> None:
-        """leaving: pods of a RayCluster that go first; the other kinds choose themselves. Raises Conflict when the
-        object was changed meanwhile."""
+    async def scale(self, target: Target, replicas: int, *, place: int = 0, leaving: Sequence[str] = ()) -> None:
+        """place: of the worker group, as Held has it. leaving: its pods that go first; the other kinds choose
+        themselves. Raises Conflict when the object was changed meanwhile."""
         if target.has_scale:
             patch, changes = self._objects.patch_namespaced_custom_object_scale, [_put("/spec/replicas", replicas)]
         else:
             patch = self._objects.patch_namespaced_custom_object
-            path = f"/spec/workerGroupSpecs/{(await self.look(target)).place}"
+            path = f"/spec/workerGroupSpecs/{place}"
             changes = [{"op": "test", "path": f"{path}/groupName", "value": target.group}]
             changes += [_put(f"{path}/scaleStrategy", {"workersToDelete": list(leaving)})] if leaving else []
             changes += [_put(f"{path}/replicas", replicas)]

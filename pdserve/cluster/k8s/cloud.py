@@ -80,10 +80,11 @@ async def scale_to(
 ) -> None:
     """Tried again when somebody else has changed the object meanwhile. Raises as KubeClient does."""
     for attempt in range(1, _ATTEMPTS + 1):
+        place = 0 if target.has_scale else (await client.look(target)).place
         if not may_act():
             raise Unavailable("another scaler may lead by now")
         try:
-            await client.scale(target, replicas, leaving)
+            await client.scale(target, replicas, place=place, leaving=leaving)
             return
         except Conflict as error:
             if attempt == _ATTEMPTS:

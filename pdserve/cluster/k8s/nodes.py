@@ -35,7 +35,8 @@ class Node:
     @property
     def number(self) -> int:
         """Among those of its StatefulSet, which lets go of the highest first."""
-        return int(self.name.rpartition("-")[2])
+        number = self.name.rpartition("-")[2]
+        return int(number) if number.isdecimal() else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ class ApiServer:
     as it asks for."""
 
     def __init__(self) -> None:
+        self.url = ""
         self.asked: Counter[Right] = Counter()
         self.objects: dict[tuple[str, str], Json] = {}
         self.pods: list[Json] = []
@@ -173,7 +174,8 @@ def serving() -> Iterator[tuple[ApiServer, KubeClient]]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    settings = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+    api.url = f"http://127.0.0.1:{server.server_port}"
+    settings = client.Configuration(host=api.url)
     settings.retries = False
     api_client = client.ApiClient(settings)
     kube = KubeClient(api_client, NAMESPACE, answer=0.5)

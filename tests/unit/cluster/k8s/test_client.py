@@ -32,8 +32,8 @@ def served() -> Iterator[tuple[ApiServer, KubeClient]]:
 async def everything(kube: KubeClient) -> set[str]:
     """Use each method; the names of those used."""
     for target in (STATEFUL, DEPLOYMENT, GROUP):
-        await kube.look(target)
-        await kube.scale(target, 3)
+        found = await kube.look(target)
+        await kube.scale(target, 3, place=found.place)
     await kube.pods("pool=prefill")
     assert await kube.lease("leader") is None
     held = await kube.create_lease(LEASE)
@@ -61,12 +61,14 @@ async def test_each_kind_is_read_and_scaled(served: tuple[ApiServer, KubeClient]
     }
     assert (found[STATEFUL].selector, found[STATEFUL].uid) == ("pool=prefill", "uid-prefill")
     assert found[GROUP].selector == "ray.io/cluster=ray,ray.io/group=decode"
-    for target in found:
-        await kube.scale(target, 5)
+    for target, each in found.items():
+        await kube.scale(target, 5, place=each.place)
     assert api.replicas("statefulsets", "prefill") == api.replicas("deployments", "decode") == 5
     other, decode = api.objects["rayclusters", "ray"]["spec"]["workerGroupSpecs"]
     assert (other["replicas"], decode["replicas"]) == (1, 5)
-    await kube.scale(GROUP, 4, leaving=["ray-decode-x"])
+    with pytest.raises(Conflict):
+        await kube.scale(GROUP, 4, place=0)
+    await kube.scale(GROUP, 4, place=1, leaving=["ray-decode-x"])
     decode = api.objects["rayclusters", "ray"]["spec"]["workerGroupSpecs"][1]
     assert (decode["replicas"], decode["scaleStrategy"]) == (4, {"workersToDelete": ["ray-decode-x"]})
 
