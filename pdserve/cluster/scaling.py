@@ -94,16 +94,16 @@ class Scaling(ScalerServiceServicer):
     async def _look_at_pools(self) -> None:
         if self._see is None:
             return
-        before, self._blind = self._blind, ""
         try:
             await self._see()
         except PdserveError as error:
+            if not self._blind:
+                _log.error("the pools cannot be seen; nothing is decided", code=error.code, cause=str(error))
             self._blind = str(error)
-            if not before:
-                _log.error("the pools cannot be seen; nothing is decided", code=error.code, cause=self._blind)
         else:
-            if before:
+            if self._blind:
                 _log.info("the pools are seen again")
+            self._blind = ""
 
     def heard(self) -> Demand | None:
         """What gateways have told since this was last asked, together."""
