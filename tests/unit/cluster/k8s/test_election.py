@@ -143,9 +143,9 @@ async def test_of_one_that_died_the_lease_ends_first(bench: Bench) -> None:
     await bench.clock.advance(30)
     first.fault = Unavailable("it is dead")  # so that it neither renews nor gives back
     await end([bench.tasks["a"]])
-    await bench.clock.advance(12)
+    await bench.clock.advance(SECONDS - 2)
     assert not second.acts
-    await bench.clock.advance(5)
+    await bench.clock.advance(4)
     assert second.acts
 
 
