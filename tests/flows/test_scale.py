@@ -36,7 +36,7 @@ def test_one_of_two_scales_and_when_it_ends_the_other_does(tmp_path: Path) -> No
         with scaling(tmp_path, NAMESPACE, settings, **targets) as scalers:
             first = scalers.start("scaler-0")
             scalers.eventually(first.leads)
-            scalers.decide(prefill={"min": 3})
+            scalers.decide(prefill=3)
             scalers.eventually(lambda: first.pool("prefill") == (3, 3, 0))
             assert api.replicas("deployments", "decode") == 1
             assert "pdserve_scaler_leader 1.0" in first.metrics()
@@ -50,7 +50,7 @@ def test_one_of_two_scales_and_when_it_ends_the_other_does(tmp_path: Path) -> No
             first.process.send_signal(signal.SIGTERM)
             assert first.process.wait(30) == 0
             scalers.eventually(second.leads)
-            scalers.decide(prefill={"min": 1, "max": 2})
+            scalers.decide(prefill=2)
             scalers.eventually(lambda: api.replicas("statefulsets", "prefill") == 2)
             with pytest.raises(httpx.ConnectError):
                 first.metrics()

@@ -23,8 +23,6 @@ from tests.unit.scaler.policies import demand
 LEASE = 6.0
 SCALE = [*SERVE[: SERVE.index("serve")], "scale"]
 FIXED: dict[str, Any] = {
-    "min": 1,
-    "max": 8,
     "forecast": {"kind": "none"},
     "down": {"cooldown": 0, "window": 0},
     "targets": {"slo": None, "backlog_seconds": None, "kv_occupancy": None, "queue": None},
@@ -97,9 +95,10 @@ class Scalers:
         }
         self.decide()
 
-    def decide(self, **pools: dict[str, Any]) -> None:
-        """Change the policy's pools."""
-        wanted = {role: {**FIXED, **pools.get(role, {})} for role in ("prefill", "decode")}
+    def decide(self, prefill: int = 1, decode: int = 1) -> None:
+        """Change the policy so that so many engines are right."""
+        numbers = {"prefill": prefill, "decode": decode}
+        wanted = {role: {**FIXED, "min": number, "max": number} for role, number in numbers.items()}
         policy = {"interval": 0.5, "window": 5, "bypass": {"enabled": False}, "pools": wanted}
         replacement = self._folder / "policies.new"
         replacement.write_text(json.dumps(policy), encoding="utf-8")  # JSON is YAML

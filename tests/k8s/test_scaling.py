@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def holder_of_pods(kind: str, name: str, gpus: int = 0) -> dict[str, Any]:
 
 
 def ray_cluster() -> dict[str, Any]:
-    groups = [{"groupName": name, "replicas": 1, "template": {"spec": {}}} for name in ("other", "decode")]
+    groups: list[dict[str, Any]] = [
+        {"groupName": name, "replicas": 1, "template": {"spec": {}}} for name in ("other", "decode")
+    ]
     metadata = {"name": "ray"}
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata, "spec": {"workerGroupSpecs": groups}}
 
@@ -83,10 +86,10 @@ def test_pods_follow_the_policy_up_and_down_and_events_tell(cluster: Cluster, sc
     scaler = scalers.start()
     scalers.eventually(lambda: scaler.pool("prefill") == scaler.pool("decode") == (1, 1, 0))
     assert scaler.explanation()["decisions"] == []
-    scalers.decide(prefill={"min": 3}, decode={"min": 2})
+    scalers.decide(prefill=3, decode=2)
     scalers.eventually(lambda: replicas(cluster) == (3, 2))
     scalers.eventually(lambda: (scaler.pool("prefill"), scaler.pool("decode")) == ((3, 3, 0), (2, 2, 0)))
-    scalers.decide(prefill={"max": 2}, decode={"max": 1})
+    scalers.decide(prefill=2, decode=1)
     scalers.eventually(lambda: replicas(cluster) == (2, 1))
     scalers.eventually(lambda: (scaler.pool("prefill"), scaler.pool("decode")) == ((2, 2, 0), (1, 1, 0)))
     scalers.eventually(lambda: len(events(cluster)) == 4)
@@ -114,10 +117,10 @@ def test_a_group_of_a_ray_cluster_is_scaled_and_the_others_stay(cluster: Cluster
         return {group.groupName: group.replicas for group in found}
 
     with scaling(tmp_path, cluster.namespace, account.kubeconfig, **targets) as scalers:
-        scalers.decide(decode={"min": 4})
+        scalers.decide(decode=4)
         scalers.start()
         scalers.eventually(lambda: groups() == {"other": 1, "decode": 4})
-        scalers.decide(decode={"max": 2})
+        scalers.decide(decode=2)
         scalers.eventually(lambda: groups() == {"other": 1, "decode": 2})
 
 
@@ -125,14 +128,14 @@ def test_while_the_api_server_is_away_nothing_changes_and_then_it_goes_on(
     cluster: Cluster, scalers: Scalers, control_plane: ControlPlane
 ) -> None:
     scaler = scalers.start()
-    scalers.decide(prefill={"min": 2})
+    scalers.decide(prefill=2)
     scalers.eventually(lambda: scaler.pool("prefill") == (2, 2, 0))
     control_plane.stop_api()
     try:
         scalers.eventually(lambda: "pdserve_scaler_blind 1.0" in scaler.metrics())
         before = scaler.explanation()
         assert "does not answer" in before["blind"]
-        scalers.decide(prefill={"min": 3})
+        scalers.decide(prefill=3)
         time.sleep(LEASE)
         assert scaler.lives()
         assert not scaler.leads(), "a leader that cannot renew stops acting"
@@ -143,7 +146,8 @@ def test_while_the_api_server_is_away_nothing_changes_and_then_it_goes_on(
 
 
 def test_others_that_change_the_same_objects_do_not_keep_it_from_scaling(cluster: Cluster, scalers: Scalers) -> None:
-    over, changes = threading.Event(), []
+    over = threading.Event()
+    changes: list[None] = []
 
     def meddle() -> None:
         while not over.is_set():
@@ -152,13 +156,16 @@ def test_others_that_change_the_same_objects_do_not_keep_it_from_scaling(cluster
             cluster.patch("apps/v1", "Deployment", "decode", annotations)
             changes.append(None)
 
+    def scaled(number: int) -> bool:
+        return replicas(cluster) == (number, number)
+
     meddler = threading.Thread(target=meddle)
     meddler.start()
     try:
         scaler = scalers.start()
         for number in (4, 2, 5):
-            scalers.decide(prefill={"min": number, "max": number}, decode={"min": number, "max": number})
-            scalers.eventually(lambda number=number: replicas(cluster) == (number, number))
+            scalers.decide(prefill=number, decode=number)
+            scalers.eventually(partial(scaled, number))
         assert scaler.explanation()["failures"] == {}
         assert len(changes) > 10
     finally:
@@ -173,7 +180,7 @@ def test_what_is_denied_is_told_loudly_and_ends_nothing(cluster: Cluster, tmp_pa
     targets = {"prefill": "StatefulSet/prefill", "decode": "Deployment/decode"}
     with scaling(tmp_path, cluster.namespace, account.kubeconfig, **targets) as scalers:
         scaler = scalers.start()
-        scalers.decide(prefill={"min": 2})
+        scalers.decide(prefill=2)
         scalers.eventually(lambda: scaler.explanation()["failures"].get("denied", 0) >= 2)
         failure = scaler.explanation()["latest_failure"]
         assert failure.startswith("scaling StatefulSet/prefill is not allowed")
@@ -189,7 +196,7 @@ def test_what_is_denied_is_told_loudly_and_ends_nothing(cluster: Cluster, tmp_pa
 
 def test_another_scaler_takes_over_from_one_that_ends_or_dies(cluster: Cluster, scalers: Scalers) -> None:
     first = scalers.start("scaler-0")
-    scalers.decide(prefill={"min": 3})
+    scalers.decide(prefill=3)
     scalers.eventually(lambda: replicas(cluster) == (3, 1))
     second = scalers.start("scaler-1")
     scalers.eventually(second.lives)
@@ -209,7 +216,7 @@ def test_another_scaler_takes_over_from_one_that_ends_or_dies(cluster: Cluster, 
     second.process.kill()
     scalers.eventually(third.leads, within=60)
     assert cluster.get("coordination.k8s.io/v1", "Lease", "pdserve-scaler").spec.holderIdentity == "scaler-2"
-    scalers.decide(prefill={"min": 1, "max": 2})
+    scalers.decide(prefill=2)
     scalers.eventually(lambda: replicas(cluster) == (2, 1))
 
 
@@ -220,9 +227,9 @@ def test_pods_that_find_no_gpu_count_as_nothing(cluster: Cluster, nodes: Nodes, 
     targets = {"prefill": "StatefulSet/prefill", "decode": "StatefulSet/decode"}
     with scaling(tmp_path, cluster.namespace, account.kubeconfig, **targets) as scalers:
         scaler = scalers.start()
-        scalers.decide(prefill={"min": 6})
+        scalers.decide(prefill=6)
         scalers.eventually(lambda: scaler.pool("prefill") == (6, 4, 0))
-        scalers.decide(prefill={"min": 6}, decode={"min": 2})
+        scalers.decide(prefill=6, decode=2)
         scalers.eventually(lambda: scaler.pool("decode") == (2, 2, 0))
         nodes.offer_gpus(12)
         scalers.eventually(lambda: scaler.pool("prefill") == (6, 6, 0))
