@@ -48,6 +48,8 @@ class KubeClient:
         found = held(target, await self._call(f"reading {target}", read, *self._place(target)))
         if found is None:
             raise Unavailable(f"RayCluster {target.name} has no worker group {target.group}")
+        if not found.selector:  # which would name every pod of the namespace
+            raise Unavailable(f"{target} does not say yet which pods are its own")
         return found
 
     async def scale(self, target: Target, replicas: int, *, place: int = 0, leaving: Sequence[str] = ()) -> None:

@@ -73,8 +73,11 @@ async def test_each_kind_is_read_and_scaled(served: tuple[ApiServer, KubeClient]
     assert (decode["replicas"], decode["scaleStrategy"]) == (4, {"workersToDelete": ["ray-decode-x"]})
 
 
-async def test_a_worker_group_that_is_not_there_is_said(served: tuple[ApiServer, KubeClient]) -> None:
-    _, kube = served
+async def test_what_is_not_there_is_said(served: tuple[ApiServer, KubeClient]) -> None:
+    api, kube = served
+    api.objects["statefulsets", "new"] = {"metadata": {"name": "new"}, "spec": {"replicas": 1}}
+    with pytest.raises(Unavailable, match="StatefulSet/new does not say yet which pods are its own"):
+        await kube.look(Target("StatefulSet", "new"))
     with pytest.raises(Unavailable, match="RayCluster ray has no worker group nobody"):
         await kube.look(Target("RayCluster", "ray", "nobody"))
     with pytest.raises(Unavailable, match="reading StatefulSet/nothing: statefulsets nothing not found"):
