@@ -26,10 +26,12 @@ DECIDED_BY_CHART = frozenset(
         "engine_prefix",
         "redis",
         "policies",
+        "scaler",
         "api_keys",
         "api_keys_file",
     }
 )
+_SECTIONS_BY_CHART = ("RayConfig", "DiscoveryConfig", "ScalerConfig", "KubernetesConfig")
 _BY_CHART_IN_POOLS = frozenset({"engines", "placement"})
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
@@ -260,7 +262,7 @@ def schema() -> dict[str, Any]:
         _leave_out(sections[pool], _BY_CHART_IN_POOLS)
     _leave_out(sections["PoolsConfig"], {"unified"})
     _leave_out(config, DECIDED_BY_CHART)
-    for unused in ("UnifiedPool", "PlacementConfig", "RayConfig", "DiscoveryConfig", "Launcher"):
+    for unused in (*_SECTIONS_BY_CHART, "UnifiedPool", "PlacementConfig", "Launcher"):
         del sections[unused]
     chart["$defs"] |= sections | {"Config": config}
     chart["properties"] |= {"config": {"$ref": "#/$defs/Config"}, "global": {"type": "object"}}

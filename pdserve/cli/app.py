@@ -116,6 +116,24 @@ def engine(
 
 
 @app.command()
+def scale(
+    config: Annotated[Path | None, typer.Option(metavar="CONFIG.yaml", help="Settings.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address at which gateways and probes reach it (default: the setting host).")
+    ] = None,
+    probe_port: Annotated[int, typer.Option(help="HTTP port of /live, /ready and /metrics.")] = 8101,
+) -> None:
+    """Decide how many engines there are where each is a pod on Kubernetes, and scale what holds them (extra k8s).
+
+    Of several, one acts."""
+    from pdserve.launch.scale import ScalerPlace
+    from pdserve.launch.scale import scale as run
+
+    effective = _load(config, env={})
+    raise typer.Exit(run(effective, ScalerPlace(host=host or effective.host, probe_port=probe_port)))
+
+
+@app.command()
 def route(
     config: ConfigFile = None,
     engines: Annotated[

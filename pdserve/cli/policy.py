@@ -141,6 +141,12 @@ def render_explanation(answer: bytes, latest: int) -> str:
         lines = [f"policy {body['policy']}{', dry run' if body['dry_run'] else ''}"]
         if body["refusal"]:
             lines.append(f"the file has changed and is refused; an earlier policy is in force:\n{body['refusal']}")
+        if body["blind"]:
+            lines.append(f"the pools cannot be seen, so nothing is decided: {body['blind']}")
+        if body["latest_failure"]:
+            lines.append(f"the latest change of a pool failed: {body['latest_failure']}")
+        if body["failures"]:
+            lines.append("failed so far: " + ", ".join(f"{n} × {code}" for code, n in body["failures"].items()))
         lines += [_printed(pools), ""]
         for decision in body["decisions"][-latest:]:
             lines += _decision(decision)

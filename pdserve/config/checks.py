@@ -170,3 +170,10 @@ def _times(times: Times) -> Iterator[str]:
     ):
         if getattr(times, early) >= getattr(times, late):
             yield f"times.{early}: must be less than times.{late} ({getattr(times, late):g}): {why}"
+    if 3 * times.kubernetes_answer > times.scaler_lease:
+        yield (
+            f"times.kubernetes_answer: must be at most a third of times.scaler_lease ({times.scaler_lease:g}): what a "
+            "leader has begun ends before another may act"
+        )
+    if not times.scaler_lease.is_integer():
+        yield f"times.scaler_lease: {times.scaler_lease:g} is no whole number of seconds, which a Lease counts in"

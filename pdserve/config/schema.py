@@ -29,6 +29,7 @@ from pdserve.config.clients import (
     TenantConfig,
 )
 from pdserve.config.pools import PoolsConfig
+from pdserve.config.scaler import ScalerConfig
 from pdserve.config.section import NonEmpty, Port, Positive, Section, shown
 from pdserve.config.times import Times
 from pdserve.core.layout import KVOrder
@@ -212,6 +213,7 @@ class Config(Section):
     policies: NonEmpty | None = None
     """A file with a scaling policy (docs/autoscaling.md); it is read again whenever it changes. Without, pools stay as
     they are."""
+    scaler: ScalerConfig = ScalerConfig()
     ray: RayConfig = RayConfig()
     discovery: DiscoveryConfig = DiscoveryConfig()
     pools: PoolsConfig = PoolsConfig()

@@ -45,6 +45,11 @@ class Times:
     """What a router or a supervisor has noted in Redis stands so long without renewal."""
     redis_answer: float = 1.0
     """Silence after which Redis counts as lost; no request waits longer for it."""
+    scaler_lease: float = 15.0
+    """Without renewal, the leadership among scalers ends after so long, in whole seconds; a leader that cannot renew
+    stops acting after two thirds of it."""
+    kubernetes_answer: float = 5.0
+    """How long one call of the Kubernetes API may take."""
     restart_backoff: float = 0.5
     """First delay before a dead engine is started again; doubles with every death in a row."""
     restart_backoff_max: float = 30.0

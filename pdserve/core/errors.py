@@ -11,6 +11,8 @@ PdserveError
 │   └── RateLimited           the tenant's own limit
 ├── Unavailable               no engine can serve this now
 │   └── EngineDied            the engine holding the work is gone
+├── Denied                    whoever owns the machines does not let this process do it
+├── Conflict                  something was changed meanwhile; look again
 ├── DeadlineExceeded
 ├── Cancelled
 ├── NotANumber                the model's own output is unusable
@@ -82,6 +84,14 @@ class Unavailable(PdserveError):
 
 class EngineDied(Unavailable):
     code = "engine_died"
+
+
+class Denied(PdserveError):
+    code = "denied"
+
+
+class Conflict(PdserveError):
+    code = "conflict"
 
 
 class DeadlineExceeded(PdserveError):

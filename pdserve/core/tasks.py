@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 _CANCEL_AGAIN = 0.2
 
@@ -17,7 +18,7 @@ async def running(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
         await end(tasks)
 
 
-async def end(tasks: Collection["asyncio.Task[None]"]) -> None:
+async def end(tasks: Collection["asyncio.Task[Any]"]) -> None:
     """Cancel until they have ended: libraries may lose a cancellation that meets the end of a call. What they raised is
     not raised here."""
     left = set(tasks)

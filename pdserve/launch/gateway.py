@@ -95,8 +95,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
         group.create_task(grpc_server.serve(stop, _STOP_GRACE))
-        if config.policies:
-            background.append(group.create_task(_report_demand(payload["registry"], dispatcher, gateway)))
+        if scaler := scaler_address(config, payload["registry"]):
+            background.append(group.create_task(_report_demand(scaler, dispatcher, gateway)))
         if config.telemetry.otlp_endpoint:
             background.append(group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run()))
         _spare_garbage_collection()
@@ -136,6 +136,7 @@ def _gateway(
     clock: Clock,
     link: "RedisLink | None",
 ) -> Gateway:
+    scaler = scaler_address(config, registry)
     gateway = Gateway(
         dispatcher,
         Tokenizer.load(config.model_path),
@@ -147,12 +148,17 @@ def _gateway(
         waiting=dispatcher.waiting,
         claims=shared_claims(config, link) if link else None,
         degraded=lambda: ("redis",) if link and not link.up else (),
-        explain_scaling=partial(explain_scaling, registry) if config.policies else None,
+        explain_scaling=partial(explain_scaling, scaler) if scaler else None,
         prepare=hasher,
     )
     if config.telemetry.vllm_names:
         gateway.metrics.name_as_vllm(config.model_name, gateway.generator.engines)
     return gateway
+
+
+def scaler_address(config: Config, registry: str) -> str:
+    """Whom this gateway tells of its load: a scaler of its own, or its supervisor's; empty where there is none."""
+    return config.scaler.address or (registry if config.policies else "")
 
 
 def _introduce(gateway: Gateway, sessions: SessionPool) -> Publish:
@@ -238,7 +244,7 @@ async def _follow(registry: str, engines: KnownEngines) -> None:
             engines.update(endpoints)
 
 
-async def _report_demand(registry: str, dispatcher: Dispatcher, gateway: Gateway) -> None:
+async def _report_demand(scaler: str, dispatcher: Dispatcher, gateway: Gateway) -> None:
     """Tell the scaler of this gateway's load, and do what it asks. Without an answer its last word holds."""
     name = gateway.new_id()
     figures: ScalerFigures | None = None
@@ -249,7 +255,7 @@ async def _report_demand(registry: str, dispatcher: Dispatcher, gateway: Gateway
         demand = one_after_another(filter(None, (unheard, dispatcher.demand())))
         assert demand
         try:
-            orders, figures = await report_demand(registry, name, demand)
+            orders, figures = await report_demand(scaler, name, demand)
         except PdserveError as error:
             if unheard is None:
                 _log.warning("the scaler is not reached, its last word holds", cause=str(error))

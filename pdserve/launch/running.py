@@ -16,16 +16,16 @@ _log = structlog.get_logger(__name__)
 async def run_until_signal(supervisor: Supervisor, times: Times, on_drain: Callable[[], object] | None = None) -> int:
     """Supervise until SIGINT, SIGTERM or SIGHUP; the exit code. on_drain is called before the draining begins. Raises
     what the supervisor raises."""
-    stop, force = _signals()
+    stop, force = signals()
     run = asyncio.create_task(supervisor.run())
     try:
-        await _first(run, stop)
+        await first(run, stop)
         if not run.done():
             if on_drain:
                 on_drain()
             _log.info("draining: running requests finish; Ctrl-C again ends them", timeout=times.drain_timeout)
             drain = asyncio.create_task(supervisor.drain())
-            await _first(drain, force)
+            await first(drain, force)
             drain.cancel()
         forced = force.is_set()
         if forced:
@@ -39,7 +39,7 @@ async def run_until_signal(supervisor: Supervisor, times: Times, on_drain: Calla
         await asyncio.gather(run, return_exceptions=True)
 
 
-def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+def signals() -> tuple[asyncio.Event, asyncio.Event]:
     """Events of the first and of the second request to end."""
     stop, force = asyncio.Event(), asyncio.Event()
 
@@ -51,7 +51,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     return stop, force
 
 
-async def _first(task: "asyncio.Task[None]", event: asyncio.Event) -> None:
+async def first(task: "asyncio.Task[None]", event: asyncio.Event) -> None:
     """Return when the task has ended or the event is set."""
     waiting = asyncio.create_task(event.wait())
     try:

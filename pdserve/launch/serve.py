@@ -1,11 +1,15 @@
 """`pdserve serve`: the parent of engines and gateway. Never imports torch."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
 from pdserve.cluster.cloud import SupervisedCloud
+from pdserve.cluster.k8s.nodes import NodedCloud
+from pdserve.cluster.k8s.target import targets_of
 from pdserve.cluster.launcher import Launcher
 from pdserve.cluster.member import Phase
 from pdserve.cluster.plan import Members
@@ -15,8 +19,11 @@ from pdserve.cluster.supervisor import Supervisor
 from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint
+from pdserve.core.errors import ConfigError
+from pdserve.core.tasks import running
 from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import GATEWAY, desired, engine, unflippable
+from pdserve.launch.kubernetes import open_kubernetes
 from pdserve.launch.launchers import open_launcher
 from pdserve.launch.ports import settle_ports
 from pdserve.launch.routers import announcing
@@ -57,16 +64,16 @@ async def supervise(config: Config, launcher: Launcher) -> int:
 
 async def _run(config: Config, supervisor: Supervisor, registry: Registry) -> int:
     registry.obey = lambda engine_id, order: _obey(supervisor, engine_id, order)
-    scaling = _scaling(config, supervisor)
-    if scaling:
-        registry.add(scaling.register)
-    await registry.start()
-    greeting = asyncio.create_task(_greet(config, supervisor, scaling))
-    try:
-        return await run_until_signal(supervisor, config.times, on_drain=greeting.cancel)
-    finally:
-        greeting.cancel()
-        await asyncio.gather(greeting, return_exceptions=True)
+    with _scaling(config, supervisor) as scaling:
+        if scaling:
+            registry.add(scaling.register)
+        await registry.start()
+        greeting = asyncio.create_task(_greet(config, supervisor, scaling))
+        try:
+            return await run_until_signal(supervisor, config.times, on_drain=greeting.cancel)
+        finally:
+            greeting.cancel()
+            await asyncio.gather(greeting, return_exceptions=True)
 
 
 def _obey(supervisor: Supervisor, engine_id: str, order: EngineOrder) -> None:
@@ -76,14 +83,29 @@ def _obey(supervisor: Supervisor, engine_id: str, order: EngineOrder) -> None:
         supervisor.drain_engine(engine_id, returns=order is EngineOrder.RESTART)
 
 
-def _scaling(config: Config, supervisor: Supervisor) -> Scaling | None:
-    """Raises ConfigError for a policy that cannot work."""
+@contextmanager
+def _scaling(config: Config, supervisor: Supervisor) -> Iterator[Scaling | None]:
+    """None without a policy. Raises ConfigError for one that cannot work."""
+    if config.scaler.address:
+        raise ConfigError("scaler.address: is for gateways of `pdserve route`; `serve` has its own scaler (policies)")
     if config.policies is None:
-        return None
-    cloud = SupervisedCloud(
+        yield None
+        return
+    engines = SupervisedCloud(
         supervisor, partial(engine, config), prefix=config.engine_prefix, flippable=unflippable(config)
     )
-    return Scaling(Path(config.policies), cloud, SystemClock())
+    targets = targets_of(config.scaler.kubernetes)
+    if not targets:
+        yield Scaling(Path(config.policies), engines, SystemClock())
+        return
+    if any(target.kind == "Deployment" for target in targets.values()):
+        raise ConfigError(
+            "scaler.kubernetes: a Deployment lets go of any Ray node, also of one with an engine; use a StatefulSet "
+            "or a RayCluster"
+        )
+    with open_kubernetes(config) as client:
+        nodes = NodedCloud(engines, lambda: supervisor.members, client, targets)
+        yield Scaling(Path(config.policies), nodes, SystemClock(), see=nodes.look)
 
 
 async def _greet(config: Config, supervisor: Supervisor, scaling: Scaling | None) -> None:
@@ -92,7 +114,8 @@ async def _greet(config: Config, supervisor: Supervisor, scaling: Scaling | None
     def all_ready(members: Members) -> bool:
         return all(member.phase is Phase.READY for member in members.values())
 
-    await supervisor.until(all_ready)
+    async with running(*([scaling.prepare()] if scaling else [])):
+        await supervisor.until(all_ready)
     if config.only == "engines":
         print(welcome_without_router(config), flush=True)
         return

@@ -15,6 +15,8 @@ def explain(scaler: Scaler) -> dict[str, Any]:
     return {
         "dry_run": scaler.policy.dry_run,
         "interval": scaler.policy.interval,
+        "failures": dict(scaler.failures),
+        "latest_failure": scaler.latest_failure,
         "bypass_below": outcome.memory.bypass if outcome else 0,
         "pools": [
             {

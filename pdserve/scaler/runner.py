@@ -11,7 +11,7 @@ from pdserve.core.endpoint import Role
 from pdserve.core.errors import PdserveError
 from pdserve.scaler import controller
 from pdserve.scaler.controller import Now, Outcome
-from pdserve.scaler.decision import Decision, FlipRole, Replicas, Scale
+from pdserve.scaler.decision import Decision, FlipRole, Replicas, Scale, SetBypass
 from pdserve.scaler.demand import Demand
 from pdserve.scaler.memory import Memory
 from pdserve.scaler.orders import Orders
@@ -24,7 +24,8 @@ Decide = Callable[[Policy, Memory, Demand, Mapping[Role, Replicas], Now], Outcom
 
 
 class Cloud(Protocol):
-    """Whoever owns engines. Implementations: the supervisor's processes, simulated engines."""
+    """Whoever owns engines. Implementations: the supervisor's processes, those on Ray nodes in pods, pods that are
+    engines, simulated engines. Held to tests/contract/test_clouds.py."""
 
     def pools(self) -> Mapping[Role, Replicas]:
         """Of every role there may be engines of."""
@@ -52,18 +53,24 @@ class Scaler:
         keep: int = 256,
         decide: Decide = controller.decide,
         tell: Callable[[Decision], None] = lambda decision: None,
+        done: Callable[[Decision, PdserveError | None], None] = lambda decision, failure: None,
     ) -> None:
-        """keep: decisions that can be asked for later. tell is called with each, before it is carried out."""
+        """keep: decisions that can be asked for later. tell is called with each, before it is carried out, and done
+        after that, with what kept it from being carried out."""
         self.policy = policy
         self._cloud = cloud
         self._clock = clock
         self._decide = decide
         self._tell = tell
+        self._done = done
         self._memory = Memory(busy_at=clock.monotonic())
-        self._orders = Orders()
+        self.orders = Orders() if policy.dry_run else _orders(policy, bypass=0)
+        """What gateways are to do now."""
         self.decisions: deque[Decision] = deque(maxlen=keep)
         self.failures: dict[str, int] = {}
         """Error code → actions that could not be carried out."""
+        self.latest_failure = ""
+        """Why the latest of them could not be; empty once one was carried out again."""
         self.counts: Counter[tuple[str, str]] = Counter()
         """(speed, rule) → decisions that changed something, or would have."""
         self.latest: Outcome | None = None
@@ -81,10 +88,8 @@ class Scaler:
             if not decision.dry_run:
                 await self._carry_out(decision)
         if not self.policy.dry_run:
-            sleeps = any(pool.min == 0 for pool in self.policy.pools.by_role().values())
-            patience = self.policy.scale_to_zero.patience if sleeps else 0.0
-            self._orders = Orders(bypass_below=self._memory.bypass, patience=patience)
-        return self._orders
+            self.orders = _orders(self.policy, self._memory.bypass)
+        return self.orders
 
     def _said_already(self, decision: Decision) -> bool:
         """Nothing changes in a dry run, so the same would be said every time."""
@@ -100,4 +105,15 @@ class Scaler:
                     await self._cloud.flip(engine_id, role)
         except PdserveError as error:
             self.failures[error.code] = self.failures.get(error.code, 0) + 1
-            _log.warning("scaling failed", code=error.code, cause=str(error), rule=decision.rule)
+            self.latest_failure = str(error)
+            _log.error("scaling failed", code=error.code, cause=str(error), rule=decision.rule)
+            self._done(decision, error)
+        else:
+            if not isinstance(decision.action, SetBypass):
+                self.latest_failure = ""
+            self._done(decision, None)
+
+
+def _orders(policy: Policy, bypass: int) -> Orders:
+    sleeps = any(pool.min == 0 for pool in policy.pools.by_role().values())
+    return Orders(bypass_below=bypass, patience=policy.scale_to_zero.patience if sleeps else 0.0)

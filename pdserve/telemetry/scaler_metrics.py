@@ -23,7 +23,7 @@ class PoolFigures:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalerFigures:
     """decisions: (speed, rule, how many). failures: (error code, how many). reloads: (result, how many) of the policy's
-    file. All since the scaler started."""
+    file. All since the scaler started. blind: it does not see its pools."""
 
     pools: tuple[PoolFigures, ...] = ()
     decisions: tuple[tuple[str, str, int], ...] = ()
@@ -31,6 +31,7 @@ class ScalerFigures:
     reloads: tuple[tuple[str, int], ...] = ()
     bypass_below: int = 0
     dry_run: bool = False
+    blind: bool = False
 
 
 SCALER_METRICS = (
@@ -44,6 +45,7 @@ SCALER_METRICS = (
         (),
     ),
     ("pdserve_scaler_dry_run", "gauge", "1 while the policy only notes what it would do.", ()),
+    ("pdserve_scaler_blind", "gauge", "1 while the scaler does not see its pools, so that it decides nothing.", ()),
     (
         "pdserve_scaler_decisions_total",
         "counter",
@@ -61,6 +63,10 @@ SCALER_METRICS = (
 """(name, kind, documentation, labels)"""
 
 
+LEADER = "pdserve_scaler_leader", "Of `pdserve scale` alone: 1 while this is the one that acts."
+"""(name, documentation) of a gauge."""
+
+
 class ScalerCollector(Collector):
     """Reads the figures anew at every scrape; there are none without a scaler."""
 
@@ -74,7 +80,8 @@ class ScalerCollector(Collector):
         figures = self._figures()
         if figures is None:
             return
-        engines, need, pressure, bypass, dry_run, decisions, failures, reloads = families = _families()
+        families = _families()
+        engines, need, pressure, bypass, dry_run, blind, decisions, failures, reloads = families
         for pool in figures.pools:
             for kind in ("wanted", "ready", "warming"):
                 engines.add_metric([pool.role, kind], getattr(pool, kind))
@@ -82,6 +89,7 @@ class ScalerCollector(Collector):
             pressure.add_metric([pool.role], pool.pressure)
         bypass.add_metric([], figures.bypass_below)
         dry_run.add_metric([], figures.dry_run)
+        blind.add_metric([], figures.blind)
         for speed, rule, count in figures.decisions:
             decisions.add_metric([speed, rule], count)
         for code, count in figures.failures:

@@ -73,6 +73,9 @@ def test_explain_shows_pools_and_decisions_with_what_else_there_was() -> None:
     told = {
         "policy": "policies.yaml",
         "refusal": "",
+        "blind": "",
+        "failures": {"denied": 3},
+        "latest_failure": "scaling StatefulSet/p is not allowed",
         "dry_run": True,
         "pools": [
             {
@@ -89,6 +92,10 @@ def test_explain_shows_pools_and_decisions_with_what_else_there_was() -> None:
         ],
     }  # fmt: skip
     text = render_explanation(json.dumps(told).encode(), latest=5)
+    assert "cannot be seen" not in text
+    assert "cannot be seen" in render_explanation(json.dumps({**told, "blind": "no answer"}).encode(), latest=5)
+    for expected in ("p is not allowed", "3 × denied"):
+        assert expected in text
     for expected in ("dry run", "cooldown", "would: prefill from 1 to 2", "pressure 1.5", "flip: decode engines"):
         assert expected in text
     assert "prefill from 1 to 2" not in render_explanation(json.dumps({**told, "decisions": []}).encode(), latest=5)

@@ -10,9 +10,11 @@ from structlog.testing import capture_logs
 from pdserve.cluster.registry import Registry
 from pdserve.cluster.scaling import Scaling, explain_scaling, report_demand
 from pdserve.core.endpoint import Role
-from pdserve.core.errors import ConfigError, Unavailable
+from pdserve.core.errors import ConfigError, Denied, Unavailable
+from pdserve.core.tasks import running
 from pdserve.scaler.decision import Replicas
 from pdserve.scaler.demand import Demand, together
+from pdserve.scaler.policy import Policy
 from tests.clocks import ManualClock
 from tests.unit.scaler.policies import demand, first, prompts
 
@@ -124,3 +126,82 @@ async def test_a_scaler_that_is_not_there_is_said_to_be_unavailable() -> None:
             await explain_scaling(registry.address)
     finally:
         await registry.stop()
+
+
+async def test_what_cannot_be_seen_is_not_decided_on(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY)
+    cloud, away = Pools(), [Unavailable("the API server does not answer"), Denied("listing pods is not allowed")]
+
+    async def see() -> None:
+        if away:
+            raise away[0]
+
+    scaling = Scaling(path, cloud, ManualClock(), see=see)
+    registry = Registry()
+    registry.add(scaling.register)
+    await registry.start()
+    try:
+        with capture_logs() as logs:
+            for _ in range(3):
+                await report_demand(registry.address, "g", demand(backlog=1.5, kv=0.6))
+                await scaling.look()
+            assert json.loads(await explain_scaling(registry.address))["blind"] == "the API server does not answer"
+            assert scaling.figures().blind
+            away.clear()
+            await scaling.look()
+            assert cloud.asked == [], "what was told meanwhile is past"
+            await report_demand(registry.address, "g", demand(backlog=1.5, kv=0.6))
+            await scaling.look()
+    finally:
+        await registry.stop()
+    assert cloud.asked == [(Role.PREFILL, 3)]
+    assert not scaling.figures().blind
+    told = [(line["log_level"], line["event"]) for line in logs if "seen" in line["event"]]
+    assert told == [
+        ("error", "the pools cannot be seen; nothing is decided"),
+        ("info", "the pools are seen again"),
+    ]
+
+
+async def test_a_policy_its_cloud_cannot_have_is_refused_then_and_later(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY + "flip: {enabled: true}\n")
+
+    def refuse(policy: Policy) -> str:
+        return "flip.enabled: no" if policy.flip.enabled else ""
+
+    with pytest.raises(ConfigError, match=r"policies\.yaml: flip\.enabled: no"):
+        Scaling(path, Pools(), ManualClock(), refuse=refuse)
+    path.write_text(POLICY)
+    scaling = Scaling(path, Pools(), ManualClock(), refuse=refuse)
+    path.write_text(POLICY + "flip: {enabled: true}\n")
+    with capture_logs():
+        await scaling.look()
+    assert dict(scaling.figures().reloads) == {"refused": 1}
+
+
+async def test_those_who_wait_for_a_sleeping_pool_are_told_to_wait_before_anything_is_decided(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY.replace("{max: 8", "{min: 0, max: 8") + "scale_to_zero: {patience: 7}\n")
+    bench = Bench(path)
+    await bench.registry.start()
+    orders, _ = await report_demand(bench.registry.address, "g", demand())
+    await bench.registry.stop()
+    assert orders.patience == 7.0
+
+
+async def test_while_engines_first_start_pools_are_looked_at_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    path.write_text(POLICY)
+    looks: list[None] = []
+
+    async def see() -> None:
+        looks.append(None)
+        raise Unavailable("the API server does not answer")
+
+    clock = ManualClock()
+    async with running(Scaling(path, Pools(), clock, see=see).prepare()):
+        for seconds in (0, 5, 5):
+            await clock.advance(seconds)
+    assert len(looks) == 3

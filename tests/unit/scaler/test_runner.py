@@ -58,11 +58,19 @@ async def test_a_dry_run_changes_nothing_and_says_the_same_once() -> None:
 
 async def test_a_cloud_that_refuses_is_asked_again_and_its_failures_are_counted() -> None:
     cloud = ListedCloud(Unavailable("no machine is free"))
-    scaler = Scaler(policy(), cloud, ManualClock())
+    done: list[tuple[str, PdserveError | None]] = []
+    scaler = Scaler(
+        policy(), cloud, ManualClock(), done=lambda decision, failure: done.append((decision.rule, failure))
+    )
     for _ in range(2):
         await scaler.step(BUSY)
     assert len(cloud.asked) == 2
-    assert scaler.failures == {"unavailable": 2}
+    assert explain(scaler)["failures"] == {"unavailable": 2}
+    assert explain(scaler)["latest_failure"] == "no machine is free"
+    refusal, cloud.refusal = cloud.refusal, None
+    await scaler.step(BUSY)
+    assert (scaler.failures, scaler.latest_failure) == ({"unavailable": 2}, "")
+    assert done == [("backlog", refusal), ("backlog", refusal), ("backlog", None)]
 
 
 async def test_gateways_are_told_to_wait_only_where_pools_may_sleep() -> None:
