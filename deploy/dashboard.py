@@ -76,6 +76,15 @@ PANELS: tuple[Panel, ...] = (
             "restart": "sum(rate(pdserve_engine_restarts_total[$__rate_interval]))",
         },
     ),
+    ("Engines, as the scaler has them", "short", {"{{role}} {{kind}}": "max by (role, kind) (pdserve_scaler_engines)"}),
+    (
+        "Scaling decisions",
+        "short",
+        {
+            "{{speed}}: {{rule}}": "max by (speed, rule) (increase(pdserve_scaler_decisions_total[$__rate_interval]))",
+            "failed: {{code}}": "max by (code) (increase(pdserve_scaler_failures_total[$__rate_interval]))",
+        },
+    ),
 )
 
 

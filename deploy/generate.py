@@ -19,7 +19,11 @@ from deploy.values import schema
 K8S = Path(__file__).parent / "k8s"
 NAMESPACE = "pdserve"
 _KEPT_OUT = ("helm.sh/chart", "app.kubernetes.io/managed-by")
-_NO_SECRETS = {"auth": {"existingSecret": "pdserve-api-keys"}, "ray": {"existingSecret": "pdserve-ray-token"}}
+_NO_SECRETS = {
+    "auth": {"existingSecret": "pdserve-api-keys"},
+    "ray": {"existingSecret": "pdserve-ray-token"},
+    "redis": {"existingSecret": "pdserve-redis"},
+}
 """Plain manifests make no keys: whoever applies them does."""
 
 

@@ -1,6 +1,7 @@
 """The values of the Helm chart. Their JSON schema, which Helm holds every install against, is generated from here.
 
-`config` is the configuration file of pdserve itself, by the models that read it, without what the chart decides.
+`config` is the configuration file of pdserve itself and `policies` its scaling policy, by the models that read them,
+without what the chart decides.
 """
 
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pdserve.config.schema import Config
+from pdserve.scaler.policy import Policy
 
 DECIDED_BY_CHART = frozenset(
     {
@@ -51,10 +53,13 @@ class Values(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Image(Values):
+class ImageName(Values):
     repository: Annotated[str, Field(min_length=1)]
     tag: str
     pullPolicy: Literal["Always", "IfNotPresent", "Never"]
+
+
+class Image(ImageName):
     pullSecrets: Objects
 
 
@@ -111,7 +116,7 @@ class Ray(Values):
 
 
 class Component(Values):
-    """What routers and engines have in common."""
+    """What routers, engines and scalers have in common."""
 
     replicas: AtLeastOne
     resources: Resources
@@ -130,6 +135,26 @@ class Service(Values):
 
 class Router(Component):
     service: Service
+
+
+class BundledRedis(Values):
+    image: ImageName
+    memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*(mb|gb)$")]
+    resources: Resources
+    nodeSelector: Strings
+    tolerations: Objects
+
+
+class ExternalRedis(Values):
+    port: Port
+    peers: Objects
+
+
+class Redis(Values):
+    mode: Literal["none", "bundled", "external"]
+    existingSecret: OptionalName
+    bundled: BundledRedis
+    external: ExternalRedis
 
 
 class Rdma(Values):
@@ -165,11 +190,17 @@ class Probes(Values):
     livenessFailures: AtLeastOne
 
 
+class ApiServer(Values):
+    peers: Objects
+    ports: Annotated[list[Port], Field(min_length=1)]
+
+
 class NetworkPolicy(Values):
     enabled: bool
     clients: Objects
     monitoring: Objects
     routerEgress: Objects
+    apiServer: ApiServer
 
 
 class ServiceAccount(Values):
@@ -193,10 +224,6 @@ class Monitoring(Values):
     serviceMonitor: ServiceMonitor
     rules: Labelled
     dashboard: Labelled
-
-
-class Autoscaling(Switch):
-    policies: dict[str, Any]
 
 
 class HpaPool(Values):
@@ -230,8 +257,8 @@ class Test(Values):
 
 
 class ChartValues(Values):
-    """Everything in values.yaml but `config`. Helm merges a file of yours over the defaults before it is held against
-    the schema, so everything is there."""
+    """Everything in values.yaml but `config` and `policies`. Helm merges a file of yours over the defaults before it is
+    held against the schema, so everything is there."""
 
     nameOverride: OptionalName
     image: Image
@@ -239,8 +266,10 @@ class ChartValues(Values):
     auth: Auth
     ray: Ray
     router: Router
+    redis: Redis
     prefill: Pool
     decode: Pool
+    scaler: Component
     placement: Placement
     drain: Drain
     probes: Probes
@@ -248,7 +277,6 @@ class ChartValues(Values):
     serviceAccount: ServiceAccount
     podDisruptionBudget: Switch
     monitoring: Monitoring
-    autoscaling: Autoscaling
     hpa: Hpa
     keda: Keda
     test: Test
@@ -264,9 +292,21 @@ def schema() -> dict[str, Any]:
     _leave_out(config, DECIDED_BY_CHART)
     for unused in (*_SECTIONS_BY_CHART, "UnifiedPool", "PlacementConfig", "Launcher"):
         del sections[unused]
-    chart["$defs"] |= sections | {"Config": config}
-    chart["properties"] |= {"config": {"$ref": "#/$defs/Config"}, "global": {"type": "object"}}
+    chart["$defs"] |= sections | {"Config": config} | _policy()
+    whole = {name: {"$ref": f"#/$defs/{model}"} for name, model in (("config", "Config"), ("policies", "Policy"))}
+    chart["properties"] |= whole | {"global": {"type": "object"}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_terse(chart)}
+
+
+def _policy() -> dict[str, Any]:
+    """Definitions of a scaling policy, which may be empty: then there is none. Pools are what the chart has."""
+    policy = Policy.model_json_schema()
+    sections: dict[str, Any] = policy.pop("$defs")
+    pools = sections["PoolPolicies"]
+    _leave_out(pools, {"unified"})
+    pools["properties"] = {name: {"$ref": "#/$defs/PoolPolicy"} for name in pools["properties"]}
+    del policy["required"]
+    return sections | {"Policy": policy}
 
 
 def _leave_out(section: dict[str, Any], names: frozenset[str] | set[str]) -> None:

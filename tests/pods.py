@@ -1,7 +1,7 @@
 """Pods of the Helm chart as processes of this machine: the same commands, probes, files and signals, without a cluster.
 
-Each pod has a loopback address of its own. What a cluster would do is done by replacing: a name's addresses are
-written out, and /etc/pdserve lies in a folder.
+Each pod has a loopback address and a folder of its own. What a cluster would do is done by replacing: a name's
+addresses are written out, 0.0.0.0 is the pod's own, and /etc/pdserve lies in its folder.
 """
 
 import base64
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from deploy.chart import Manifest, render
 from tests.chart.manifests import named, of_kind
 from tests.contract.processes import descendants, is_gone
 from tests.deployment import START_TIMEOUT
+from tests.redis_server import programs
 
 PDSERVE = (sys.executable, "-c", "from pdserve.cli import main; main()")
 _MOUNTED = "/etc/pdserve"
@@ -32,41 +34,62 @@ _CACHES = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
 class Pod:
     """One container's process."""
 
-    def __init__(self, name: str, ip: str, spec: dict[str, Any], folder: Path, names: dict[str, str]) -> None:
-        """names are those of the cluster, with what stands for them here."""
+    def __init__(self, name: str, ip: str, spec: dict[str, Any], folder: Path, cluster: "Cluster") -> None:
         self.name = name
-        self._names = names
+        self._cluster = cluster
         self.ip = ip
         (self._container,) = spec["containers"]
         self.grace = spec.get("terminationGracePeriodSeconds", 30)
-        self.log = folder / f"{name}.log"
+        self.log = folder / "log"
         self._folder = folder
+        folder.mkdir()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environment: str) -> None:
         """Run the container's command."""
-        own = {"POD_NAME": self.name, "POD_IP": self.ip}
-        fixed = {entry["name"]: entry["value"] for entry in self._container["env"] if "value" in entry}
-        fixed = {
-            name: value.replace(_MOUNTED, str(self._folder)) for name, value in fixed.items() if name not in _CACHES
-        }
+        own: dict[str, str] = {}
+        for entry in self._container["env"]:
+            if entry["name"] not in _CACHES:
+                own[entry["name"]] = self._here(self._value(entry), own)
         words = [*self._container.get("command", PDSERVE), *self._container.get("args", [])]
         if words[:2] == ["tini", "--"]:
             words = words[2:]
-        for name, value in [*((f"$({name})", value) for name, value in own.items()), *self._names.items()]:
-            words = [word.replace(name, value) for word in words]
-        words = [word.replace(_MOUNTED, str(self._folder)) for word in words]
+        words = [self._here(word, own) for word in words]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._apart(), *words] if any("ray start" in word for word in words) else words,
-                env={**os.environ, **fixed, **own, **environment, "PATH": _path()},
+                env={**os.environ, **own, **environment, "PATH": _path()},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
 
+    def write(self, name: str, text: str) -> None:
+        """A file below /etc/pdserve, which only this user may read."""
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(self._here(text, {}), encoding="utf-8")
+
+    def _here(self, text: str, variables: dict[str, str]) -> str:
+        """What a cluster would make of a text."""
+        given = {f"$({name})": value for name, value in variables.items()}
+        own = {_MOUNTED: str(self._folder), "0.0.0.0": self.ip}
+        for name, value in (given | self._cluster.names | own).items():
+            text = text.replace(name, value)
+        return text
+
+    def _value(self, entry: dict[str, Any]) -> str:
+        """Of a variable."""
+        match entry:
+            case {"valueFrom": {"fieldRef": {"fieldPath": field}}}:
+                return {"metadata.name": self.name, "status.podIP": self.ip}[field]
+            case {"valueFrom": {"secretKeyRef": {"name": name, "key": key}}}:
+                return self._cluster.secrets[name][key]
+        return str(entry["value"])
+
     def _apart(self) -> tuple[str, ...]:
         """What gives a Ray node its own processes, which end with the first of them, and its own session folder."""
-        session = self._folder / f"{self.name}-ray"
+        session = self._folder / "session"
         session.mkdir(exist_ok=True)
         Path("/tmp/ray").mkdir(exist_ok=True)
         unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -74,8 +97,8 @@ class Pod:
 
     def probe(self, which: str) -> int | None:
         """Status of an HTTP probe; None when nothing answers."""
-        if "exec" in self._container[which]:
-            return 200  # looks into a folder that each pod has to itself
+        if "exec" in self._container.get(which, {"exec": None}):
+            return 200  # looks where the pods of a machine are not apart, or is not there
         get = self._container[which]["httpGet"]
         (port,) = [port["containerPort"] for port in self._container["ports"] if port["name"] == get["port"]]
         with suppress(httpx.HTTPError):
@@ -112,6 +135,14 @@ class Pod:
         assert all(is_gone(pid, within=5) for pid in children)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """names: those of the cluster, with what stands for them here. secrets: by name and key."""
+
+    names: dict[str, str]
+    secrets: dict[str, dict[str, str]]
+
+
 class Pods:
     """The pods of a release of the chart, by name. `router` is the first of the routers."""
 
@@ -119,13 +150,19 @@ class Pods:
         self._manifests = render(values)
         self._folder = folder
         self._network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
-        self._names: dict[str, str] = {}
+        self._cluster = Cluster(
+            {}, {secret["metadata"]["name"]: _opened(secret) for secret in of_kind(self._manifests, "Secret")}
+        )
+        self._key = self._cluster.secrets["pdserve-api-keys"]["api-keys"].strip()
         self.pods: dict[str, Pod] = {}
         for workload in of_kind(self._manifests, "StatefulSet", "Deployment"):
             for number in range(workload["spec"]["replicas"]):
                 self._add(f"{workload['metadata']['name']}-{number}", workload["spec"]["template"]["spec"])
+        for service in of_kind(self._manifests, "Service"):
+            self._cluster.names.update(self._resolved(service))
+        for pod in self.pods.values():
+            self._write_files(pod)
         self.router = self.pods["pdserve-router-0"]
-        self._write_files()
 
     @property
     def url(self) -> str:
@@ -142,6 +179,7 @@ class Pods:
     def helm_test(self) -> Pod:
         """The pod of `helm test`, started."""
         pod = self._add("pdserve-test", named(self._manifests, "Pod", "pdserve-test")["spec"])
+        self._write_files(pod)
         pod.start(PDSERVE_URL=self.url)
         return pod
 
@@ -151,43 +189,33 @@ class Pods:
 
     def _add(self, name: str, spec: dict[str, Any]) -> Pod:
         ip = f"{self._network}.{len(self.pods) + 2}"
-        self.pods[name] = Pod(name, ip, spec, self._folder, self._names)
-        if name == "pdserve-ray-head-0":
-            self._names["pdserve-ray-head.pdserve.svc"] = ip
+        self.pods[name] = Pod(name, ip, spec, self._folder / name, self._cluster)
         return self.pods[name]
 
-    def _write_files(self) -> None:
-        secret = named(self._manifests, "Secret", "pdserve-api-keys")
-        keys = self._folder / "keys" / "api-keys"
-        keys.parent.mkdir()
-        keys.write_bytes(base64.b64decode(secret["data"]["api-keys"]))
-        self._key = keys.read_text(encoding="ascii").strip()
-        config = self._folder / "config"
-        config.mkdir()
-        for secret in of_kind(self._manifests, "Secret"):
-            if "token" in secret["data"]:
-                token = self._folder / "ray" / "token"
-                token.parent.mkdir()
-                token.touch(mode=0o600)
-                token.write_bytes(base64.b64decode(secret["data"]["token"]))
+    def _write_files(self, pod: Pod) -> None:
+        pod.write("keys/api-keys", self._key)
+        for secret in self._cluster.secrets.values():
+            if "token" in secret:
+                pod.write("ray/token", secret["token"])
         for name, text in named(self._manifests, "ConfigMap", "pdserve-config")["data"].items():
-            text = text.replace(_MOUNTED, str(self._folder)).replace("0.0.0.0", self.router.ip)
-            for service in of_kind(self._manifests, "Service"):
-                text = text.replace(*self._resolved(service))
-            for full, ip in self._names.items():
-                text = text.replace(full, ip)
-            (config / name).write_text(text, encoding="utf-8")
+            pod.write(f"config/{name}", text)
 
-    def _resolved(self, service: Manifest) -> tuple[str, str]:
-        """The line of a headless Service's name, and those of its pods' addresses."""
+    def _resolved(self, service: Manifest) -> dict[str, str]:
+        """What stands for a Service's name: its pod's address, or in a list those of all its pods."""
         name = service["metadata"]["name"]
         ips = [pod.ip for pod in self.pods.values() if pod.name.rpartition("-")[0] == name]
-        return f"- {name}.pdserve.svc:8100", "\n  ".join(f"- {ip}:8100" for ip in ips)
+        if name in ("pdserve-prefill", "pdserve-decode"):
+            return {f"- {name}.pdserve.svc:8100": "\n  ".join(f"- {ip}:8100" for ip in ips)}
+        return {f"{name}.pdserve.svc": ips[0]} if ips else {}
+
+
+def _opened(secret: Manifest) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
 
 
 def _path() -> str:
-    """With this interpreter as `python`, as in the image."""
-    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    """With this interpreter as `python`, as in the image, and with Redis, as in its own."""
+    return f"{Path(sys.executable).parent}:{programs()}:{os.environ['PATH']}"
 
 
 @contextmanager

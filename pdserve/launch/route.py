@@ -14,6 +14,7 @@ from pdserve.core.errors import ConfigError, Unsupported
 from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import desired_gateway
 from pdserve.launch.ports import settle_ports
+from pdserve.launch.routers import open_link
 from pdserve.launch.running import run_until_signal
 from pdserve.model.checkpoint import model_revision
 from pdserve.telemetry.logs import configure_logs
@@ -27,6 +28,7 @@ def route(config: Config) -> int:
             "or start everything here with `pdserve serve`"
         )
     check_model(config)
+    open_link(config, SystemClock())  # refused here, not in a child that is started again and again
     configure_logs(json=config.log.format == "json", level=config.log.level)
     return asyncio.run(_route(settle_ports(config)))
 

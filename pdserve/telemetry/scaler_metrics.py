@@ -23,7 +23,8 @@ class PoolFigures:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalerFigures:
     """decisions: (speed, rule, how many). failures: (error code, how many). reloads: (result, how many) of the policy's
-    file. All since the scaler started. blind: it does not see its pools."""
+    file. All since the scaler started. blind: it does not see its pools. refused: the file is wrong, and an earlier
+    policy holds."""
 
     pools: tuple[PoolFigures, ...] = ()
     decisions: tuple[tuple[str, str, int], ...] = ()
@@ -32,6 +33,7 @@ class ScalerFigures:
     bypass_below: int = 0
     dry_run: bool = False
     blind: bool = False
+    refused: bool = False
 
 
 SCALER_METRICS = (
@@ -46,6 +48,12 @@ SCALER_METRICS = (
     ),
     ("pdserve_scaler_dry_run", "gauge", "1 while the policy only notes what it would do.", ()),
     ("pdserve_scaler_blind", "gauge", "1 while the scaler does not see its pools, so that it decides nothing.", ()),
+    (
+        "pdserve_scaler_policy_refused",
+        "gauge",
+        "1 while the policy file is wrong, so that an earlier policy holds.",
+        (),
+    ),
     (
         "pdserve_scaler_decisions_total",
         "counter",
@@ -81,7 +89,7 @@ class ScalerCollector(Collector):
         if figures is None:
             return
         families = _families()
-        engines, need, pressure, bypass, dry_run, blind, decisions, failures, reloads = families
+        engines, need, pressure, bypass, dry_run, blind, refused, decisions, failures, reloads = families
         for pool in figures.pools:
             for kind in ("wanted", "ready", "warming"):
                 engines.add_metric([pool.role, kind], getattr(pool, kind))
@@ -90,6 +98,7 @@ class ScalerCollector(Collector):
         bypass.add_metric([], figures.bypass_below)
         dry_run.add_metric([], figures.dry_run)
         blind.add_metric([], figures.blind)
+        refused.add_metric([], figures.refused)
         for speed, rule, count in figures.decisions:
             decisions.add_metric([speed, rule], count)
         for code, count in figures.failures:

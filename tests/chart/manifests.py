@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from deploy.chart import Manifest
 
 
@@ -34,3 +36,20 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, dict[str, Any]]]:
 def selects(selector: dict[str, str], template: dict[str, Any]) -> bool:
     labels: dict[str, str] = template["metadata"]["labels"]
     return selector.items() <= labels.items()
+
+
+def secrets_of(container: dict[str, Any]) -> set[str]:
+    """Names of the Secrets that its environment is from."""
+    sources = [entry.get("valueFrom", {}) for entry in container.get("env", [])]
+    return {source["secretKeyRef"]["name"] for source in sources if "secretKeyRef" in source}
+
+
+def deciders(manifests: list[Manifest]) -> set[str]:
+    """Names of what makes the pods whose account is bound to a Role."""
+    bound = {subject["name"] for binding in of_kind(manifests, "RoleBinding") for subject in binding["subjects"]}
+    return {name for name, pod in pods(manifests) if pod["spec"]["serviceAccountName"] in bound}
+
+
+def config_file(manifests: list[Manifest], name: str) -> Any:
+    """A file of the release's ConfigMap."""
+    return yaml.safe_load(named(manifests, "ConfigMap", "pdserve-config")["data"][name])

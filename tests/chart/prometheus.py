@@ -1,10 +1,11 @@
 """A real Prometheus that scrapes one address every second."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 
 from tests.chart.promtool import BUILD, missing
+from tests.chart.rules import expressions, metrics_in
 
 START_TIMEOUT = 60.0
 
@@ -21,8 +23,11 @@ class Prometheus:
         self._url = url
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The result of an instant query. Fails for what Prometheus does not take."""
-        answer = httpx.get(f"{self._url}/api/v1/query", params={"query": expression}, timeout=30).json()
+        """The result of an instant query. Fails for what Prometheus does not take, raises HTTPError while it starts."""
+        response = httpx.get(f"{self._url}/api/v1/query", params={"query": expression}, timeout=30)
+        if response.status_code == 503:
+            response.raise_for_status()
+        answer = response.json()
         assert answer["status"] == "success", answer
         return list(answer["data"]["result"])
 
@@ -35,6 +40,17 @@ class Prometheus:
         with suppress(httpx.HTTPError):
             return [result["value"][1] for result in self.query("up")] == ["1"]
         return False
+
+
+def assert_scraped(prometheus: Prometheus, of: Callable[[str], bool]) -> None:
+    """Every query of rules and dashboard is one, and what metrics they read were scraped, those `of` is true for."""
+    kinds = prometheus.metrics()
+    for place, expression in expressions().items():
+        prometheus.query(expression)
+        for name in filter(of, metrics_in(expression)):
+            base = name if name in kinds else re.sub(r"_(bucket|sum|count)$", "", name)
+            assert base in kinds, f"{place}: {name}"
+            assert (base == name) == (kinds[base] != "histogram"), f"{place}: {name}"
 
 
 @contextmanager

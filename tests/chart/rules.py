@@ -9,12 +9,15 @@ import promql_parser
 from deploy.chart import CHART, render
 from tests.chart.manifests import named, of_kind
 
+OF_SCALER = "pdserve_scaler_"
+"""What metrics begin with that are there with a policy only."""
 _VARIABLES = {"$__rate_interval": "5m"}
 
 
 def alerts(values: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A Prometheus rules file."""
-    rendered = render({"monitoring": {"rules": {"enabled": True}}, **(values or {})})
+    """A Prometheus rules file, that of a release with a scaler."""
+    policies = {"pools": {"prefill": {"max": 4}, "decode": {"max": 4}}}
+    rendered = render({"monitoring": {"rules": {"enabled": True}}, "policies": policies, **(values or {})})
     rule = named(rendered, "PrometheusRule", "pdserve")
     spec: dict[str, Any] = rule["spec"]
     return spec

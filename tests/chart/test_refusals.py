@@ -6,6 +6,16 @@ import pytest
 
 from deploy.chart import Refused, render
 
+ON_DEMAND = {"metric": "backlog", "targetAverageValue": "4k"}
+
+
+def scaled(**changes: Any) -> dict[str, Any]:
+    """Values with a policy; prefill, decode and unified are its pools."""
+    pools: dict[str, Any] = {"prefill": {"max": 4}, "decode": {"max": 4}}
+    pools |= {name: changes.pop(name) for name in ("prefill", "decode", "unified") if name in changes}
+    return {"policies": {"pools": pools, **changes}}
+
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     # Of the chart, by its schema.
     ({"prefill": {"replicas": "3"}}, "'/prefill/replicas': got string, want integer"),
@@ -65,7 +75,6 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"decode": {"rdma": {"resource": "rdma/hca"}}}, "decode.rdma.resource: network devices serve GPUs"),
     ({"decode": {"gpus": 1}, "config": {"device": "cpu"}}, "decode.gpus: config.device is cpu"),
-    ({"autoscaling": {"enabled": True}}, "autoscaling.enabled: pdserve's scaler starts engines on Ray"),
     ({"keda": {"enabled": True}}, "keda.serverAddress: give the URL"),
     ({"hpa": {"enabled": True}}, "hpa.prefill.metric: give the metric your adapter serves"),
     ({"keda": {"prefill": {"minReplicas": 9}}}, "keda.prefill.minReplicas: 9 is more than maxReplicas 4"),
@@ -73,6 +82,49 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"keda": {"enabled": True, "serverAddress": "http://p"}, "ray": {"mode": "builtin"}},
         "ray.mode: HPA and KEDA scale",
     ),
+    # Of Redis.
+    ({"redis": {"mode": "sentinel"}}, "'/redis/mode': value must be one of 'none', 'bundled', 'external'"),
+    ({"redis": {"url": "redis://r"}}, "'/redis': additional properties 'url' not allowed"),
+    ({"redis": {"mode": "external"}}, "redis.existingSecret: name the Secret whose key url"),
+    ({"redis": {"external": {"port": 0}}}, "'/redis/external/port': minimum: got 0, want 1"),
+    ({"redis": {"external": {"peers": [{"podSelector": {}}]}}}, "redis.external.peers: redis.mode is none; set it to"),
+    ({"redis": {"bundled": {"memory": "1Gi"}}}, "'/redis/bundled/memory': '1Gi' does not match pattern"),
+    ({"redis": {"bundled": {"image": "redis:7"}}}, "'/redis/bundled/image': got string, want object"),
+    ({"config": {"redis": {"url": "redis://redis"}}}, "'/config': additional properties 'redis' not allowed"),
+    # Of the scaling policy, by pdserve's own model of it.
+    (scaled(prefill={"max": "4"}), "'/policies/pools/prefill/max': got string, want integer"),
+    (scaled(prefill={"min": 1}), "'/policies/pools/prefill': missing property 'max'"),
+    (scaled(decode={"max": 0}), "'/policies/pools/decode/max': minimum: got 0, want 1"),
+    (scaled(decode={"max": 4, "maxi": 4}), "'/policies/pools/decode': additional properties 'maxi' not allowed"),
+    (scaled(decode={"max": 4, "up": {"step": 0}}), "'/policies/pools/decode/up/step': minimum: got 0, want 1"),
+    (
+        scaled(decode={"max": 4, "forecast": {"kind": "arima"}}),
+        "'/policies/pools/decode/forecast/kind': value must be one of 'none', 'last', 'ewma', 'holt_winters'",
+    ),
+    (
+        scaled(decode={"max": 4, "schedules": [{"start": "8:00", "end": "18:00", "min": 2}]}),
+        "'/policies/pools/decode/schedules/0/start': '8:00' does not match pattern",
+    ),
+    (scaled(unified={"max": 2}), "'/policies/pools': additional properties 'unified' not allowed"),
+    (scaled(slo={"ttft": {"seconds": -1}}), "'/policies/slo/ttft/seconds': exclusiveMinimum: got -1, want 0"),
+    (scaled(interval=0.1), "'/policies/interval': minimum: got 0.1, want 0.5"),
+    (scaled(dryRun=True), "'/policies': additional properties 'dryRun' not allowed"),
+    ({"policies": {"pools": {"prefill": {"max": 4}}}}, "policies.pools: say how many engines prefill and decode"),
+    ({"policies": {"dry_run": True}}, "policies.pools: say how many engines prefill and decode"),
+    (scaled(prefill={"min": 3, "max": 2}), "policies.pools.prefill.max: 2 is less than min 3"),
+    (scaled(flip={"enabled": True}), "policies.flip.enabled: a pod keeps the role of its StatefulSet"),
+    (scaled(total=1), "policies.total: 1 is less than what the pools have at least, together 2"),
+    (
+        {**scaled(), "keda": {"enabled": True, "serverAddress": "http://p"}},
+        "policies: keda.enabled too would have both scale the same pools",
+    ),
+    (
+        {**scaled(), "hpa": {"enabled": True, "prefill": ON_DEMAND, "decode": ON_DEMAND}},
+        "policies: hpa.enabled too would",
+    ),
+    ({"config": {"policies": "policies.yaml"}}, "'/config': additional properties 'policies' not allowed"),
+    ({"scaler": {"replicas": 0}}, "'/scaler/replicas': minimum: got 0, want 1"),
+    ({"networkPolicy": {"apiServer": {"ports": []}}}, "'/networkPolicy/apiServer/ports': minItems: got 0, want 1"),
 ]
 
 

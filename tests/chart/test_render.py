@@ -7,16 +7,18 @@ import kubernetes_validate
 import pytest
 import yaml
 
-import pdserve
 from deploy import generate
 from deploy.chart import CHART, Manifest, lint, notes, overlaid, render, values_file
 from pdserve.config.load import load_config
 from pdserve.config.schema import Config
 from pdserve.config.times import Times
 from pdserve.core.endpoint import Role
-from tests.chart.manifests import named, of_kind, pods, selects
+from pdserve.scaler.load import load_policy
+from tests.chart.manifests import deciders, named, of_kind, pods, secrets_of, selects
 
 OLDEST, NEWEST = "1.25", "1.37"
+THEIR_SECRETS = {("Secret", name) for name in ("keys", "token", "redis", "pdserve-api-keys", "pdserve-redis")}
+"""Those that values name."""
 FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "RayCluster"}
 """Kinds that operators bring."""
 
@@ -27,6 +29,19 @@ GPU = {
     "priorityClassName": "high",
 }
 MONITORING = {name: {"enabled": True} for name in ("serviceMonitor", "rules", "dashboard")}
+POLICIES = {
+    "slo": {"ttft": {"seconds": 1.5}},
+    "timezone": "Europe/Berlin",
+    "pools": {
+        "prefill": {
+            "min": 1,
+            "max": 6,
+            "schedules": [{"days": ["sat", "sun"], "start": "08:00", "end": "20:00", "max": 3}],
+        },
+        "decode": {"min": 2, "max": 8, "targets": {"queue": None}, "reactive": {"dead_band": [0.5, 1]}},
+    },
+    "total": 12,
+}
 ON_DEMAND = {"metric": "backlog", "targetAverageValue": "4k"}
 MATRIX: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -50,6 +65,19 @@ MATRIX: dict[str, dict[str, Any]] = {
     "preferred domain": {"placement": {"domain": "preferred", "domainLabel": "example.com/rail"}},
     "HPA": {"hpa": {"enabled": True, "prefill": ON_DEMAND, "decode": ON_DEMAND}},
     "KEDA": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}, "monitoring": MONITORING},
+    "policies": {"policies": POLICIES, "monitoring": MONITORING},
+    "policies on Ray": {"policies": POLICIES, "ray": {"mode": "builtin"}, "monitoring": MONITORING},
+    "policies on KubeRay": {"policies": POLICIES, "ray": {"mode": "kuberay"}, "redis": {"mode": "bundled"}},
+    "bundled Redis": {"redis": {"mode": "bundled"}, "model": {"source": "pvc", "path": "m", "pvc": {"claimName": "c"}}},
+    "external Redis": {
+        "redis": {
+            "mode": "external",
+            "existingSecret": "redis",
+            "external": {"port": 6380, "peers": [{"ipBlock": {"cidr": "10.2.0.7/32"}}]},
+        },
+        "networkPolicy": {"apiServer": {"peers": [{"ipBlock": {"cidr": "10.0.0.1/32"}}], "ports": [6443]}},
+        "policies": POLICIES,
+    },
     "open": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}},
     "closed": {"networkPolicy": {"clients": [{"podSelector": {}}], "monitoring": []}, "nameOverride": "llm"},
     "tenants": {
@@ -83,7 +111,9 @@ def test_every_object_is_one_of_kubernetes(manifests: list[Manifest], version: s
     for manifest in manifests:
         if manifest["kind"] in FOREIGN or (version, str(manifest)) in _VALID:
             continue
-        if version == OLDEST and "image" in str([v for _, pod in pods([manifest]) for v in pod["spec"]["volumes"]]):
+        if version == OLDEST and "image" in str(
+            [v for _, pod in pods([manifest]) for v in pod["spec"].get("volumes", [])]
+        ):
             continue  # image volumes are younger
         kubernetes_validate.validate(manifest, version, strict=True)
         _VALID.add((version, str(manifest)))
@@ -96,14 +126,15 @@ def test_what_is_named_is_there(manifests: list[Manifest]) -> None:
     for name, pod in templates.items():
         spec = pod["spec"]
         assert ("ServiceAccount", spec["serviceAccountName"]) in existing
-        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
         for volume in volumes.values():
             if "configMap" in volume:
                 assert ("ConfigMap", volume["configMap"]["name"]) in existing
-            if "secret" in volume and volume["secret"]["secretName"] not in ("keys", "token", "pdserve-api-keys"):
-                assert ("Secret", volume["secret"]["secretName"]) in existing
+            if "secret" in volume:
+                assert ("Secret", volume["secret"]["secretName"]) in existing | THEIR_SECRETS
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
-            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes.keys(), name
+            assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes.keys(), name
+            assert {("Secret", secret) for secret in secrets_of(container)} <= existing | THEIR_SECRETS
             ports = {port["name"] for port in container.get("ports", [])}
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 if get := container.get(probe, {}).get("httpGet"):
@@ -124,7 +155,7 @@ def test_what_is_named_is_there(manifests: list[Manifest]) -> None:
 def test_pods_have_no_more_rights_than_they_need(manifests: list[Manifest]) -> None:
     for name, pod in pods(manifests):
         spec = pod["spec"]
-        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["automountServiceAccountToken"] is (name in deciders(manifests)), name
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
@@ -133,16 +164,11 @@ def test_pods_have_no_more_rights_than_they_need(manifests: list[Manifest]) -> N
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
-            written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+            mounts = container.get("volumeMounts", [])
+            written = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
             assert written <= {"/tmp", "/dev/shm", "/models"}
             assert "/models" not in written or container["name"] == "model"
-    assert of_kind(manifests, "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding") == []
-
-
-def test_nothing_calls_the_kubernetes_api() -> None:
-    """So no pod needs a right or a token. Whoever changes this gives that pod a Role with the verbs it calls."""
-    sources = Path(pdserve.__file__).parent.rglob("*.py")
-    assert not [path for path in sources if "import kubernetes" in path.read_text(encoding="utf-8")]
+    assert of_kind(manifests, "ClusterRole", "ClusterRoleBinding") == []
 
 
 def test_quantities_and_ports_are_what_old_servers_take(manifests: list[Manifest]) -> None:
@@ -157,25 +183,28 @@ def test_quantities_and_ports_are_what_old_servers_take(manifests: list[Manifest
 
 
 def test_pdserve_takes_the_configuration(manifests: list[Manifest], tmp_path: Path) -> None:
-    (config,) = [m for m in of_kind(manifests, "ConfigMap") if "router.yaml" in m["data"]]
+    files = {name: text for config in of_kind(manifests, "ConfigMap") for name, text in config["data"].items()}
     keys = tmp_path / "api-keys"
     keys.write_text("sk-something\n", encoding="utf-8")
-    for name, text in config["data"].items():
+    for name in files.keys() & {"router.yaml", "engine.yaml", "scaler.yaml"}:
         path = tmp_path / name
-        path.write_text(text.replace("/etc/pdserve/keys/api-keys", str(keys)), encoding="utf-8")
+        path.write_text(files[name].replace("/etc/pdserve/keys/api-keys", str(keys)), encoding="utf-8")
         loaded = load_config(path)
-        if name == "engine.yaml":
-            assert "api" not in text, "engines know no keys"
-        else:
+        if name == "router.yaml":
             assert loaded.host == "0.0.0.0"
             assert bool(loaded.discovery.engines) != bool(loaded.ray.address)
+        else:
+            assert "api" not in files[name], "neither engines nor scalers know keys"
+    if "policies.yaml" in files:
+        (tmp_path / "policies.yaml").write_text(files["policies.yaml"], encoding="utf-8")
+        load_policy(tmp_path / "policies.yaml")
 
 
 def test_pods_have_time_to_drain_and_to_load(values: dict[str, Any], manifests: list[Manifest]) -> None:
     times = {"drain_timeout": 30.0, "start_timeout": 300.0, **values.get("config", {}).get("times", {})}
     for name, pod in pods(manifests):
-        if name.endswith("-test"):
-            continue
+        if name.endswith(("-test", "-redis", "-scaler")):
+            continue  # nothing drains there, and nothing is loaded
         spec = pod["spec"]
         pause = max([int(_pre_stop(container)) for container in spec["containers"]])
         assert spec["terminationGracePeriodSeconds"] >= pause + times["drain_timeout"] + 10, name
@@ -242,14 +271,6 @@ def test_ray_places_every_engine_on_a_node_of_its_pool() -> None:
     assert router["strategy"] == {"type": "Recreate"}
 
 
-def test_a_scaling_policy_reaches_the_supervisor_as_it_is() -> None:
-    policies = {"pools": {"decode": {"min": 1, "max": 4}}}
-    on = {"ray": {"mode": "builtin"}, "autoscaling": {"enabled": True, "policies": policies}}
-    data = named(render(on), "ConfigMap", "pdserve-config")["data"]
-    assert yaml.safe_load(data["policies.yaml"]) == policies
-    assert yaml.safe_load(data["router.yaml"])["policies"] == "/etc/pdserve/config/policies.yaml"
-
-
 def test_what_is_generated_is_as_it_would_be_generated() -> None:
     assert generate.stale() == [], "run python -m deploy.generate"
 
@@ -267,4 +288,10 @@ def test_notes_tell_how_to_ask_and_to_test() -> None:
     assert "curl -N http://127.0.0.1:8000/v1/completions" in told
     assert "helm test demo --namespace llm" in told
     assert "get secret demo-pdserve-api-keys" in told
+    assert "policy explain" not in told
+    assert "Each router counts" in told
+    everything = notes({"policies": POLICIES, "redis": {"mode": "bundled"}})
+    assert "engines as `policies` say" in everything
+    assert "policy explain" in everything
+    assert "through service/pdserve-redis" in everything
     assert "WARNING" in notes({"networkPolicy": {"enabled": False}})

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pdserve.core.errors import PdserveError
-from pdserve.telemetry.metrics import Metrics
+from pdserve.telemetry.metrics import Description, Metrics
+from pdserve.telemetry.scaler_metrics import LEADER
 from tests.chart.promtool import promtool, try_rules
 from tests.chart.rules import alerts, expressions, metrics_in, selectors_in
 
@@ -42,6 +43,12 @@ HEALTHY = {
     'pdserve_transfers_total{backend="nixl",result="digest_mismatch"}': "0x30",
     'pdserve_kv_tier_errors_total{engine="d-0",tier="disk",cause="io"}': "0x30",
     'pdserve_policy_errors_total{error="KeyError"}': "0x30",
+    "pdserve_redis_up": "1x30",
+    'pdserve_scaler_leader{pod="s-0"}': "1x30",
+    'pdserve_scaler_leader{pod="s-1"}': "0x30",
+    "pdserve_scaler_blind": "0x30",
+    'pdserve_scaler_failures_total{code="conflict"}': "1x10 2x20",
+    "pdserve_scaler_policy_refused": "0x30",
 }
 """Series of a cluster that is well; as `promtool test rules` writes them, a sample a minute."""
 
@@ -73,6 +80,11 @@ BROKEN: dict[str, tuple[dict[str, str | None], dict[str, str]]] = {
     ),
     "PdserveNumericsDiffer": ({"pdserve_numerics": "2x30"}, {}),
     "PdservePolicyFails": ({'pdserve_policy_errors_total{error="KeyError"}': "0x20 1x10"}, {"error": "KeyError"}),
+    "PdserveRedisLost": ({"pdserve_redis_up": "0x30"}, {}),
+    "PdserveScalerLeaderless": ({'pdserve_scaler_leader{pod="s-0"}': "0x30"}, {}),
+    "PdserveScalerBlind": ({"pdserve_scaler_blind": "1x30"}, {}),
+    "PdserveScalingFails": ({'pdserve_scaler_failures_total{code="conflict"}': "0+1x30"}, {"code": "conflict"}),
+    "PdservePolicyRefused": ({"pdserve_scaler_policy_refused": "1x30"}, {}),
 }
 """By alert: what differs from a healthy cluster, and the labels that the alert then has beside its severity."""
 
@@ -130,13 +142,24 @@ def test_targets_of_the_configuration_become_thresholds() -> None:
 
 @pytest.mark.parametrize(("place", "expression"), expressions().items(), ids=list(expressions()))
 def test_an_expression_reads_metrics_and_labels_that_exist(place: str, expression: str) -> None:
-    described = {description.name: description for description in Metrics().described}
+    leader = Description(LEADER[0], "gauge", (), LEADER[1])
+    described = {description.name: description for description in [*Metrics().described, leader]}
     assert metrics_in(expression)
     for name, matched in selectors_in(expression):
         base = name if name in described else re.sub(r"_(bucket|sum|count)$", "", name)
         assert base in described, f"{place}: pdserve does not export {name}"
         assert base == name or described[base].kind == "histogram"
         assert matched <= set(described[base].labels), f"{place}: {name} has no label {matched}"
+
+
+def test_rules_of_a_scaler_are_there_with_a_policy_and_of_its_leader_where_there_are_several() -> None:
+    def names(values: dict[str, Any]) -> set[str]:
+        return {rule["alert"] for group in alerts(values)["groups"] for rule in group["rules"]}
+
+    everything = names({})
+    assert everything - names({"ray": {"mode": "builtin"}}) == {"PdserveScalerLeaderless"}
+    scaler = {"PdserveScalerLeaderless", "PdserveScalerBlind", "PdserveScalingFails", "PdservePolicyRefused"}
+    assert everything - names({"policies": {}}) == scaler
 
 
 def test_what_is_no_promql_is_noticed() -> None:

@@ -2,9 +2,8 @@
 when a pod is deleted."""
 
 import json
-import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,23 @@ import httpx
 import pytest
 
 from deploy.chart import overlaid, values_file
-from tests.chart.prometheus import scraping
-from tests.chart.rules import expressions, metrics_in
-from tests.pods import Pods, running
+from pdserve.cli.keys import digest_of
+from tests.chart.prometheus import assert_scraped, scraping
+from tests.chart.rules import OF_SCALER
+from tests.pods import Pod, Pods, running
 
-VALUES = overlaid(values_file("cpu-demo"), {"decode": {"replicas": 2}})
+TEAM = {"Authorization": "Bearer sk-of-the-whole-team"}
+VALUES = overlaid(
+    values_file("cpu-demo"),
+    {
+        "decode": {"replicas": 2},
+        "router": {"replicas": 2},
+        "redis": {"mode": "bundled"},
+        "config": {
+            "tenants": [{"name": "team", "keys": [digest_of("sk-of-the-whole-team")], "concurrent_requests": 1}]
+        },
+    },
+)
 MAX_TOKENS = 700
 """A second or two of decoding: time enough to delete a pod meanwhile."""
 
@@ -28,10 +39,10 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
         yield pods
 
 
-def stream(release: Pods, prompt: list[int]) -> Iterator[dict[str, Any]]:
+def stream(release: Pods, prompt: list[int], headers: dict[str, str] | None = None) -> Iterator[dict[str, Any]]:
     body = {"prompt": prompt, "max_tokens": MAX_TOKENS, "ignore_eos": True, "temperature": 0, "stream": True}
     with httpx.stream(
-        "POST", f"{release.url}/v1/completions", json=body, headers=release.headers, timeout=60
+        "POST", f"{release.url}/v1/completions", json=body, headers=headers or release.headers, timeout=60
     ) as answer:
         assert answer.status_code == 200, answer.read()
         for line in answer.iter_lines():
@@ -59,13 +70,7 @@ def test_helm_test_passes_and_the_keyless_stay_out(release: Pods) -> None:
 def test_a_real_prometheus_finds_every_metric_of_rules_and_dashboard(release: Pods, tmp_path: Path) -> None:
     admin = f"{release.router.ip}:8002"
     with scraping(admin, release.free_address(9090), tmp_path) as prometheus:
-        kinds = prometheus.metrics()
-        for place, expression in expressions().items():
-            prometheus.query(expression)
-            for name in metrics_in(expression):
-                base = name if name in kinds else re.sub(r"_(bucket|sum|count)$", "", name)
-                assert base in kinds, f"{place}: {name}"
-                assert (base == name) == (kinds[base] != "histogram"), f"{place}: {name}"
+        assert_scraped(prometheus, lambda name: not name.startswith(OF_SCALER))
         roles = {result["metric"]["role"] for result in prometheus.query('pdserve_engine_info{state="ready"}')}
         assert roles == {"prefill", "decode"}
         assert prometheus.query("sum(pdserve_kv_blocks)")[0]["value"][1] != "0"
@@ -94,6 +99,42 @@ def test_a_deleted_decode_pod_loses_no_token(release: Pods) -> None:
     _until_found(release, pod.name)
 
 
+def test_two_routers_share_a_tenants_limit_and_an_idempotency_key(release: Pods) -> None:
+    """They find the engines by name, each for itself, and meet in Redis."""
+    other = release.pods["pdserve-router-1"]
+    for router in (release.router, other):
+        _eventually(lambda router=router: "pdserve_other_routers 1.0" in _metrics(router))  # type: ignore[misc]
+
+    events = stream(release, [19 + 23 * n % 500 for n in range(60)], TEAM)
+    next(events)
+    refused = _ask(other, TEAM)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    list(events)
+    _eventually(lambda: _ask(other, TEAM).status_code == 200)
+
+    keyed = {**release.headers, "Idempotency-Key": "once"}
+    _eventually(lambda: _ask(release.router, keyed).status_code == 200)  # until it is certain who has which key
+    first, again = _ask(release.router, keyed), _ask(other, keyed)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.json() == first.json()
+
+
+def _ask(router: Pod, headers: dict[str, str]) -> httpx.Response:
+    body = {"prompt": [1, 2, 3], "max_tokens": 4}
+    return httpx.post(f"http://{router.ip}:8000/v1/completions", json=body, headers=headers, timeout=60)
+
+
+def _metrics(router: Pod) -> str:
+    return httpx.get(f"http://{router.ip}:8002/metrics", timeout=10).text
+
+
+def _eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_router_that_ends_is_unready_first_and_finishes_what_it_serves(release: Pods) -> None:
     events = stream(release, [11 + 17 * n % 500 for n in range(70)])
     begun = [next(events) for _ in range(3)]
@@ -116,7 +157,4 @@ def _running(release: Pods) -> dict[str, int]:
 
 
 def _until_found(release: Pods, name: str) -> None:
-    deadline = time.monotonic() + 30
-    while not any(engine["id"] == name and engine["state"] == "ready" for engine in _engines(release)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    _eventually(lambda: any(engine["id"] == name and engine["state"] == "ready" for engine in _engines(release)))

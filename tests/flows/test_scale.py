@@ -9,8 +9,10 @@ import httpx
 import pytest
 
 from pdserve.cluster.k8s.rights import SCALER_RIGHTS
+from tests.chart.prometheus import assert_scraped, scraping
+from tests.chart.rules import OF_SCALER
 from tests.deployment import write_config
-from tests.k8s.scalers import SCALE, scaling
+from tests.k8s.scalers import SCALE, free_port, scaling
 from tests.unit.cluster.k8s.api_server import NAMESPACE, serving
 
 
@@ -42,6 +44,8 @@ def test_one_of_two_scales_and_when_it_ends_the_other_does(tmp_path: Path) -> No
             assert "pdserve_scaler_leader 1.0" in first.metrics()
             assert 'pdserve_scaler_engines{kind="ready",role="prefill"} 3.0' in first.metrics()
             scalers.eventually(lambda: [event["reason"] for event in api.events] == ["ScaledUp"])
+            with scraping(first.probes, f"127.0.0.1:{free_port()}", tmp_path) as prometheus:
+                assert_scraped(prometheus, lambda name: name.startswith(OF_SCALER))
 
             second = scalers.start("scaler-1")
             scalers.eventually(second.lives)

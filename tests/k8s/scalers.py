@@ -36,12 +36,12 @@ class Scaler:
     def __init__(self, name: str, folder: Path, settings: dict[str, Any], kubeconfig: Path) -> None:
         self.name = name
         self.address = f"127.0.0.1:{free_port()}"
-        self._probes = f"127.0.0.1:{free_port()}"
+        self.probes = f"127.0.0.1:{free_port()}"
         self._log = folder / f"{name}.log"
         settings = {**settings, "scaler": {**settings["scaler"], "port": int(self.address.rpartition(":")[2])}}
         file = folder / f"{name}.yaml"
         file.write_text(json.dumps(settings), encoding="utf-8")
-        where = ["--host", "127.0.0.1", "--probe-port", self._probes.rpartition(":")[2]]
+        where = ["--host", "127.0.0.1", "--probe-port", self.probes.rpartition(":")[2]]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*SCALE, "--config", str(file), *where],
@@ -58,11 +58,11 @@ class Scaler:
 
     def _probe(self, path: str) -> bool:
         with suppress(httpx.HTTPError):
-            return httpx.get(f"http://{self._probes}{path}", timeout=5).status_code == 200
+            return httpx.get(f"http://{self.probes}{path}", timeout=5).status_code == 200
         return False
 
     def metrics(self) -> str:
-        return httpx.get(f"http://{self._probes}/metrics", timeout=5).text
+        return httpx.get(f"http://{self.probes}/metrics", timeout=5).text
 
     def explanation(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(asyncio.run(explain_scaling(self.address)))

@@ -1,6 +1,7 @@
 """The scaler behind the registry's address: what gateways tell it and hear, and how it follows its file."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -74,6 +75,15 @@ async def test_reports_of_one_gateway_follow_each_other_and_those_of_several_add
     assert together([]) is None
 
 
+async def test_of_several_addresses_behind_a_name_the_one_that_listens_is_told(bench: Bench) -> None:
+    """Scalers that stand by do not listen."""
+    port = bench.registry.address.rpartition(":")[2]
+    await report_demand(f"ipv4:127.0.0.2:{port},127.0.0.3:{port},{bench.registry.address}", "g", demand(arrivals=3))
+    heard = bench.scaling.heard()
+    assert heard
+    assert heard.arrivals == 3
+
+
 async def test_it_decides_on_what_it_has_heard_and_tells_why(bench: Bench) -> None:
     await report_demand(bench.registry.address, "g", demand(backlog=1.5, kv=0.6))
     await bench.scaling.look()
@@ -107,6 +117,33 @@ async def test_a_changed_policy_is_taken_and_a_wrong_one_refused(bench: Bench) -
     )
     _, figures = await report_demand(bench.registry.address, "g", demand())
     assert dict(figures.reloads) == {"ok": 1, "refused": 1}
+    assert figures.refused
+    bench.path.write_text(POLICY)
+    await bench.scaling.look()
+    assert not bench.scaling.figures().refused
+
+
+async def test_a_config_map_that_changes_is_noticed(tmp_path: Path) -> None:
+    """As a kubelet writes it: each version lies in a folder of its own, and one link is led from the old to the new."""
+
+    def version(name: str, policy: str) -> None:
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "policies.yaml"
+        file.write_text(policy)
+        os.utime(file, (1, 1))
+        (tmp_path / "..data_tmp").symlink_to(name)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    version("..2026_1", POLICY)
+    path = tmp_path / "policies.yaml"
+    path.symlink_to("..data/policies.yaml")
+    scaling = Scaling(path, Pools(), ManualClock())
+    version("..2026_2", POLICY.replace("max: 8", "max: 9", 1))
+    await scaling.look()
+    assert scaling.figures().reloads == (("ok", 1),)
+    version("..2026_3", POLICY.replace("pools", "polls"))
+    await scaling.look()
+    assert scaling.figures().refused
 
 
 def test_a_wrong_policy_is_no_beginning(tmp_path: Path) -> None:

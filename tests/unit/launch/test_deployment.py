@@ -11,6 +11,7 @@ from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError
 from pdserve.launch.deployment import desired
 from pdserve.launch.ports import DEFAULT_ADMIN_PORT, settle_ports
+from pdserve.launch.route import route
 from pdserve.launch.welcome import welcome
 
 
@@ -111,6 +112,11 @@ def test_only_one_kind_of_process_may_be_wanted() -> None:
     assert [item.id for item in router] == ["gateway"]
     assert [item.id for item in engines] == ["a.prefill-0", "a.decode-0"]
     assert all("redis://" not in json.dumps(dict(engine.launch(1).payload)) for engine in engines)
+
+
+def test_a_router_of_route_is_not_started_with_a_redis_that_cannot_work() -> None:
+    with pytest.raises(ConfigError, match=r"redis\.url: Redis URL must specify one of"):
+        route(config('{"discovery": {"engines": ["127.0.0.1:1"]}, "redis": {"url": "http://127.0.0.1"}}'))
 
 
 def test_engines_have_their_pools_domains_in_turn() -> None:

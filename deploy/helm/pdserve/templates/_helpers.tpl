@@ -27,6 +27,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ default (printf "%s-ray-token" (include "pdserve.name" .)) .Values.ray.existingSecret }}
 {{- end }}
 
+{{- define "pdserve.redisSecret" -}}
+{{ default (printf "%s-redis" (include "pdserve.name" .)) .Values.redis.existingSecret }}
+{{- end }}
+
+{{- /* Which pods decide how many engines there are; empty without policies. */}}
+{{- define "pdserve.decider" -}}
+{{- if .Values.policies }}{{ ternary "scaler" "router" (eq .Values.ray.mode "none") }}{{ end -}}
+{{- end }}
+
 {{- define "pdserve.rayHead" -}}
 {{ printf "%s-ray-head%s" (include "pdserve.name" .) (ternary "-svc" "" (eq .Values.ray.mode "kuberay")) }}
 {{- end }}
@@ -63,7 +72,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ toYaml (mergeOverwrite (omit (deepCopy .Values.config) "tenants") $own) }}
 {{- end }}
 
-{{- /* Routers are told besides where to listen, who may enter, and where engines are. */}}
+{{- /* Routers are told besides where to listen, who may enter, and where engines, Redis and the scaler are. */}}
 {{- define "pdserve.routerConfig" -}}
 {{- $name := include "pdserve.name" . -}}
 {{- $own := dict "host" "0.0.0.0" "port" 8000 "grpc_port" 8001 "admin_host" "0.0.0.0" "admin_port" 8002 "api_keys_file" "/etc/pdserve/keys/api-keys" -}}
@@ -75,13 +84,63 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $own "launcher" "ray" -}}
 {{- $_ := set $own "ray" (dict "address" (printf "%s.%s.svc:6379" (include "pdserve.rayHead" .) .Release.Namespace) "auth_token_file" "/etc/pdserve/ray/token") -}}
 {{- end -}}
-{{- if .Values.autoscaling.enabled }}{{ $_ := set $own "policies" "/etc/pdserve/config/policies.yaml" }}{{ end -}}
+{{- if ne .Values.redis.mode "none" -}}
+{{- $_ := set $own "redis" (dict "namespace" (printf "%s.%s" $name .Release.Namespace | trunc 64)) -}}
+{{- end -}}
+{{- with include "pdserve.decider" . -}}
+{{- if eq . "scaler" -}}
+{{- $_ := set $own "scaler" (dict "address" (printf "%s-scaler.%s.svc:8103" $name $.Release.Namespace)) -}}
+{{- else -}}
+{{- $_ := set $own "policies" "/etc/pdserve/policies/policies.yaml" -}}
+{{- $_ := set $own "scaler" (dict "kubernetes" (include "pdserve.scaleTargets" $ | fromYaml)) -}}
+{{- end -}}
+{{- end -}}
 {{ toYaml (mergeOverwrite (include "pdserve.engineConfig" . | fromYaml) $own) }}
+{{- end }}
+
+{{- /* Scalers are told whose number of pods they decide, by which policy, and how they agree on one of them. */}}
+{{- define "pdserve.scalerConfig" -}}
+{{- $name := include "pdserve.name" . -}}
+{{- $kubernetes := include "pdserve.scaleTargets" . | fromYaml -}}
+{{- $_ := set $kubernetes "lease" (printf "%s-scaler" $name) -}}
+{{- $own := dict "policies" "/etc/pdserve/policies/policies.yaml" "scaler" (dict "kubernetes" $kubernetes) -}}
+{{ toYaml (mergeOverwrite (include "pdserve.engineConfig" . | fromYaml) $own) }}
+{{- end }}
+
+{{- /* The number of a pool's pods (root, role); empty where it is not the chart's to say. A number that Helm has once set it
+must go on setting, to what a scaler has made of it: left out, Kubernetes would make it 1. Ray nodes begin with those
+the first engines need. */}}
+{{- define "pdserve.replicas" -}}
+{{- $v := .root.Values -}}
+{{- $number := (index $v .role).replicas -}}
+{{- if not (or $v.policies $v.hpa.enabled $v.keda.enabled) -}}
+{{ $number }}
+{{- else if eq $v.ray.mode "kuberay" -}}
+{{- $cluster := lookup "ray.io/v1" "RayCluster" .root.Release.Namespace (printf "%s-ray" (include "pdserve.name" .root)) -}}
+{{- range (dig "spec" "workerGroupSpecs" list $cluster) -}}
+{{- if eq .groupName $.role }}{{ $number = int .replicas }}{{ end -}}
+{{- end -}}
+{{ $number }}
+{{- else -}}
+{{- $live := lookup "apps/v1" "StatefulSet" .root.Release.Namespace (printf "%s-%s" (include "pdserve.name" .root) .role) -}}
+{{- if and $live (ne (dig "metadata" "annotations" "pdserve.dev/replicas" "" $live) "theirs") -}}
+{{ int $live.spec.replicas }}
+{{- else if ne $v.ray.mode "none" -}}
+{{ $number }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "pdserve.scaleTargets" -}}
+{{- $name := include "pdserve.name" . -}}
+{{- range $role := list "prefill" "decode" }}
+{{ $role }}: {{ if eq $.Values.ray.mode "kuberay" }}{{ printf "RayCluster/%s-ray/%s" $name $role }}{{ else }}{{ printf "StatefulSet/%s-%s" $name $role }}{{ end }}
+{{- end }}
 {{- end }}
 
 {{- define "pdserve.podMeta" -}}
 annotations:
-  checksum/config: {{ include (ternary "pdserve.routerConfig" "pdserve.engineConfig" (eq .component "router")) .root | sha256sum }}
+  checksum/config: {{ include (dict "router" "pdserve.routerConfig" "scaler" "pdserve.scalerConfig" | dig .component "pdserve.engineConfig") .root | sha256sum }}
   {{- with .values.podAnnotations }}{{ toYaml . | nindent 2 }}{{ end }}
 labels:
   {{- include "pdserve.labels" .root | nindent 2 }}
@@ -115,6 +174,17 @@ securityContext:
 - {name: NUMBA_CACHE_DIR, value: /tmp/numba}
 {{- with .values.env }}
 {{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "pdserve.redisEnv" -}}
+{{- if eq .Values.redis.mode "bundled" }}
+- name: REDIS_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ include "pdserve.redisSecret" . }}, key: password}}
+- {name: PDSERVE_REDIS_URL, value: "redis://:$(REDIS_PASSWORD)@{{ include "pdserve.name" . }}-redis.{{ .Release.Namespace }}.svc:6379"}
+{{- else if eq .Values.redis.mode "external" }}
+- name: PDSERVE_REDIS_URL
+  valueFrom: {secretKeyRef: {name: {{ include "pdserve.redisSecret" . }}, key: url}}
 {{- end }}
 {{- end }}
 
@@ -197,7 +267,7 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- $affinity := deepCopy .values.affinity }}
-{{- $engine := ne .component "router" }}
+{{- $engine := not (has .component (list "router" "scaler")) }}
 {{- $domain := .root.Values.placement.domain }}
 {{- if and $engine (ne $domain "none") }}
 {{- $labels := merge (dict "pdserve.dev/engine" "true") (include "pdserve.selector" .root | fromYaml) }}
@@ -240,7 +310,7 @@ startupProbe:
   timeoutSeconds: {{ $probes.timeoutSeconds }}
   failureThreshold: {{ include "pdserve.startupFailures" .root }}
 readinessProbe:
-  httpGet: {path: /ready, port: {{ .port }}}
+  httpGet: {path: {{ .ready | default "/ready" }}, port: {{ .port }}}
   periodSeconds: {{ $probes.periodSeconds }}
   timeoutSeconds: {{ $probes.timeoutSeconds }}
   failureThreshold: 1
