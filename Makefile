@@ -13,7 +13,7 @@ GPU_PYTHON ?= python3
 FUZZ_RUNS ?= 100000
 BIN := .venv/bin
 
-.PHONY: serve test test-slow test-k8s check gpu-wheels test-gpu bench-gpu bench-gpu-kv fuzz bench manifests protos metrics-table clean
+.PHONY: serve test test-slow test-k8s control-plane check gpu-wheels test-gpu bench-gpu bench-gpu-kv fuzz bench manifests protos metrics-table clean
 
 serve: .venv/.serve
 	$(BIN)/pdserve serve $(SERVE_ARGS)
@@ -24,10 +24,14 @@ test: .venv/.dev check build/promtool
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu and not k8s" || [ $$? -eq 5 ] # 5: no test is marked slow
 
-# KUBECONFIG names the cluster; everything happens in namespaces that the tests make and delete.
+# In the cluster of KUBECONFIG, in namespaces that the tests make and delete; without it, on the control plane below.
 test-k8s: .venv/.dev
 	$(BIN)/python -m pip install --quiet --editable ".[k8s]"
 	$(BIN)/python -m pytest -m k8s tests/k8s
+
+# A real Kubernetes control plane for test-k8s, built once into the user's cache; needs root on Debian 12.
+control-plane: .venv/.dev
+	tests/k8s/build_control_plane.sh "$$($(BIN)/python -m tests.k8s.binaries)"
 
 check: .venv/.dev
 	$(BIN)/ruff check .
