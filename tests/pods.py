@@ -25,6 +25,7 @@ from tests.deployment import START_TIMEOUT
 
 PDSERVE = (sys.executable, "-c", "from pdserve.cli import main; main()")
 _MOUNTED = "/etc/pdserve"
+_CONFIG = f"{_MOUNTED}/config"
 _CACHES = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
 """This machine's own have what a new pod would first compile."""
 
@@ -42,6 +43,7 @@ class Pod:
         self.log = folder / f"{name}.log"
         self._folder = folder
         self.process: subprocess.Popen[bytes] | None = None
+        self.deleted = False
 
     def start(self, **environment: str) -> None:
         """Run the container's command."""
@@ -55,7 +57,9 @@ class Pod:
             words = words[2:]
         for name, value in [*((f"$({name})", value) for name, value in own.items()), *self._names.items()]:
             words = [word.replace(name, value) for word in words]
+        words = [word.replace(_CONFIG, str(self._folder / f"config-{self.name}")) for word in words]
         words = [word.replace(_MOUNTED, str(self._folder)) for word in words]
+        self.deleted = False
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._apart(), *words] if any("ray start" in word for word in words) else words,
@@ -92,6 +96,7 @@ class Pod:
     def delete(self) -> None:
         """What a kubelet does first."""
         assert self.process
+        self.deleted = True
         self.process.send_signal(signal.SIGTERM)
 
     def ended(self) -> int:
@@ -125,7 +130,9 @@ class Pods:
             for number in range(workload["spec"]["replicas"]):
                 self._add(f"{workload['metadata']['name']}-{number}", workload["spec"]["template"]["spec"])
         self.router = self.pods["pdserve-router-0"]
-        self._write_files()
+        self._write_secrets()
+        for pod in self.pods.values():
+            self._write_config(pod)
 
     @property
     def url(self) -> str:
@@ -133,7 +140,19 @@ class Pods:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key}"}
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def routers(self) -> list[Pod]:
+        """Those that run and are not being deleted."""
+        return [pod for name, pod in self.pods.items() if "-router-" in name and pod.process and not pod.deleted]
+
+    def add_router(self) -> Pod:
+        """One more than there were, for a Deployment that replaces one; not started yet."""
+        spec = named(self._manifests, "Deployment", "pdserve-router")["spec"]["template"]["spec"]
+        number = sum("-router-" in name for name in self.pods)
+        pod = self._add(f"pdserve-router-{number}", spec)
+        self._write_config(pod)
+        return pod
 
     def free_address(self, port: int) -> str:
         """host:port beside the pods."""
@@ -156,22 +175,25 @@ class Pods:
             self._names["pdserve-ray-head.pdserve.svc"] = ip
         return self.pods[name]
 
-    def _write_files(self) -> None:
+    def _write_secrets(self) -> None:
         secret = named(self._manifests, "Secret", "pdserve-api-keys")
         keys = self._folder / "keys" / "api-keys"
         keys.parent.mkdir()
         keys.write_bytes(base64.b64decode(secret["data"]["api-keys"]))
-        self._key = keys.read_text(encoding="ascii").strip()
-        config = self._folder / "config"
-        config.mkdir()
+        self.key = keys.read_text(encoding="ascii").strip()
         for secret in of_kind(self._manifests, "Secret"):
             if "token" in secret["data"]:
                 token = self._folder / "ray" / "token"
                 token.parent.mkdir()
                 token.touch(mode=0o600)
                 token.write_bytes(base64.b64decode(secret["data"]["token"]))
+
+    def _write_config(self, pod: Pod) -> None:
+        """The ConfigMap as that pod sees it, which listens at its own address only."""
+        config = self._folder / f"config-{pod.name}"
+        config.mkdir()
         for name, text in named(self._manifests, "ConfigMap", "pdserve-config")["data"].items():
-            text = text.replace(_MOUNTED, str(self._folder)).replace("0.0.0.0", self.router.ip)
+            text = text.replace(_MOUNTED, str(self._folder)).replace("0.0.0.0", pod.ip)
             for service in of_kind(self._manifests, "Service"):
                 text = text.replace(*self._resolved(service))
             for full, ip in self._names.items():

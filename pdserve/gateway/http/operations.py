@@ -19,7 +19,8 @@ def probes_router(gateway: Gateway) -> APIRouter:
     @router.get("/ready", response_model=None)
     @router.get("/health", response_model=None)
     async def ready() -> Response:
-        gateway.intake.check()
+        if gateway.intake.leaving:
+            raise Unavailable("the server is shutting down; another one will answer")
         if not gateway.ready:
             raise Unavailable("the engines are not ready yet")
         degraded = gateway.degraded()
