@@ -146,6 +146,9 @@ class Pods:
         """Those that run and are not being deleted."""
         return [pod for name, pod in self.pods.items() if "-router-" in name and pod.process and not pod.deleted]
 
+    def router_hosts(self) -> list[str]:
+        return [pod.ip for pod in self.routers()]
+
     def add_router(self) -> Pod:
         """One more than there were, for a Deployment that replaces one; not started yet."""
         spec = named(self._manifests, "Deployment", "pdserve-router")["spec"]["template"]["spec"]

@@ -1,7 +1,7 @@
 """Restarts as Kubernetes makes them, under a load whose every answer is looked at."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.background import background
@@ -17,12 +17,12 @@ PROMPTS = [
 
 
 @contextmanager
-def loaded(release: Pods, *, every: float) -> Iterator[Tally]:
-    """A request each so many seconds goes to the release's Service while the context is open. When it is left, all is
-    answered and the tally complete."""
+def loaded(routers: Callable[[], list[str]], *, every: float, key: str = "") -> Iterator[Tally]:
+    """A request each so many seconds, through a Service of routers (those that are not being deleted, by their hosts),
+    while the context is open. When it is left, all is answered and the tally complete."""
     with background() as loop:
-        service = Service(lambda: [pod.ip for pod in release.routers()])
-        load = SteadyLoad(loop.do(service.open(8000)), loop.do(service.open(8001)), release.key)
+        service = Service(routers)
+        load = SteadyLoad(loop.do(service.open(8000)), loop.do(service.open(8001)), key)
         stop = asyncio.Event()
         try:
             loop.do(load.learn(PROMPTS))
@@ -39,6 +39,8 @@ def replace_router(release: Pods, old: Pod) -> None:
     new = release.add_router()
     new.start()
     _until_ready(new)
+    if release.router is old:
+        release.router = new
     end(old)
 
 

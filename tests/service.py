@@ -1,5 +1,5 @@
-"""What a Kubernetes Service does with connections: a new one goes to a pod that is ready and not being deleted, by turns,
-and stays there, whatever becomes of the pod."""
+"""What a Kubernetes Service does with connections: a new one goes to a pod that is ready and not being deleted, by
+turns, and stays there, whatever becomes of the pod."""
 
 import asyncio
 from collections.abc import Callable, Iterable

@@ -1,5 +1,5 @@
-"""A load that goes on whatever happens: a request every so often whether earlier ones have ended or not, from clients that
-keep their connections and never try again."""
+"""A load that goes on whatever happens: a request every so often whether earlier ones have ended or not, from clients
+that keep their connections and never try again."""
 
 import asyncio
 import json
@@ -30,19 +30,19 @@ class Prompt:
 
 @dataclass
 class Tally:
-    """What became of all requests, by the kind of their client."""
+    """How many requests there were, by the kind of their client, and what was wrong with answers."""
 
     asked: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
 
 class SteadyLoad:
-    """Addresses are host:port of HTTP and gRPC; key opens both."""
+    """Addresses are host:port of HTTP and gRPC; key opens both if they want one."""
 
     def __init__(self, http: str, grpc_address: str, key: str) -> None:
         self._http = http
         self._grpc = grpc_address
-        self._key = key
+        self._authorization = {"authorization": f"Bearer {key}"} if key else {}
         self._wanted: dict[Prompt, str] = {}
         self.tally = Tally()
 
@@ -52,7 +52,7 @@ class SteadyLoad:
             for prompt in prompts:
                 self._wanted[prompt] = await _streamed(client, prompt)
 
-    async def run(self, every: float, stop: asyncio.Event) -> Tally:
+    async def run(self, every: float, stop: asyncio.Event) -> None:
         """Ask until stop is set, and until all is answered."""
         async with AsyncExitStack() as stack:
             asks = []
@@ -69,7 +69,6 @@ class SteadyLoad:
                     group.create_task(self._one(kind, client_or_stub, prompt))
                     number += 1
                     await asyncio.sleep(every)
-        return self.tally
 
     async def _one(self, kind: str, client: "httpx.AsyncClient | InferenceStub", prompt: Prompt) -> None:
         self.tally.asked[kind] += 1
@@ -88,7 +87,7 @@ class SteadyLoad:
     async def _called(self, stub: InferenceStub, prompt: Prompt) -> str:
         sampling = pb.GenerateRequest.SamplingParams(temperature=0, max_tokens=prompt.max_tokens, ignore_eos=True)
         request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt.tokens), sampling=sampling)
-        metadata = (("authorization", f"Bearer {self._key}"),)
+        metadata = tuple(self._authorization.items())
         said, reason = "", pb.FINISH_REASON_UNSPECIFIED
         async for message in stub.Generate(request, metadata=metadata, timeout=_TIMEOUT):
             said += message.text
@@ -98,8 +97,8 @@ class SteadyLoad:
         return said
 
     def _http_client(self) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {self._key}"}
-        return httpx.AsyncClient(base_url=f"http://{self._http}", headers=headers, timeout=_TIMEOUT, verify=False)
+        url = f"http://{self._http}"
+        return httpx.AsyncClient(base_url=url, headers=self._authorization, timeout=_TIMEOUT, verify=False)
 
     @asynccontextmanager
     async def _stub(self) -> AsyncIterator[InferenceStub]:

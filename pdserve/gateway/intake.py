@@ -8,9 +8,8 @@ from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
 from pdserve.gateway.auth import Identity
 
-
 _QUIET = 1.0
-"""Seconds without a new request after which whoever comes by connections that are open is taken to have left."""
+"""Seconds without a new request after which clients are taken to have gone elsewhere."""
 
 
 class Running(Protocol):
@@ -23,8 +22,8 @@ class Running(Protocol):
 
 
 class Intake:
-    """The door. Leaving, it says that it will close, and lets in whoever comes nevertheless; draining, it lets nobody in,
-    and drained() tells when the last one left."""
+    """The door. Leaving, it says that it will close, and lets in whoever comes nevertheless; draining, it lets nobody
+    in, and drained() tells when the last one left."""
 
     def __init__(self) -> None:
         self._running: dict[str, Running] = {}
@@ -71,7 +70,10 @@ class Intake:
         self._leaving = True
         time = asyncio.get_running_loop().time
         deadline = time() + timeout
-        while (wait := min(deadline, self._last + _QUIET) - time()) > 0:
+        while True:
+            wait = min(deadline, self._last + _QUIET) - time()
+            if wait <= 0:
+                return
             await asyncio.sleep(wait)
 
     async def drained(self, timeout: float) -> bool:
