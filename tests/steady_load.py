@@ -55,7 +55,7 @@ class SteadyLoad:
     async def run(self, every: float, stop: asyncio.Event) -> None:
         """Ask until stop is set, and until all is answered."""
         async with AsyncExitStack() as stack:
-            asks = []
+            asks: list[tuple[str, httpx.AsyncClient | InferenceStub]] = []
             for _ in range(_CLIENTS):
                 client = await stack.enter_async_context(self._http_client())
                 stub = await stack.enter_async_context(self._stub())
