@@ -11,7 +11,7 @@ from tests.service import Service
 from tests.steady_load import Prompt, SteadyLoad, Tally
 
 PROMPTS = [
-    Prompt(tuple((11 * number + 7 * token) % 500 for token in range(24 + 16 * number)), 24 + 40 * (number % 4))
+    Prompt(tuple((11 * number + 7 * token) % 250 for token in range(24 + 16 * number)), 24 + 40 * (number % 4))
     for number in range(12)
 ]
 
