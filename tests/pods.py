@@ -143,8 +143,9 @@ class Pods:
         return {"Authorization": f"Bearer {self.key}"}
 
     def routers(self) -> list[Pod]:
-        """Those that run and are not being deleted."""
-        return [pod for name, pod in self.pods.items() if "-router-" in name and pod.process and not pod.deleted]
+        """Those that run and are not being deleted. Any thread may ask."""
+        pods = list(self.pods.values())
+        return [pod for pod in pods if "-router-" in pod.name and pod.process and not pod.deleted]
 
     def router_hosts(self) -> list[str]:
         return [pod.ip for pod in self.routers()]

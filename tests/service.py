@@ -44,7 +44,9 @@ class Service:
         tasks = [*self._connections, *filter(None, [self._looking])]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
 
     async def _look(self) -> None:
         async with httpx.AsyncClient(timeout=5) as client:

@@ -68,7 +68,7 @@ def test_supervisors_that_share_a_redis_and_the_redis_are_restarted(tmp_path: Pa
         for name in hosts:
             up[name] = stack.enter_context(served(name))
         up["a"].eventually(lambda: len(up["a"].engines()) == 4)
-        with loaded(lambda: [hosts[name] for name in up], every=EVERY) as tally:
+        with loaded(lambda: [hosts[name] for name in tuple(up)], every=EVERY) as tally:
             redis.kill()
             time.sleep(2)
             redis.start()
