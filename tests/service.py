@@ -9,6 +9,7 @@ import httpx
 
 _LOOK_EVERY = 0.2
 """Seconds between looks at the pods: so long a connection may still go to one that is being deleted."""
+_FIND_TIMEOUT = 60.0
 _CHUNK = 65536
 
 
@@ -19,15 +20,17 @@ class Service:
         self._pods = pods
         self._probe_port = probe_port
         self._ready: list[str] = []
+        self._found = asyncio.Event()
         self._turn = 0
         self._looking: asyncio.Task[None] | None = None
         self._listening: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
 
     async def open(self, port: int) -> str:
-        """host:port at which connections are taken for that port of the pods."""
+        """host:port at which connections are taken for that port of the pods, once one of them is ready."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
+        await asyncio.wait_for(self._found.wait(), _FIND_TIMEOUT)
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.create_task(self._carry(reader, writer, port))
@@ -54,6 +57,8 @@ class Service:
                 pods = list(self._pods())
                 answers = await asyncio.gather(*(self._is_ready(client, pod) for pod in pods))
                 self._ready = [pod for pod, ready in zip(pods, answers, strict=True) if ready]
+                if self._ready:
+                    self._found.set()
                 await asyncio.sleep(_LOOK_EVERY)
 
     async def _is_ready(self, client: httpx.AsyncClient, pod: str) -> bool:

@@ -8,6 +8,7 @@ from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
 from pdserve.gateway.auth import Identity
 
+CLOSING = "the server is shutting down; another one will answer"
 _QUIET = 1.0
 """Seconds without a new request after which clients are taken to have gone elsewhere."""
 
@@ -44,7 +45,7 @@ class Intake:
     def check(self) -> None:
         """Raises Unavailable while draining."""
         if self.draining:
-            raise Unavailable("the server is shutting down; another one will answer")
+            raise Unavailable(CLOSING)
 
     def enter(self, running: Running) -> None:
         self._last = asyncio.get_running_loop().time()

@@ -67,8 +67,8 @@ _log = structlog.get_logger(__name__)
 
 _STOP_GRACE = 2.0
 """Seconds for the last bytes of answers that are complete, after all requests have ended."""
-_LINGER = 1.2
-"""Ages of a connection after which every client has opened another one."""
+_LINGER = 1.5
+"""Ages of a connection (10 % more or less) after which every client has opened another one, slow ones too."""
 _COLLECT_EVERY = 10_000
 """Objects more than before, for a look at the youngest: requests leave few cycles behind."""
 
@@ -105,7 +105,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         _spare_garbage_collection()
         parent.ready(address=local_address(config.host, listener.getsockname()[1]))
         await drain.wait()
-        await _leave(gateway.intake, config, leaving)
+        await leave(gateway.intake, config, leaving)
         stop.set()
         for task in background:
             task.cancel()
@@ -116,7 +116,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         await link.close()
 
 
-async def _leave(intake: Intake, config: Config, leaving: asyncio.Event) -> None:
+async def leave(intake: Intake, config: Config, leaving: asyncio.Event) -> None:
     """Have clients go to other routers if there are any, then end their connections behind what runs."""
     loop = asyncio.get_running_loop()
     until = loop.time() + max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE)

@@ -16,9 +16,8 @@ from deploy.chart import overlaid, values_file
 from tests.chart.prometheus import scraping
 from tests.chart.rules import expressions, metrics_in
 from tests.pods import Pods, running
-from tests.rolling import loaded, replace_router, restart
 
-VALUES = overlaid(values_file("cpu-demo"), {"decode": {"replicas": 2}, "config": {"times": {"connection_age": 2.0}}})
+VALUES = overlaid(values_file("cpu-demo"), {"decode": {"replicas": 2}})
 MAX_TOKENS = 700
 """A second or two of decoding: time enough to delete a pod meanwhile."""
 
@@ -93,14 +92,6 @@ def test_a_deleted_decode_pod_loses_no_token(release: Pods) -> None:
     pod.start()
     pod.until("startupProbe", 200)
     _until_found(release, pod.name)
-
-
-def test_a_router_and_an_engine_are_replaced_under_load_and_no_request_fails(release: Pods) -> None:
-    with loaded(release.router_hosts, every=0.1, key=release.key) as tally:
-        replace_router(release, release.router)
-        restart(release.pods["pdserve-decode-1"])
-    assert tally.failures == []
-    assert tally.asked.total() > 50
 
 
 def test_a_router_that_ends_is_unready_first_and_finishes_what_it_serves(release: Pods) -> None:

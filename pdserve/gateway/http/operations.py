@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from pdserve.core.errors import Unavailable
 from pdserve.gateway.gateway import Gateway
+from pdserve.gateway.intake import CLOSING
 
 
 def probes_router(gateway: Gateway) -> APIRouter:
@@ -20,7 +21,7 @@ def probes_router(gateway: Gateway) -> APIRouter:
     @router.get("/health", response_model=None)
     async def ready() -> Response:
         if gateway.intake.leaving:
-            raise Unavailable("the server is shutting down; another one will answer")
+            raise Unavailable(CLOSING)
         if not gateway.ready:
             raise Unavailable("the engines are not ready yet")
         degraded = gateway.degraded()
