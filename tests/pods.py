@@ -197,7 +197,7 @@ class Pods:
         config = self._folder / f"config-{pod.name}"
         config.mkdir()
         for name, text in named(self._manifests, "ConfigMap", "pdserve-config")["data"].items():
-            text = text.replace(_MOUNTED, str(self._folder)).replace("0.0.0.0", pod.ip)
+            text = text.replace(_CONFIG, str(config)).replace(_MOUNTED, str(self._folder)).replace("0.0.0.0", pod.ip)
             for service in of_kind(self._manifests, "Service"):
                 text = text.replace(*self._resolved(service))
             for full, ip in self._names.items():

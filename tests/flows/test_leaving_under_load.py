@@ -1,4 +1,4 @@
-"""Gateways whose engines play a script are replaced under two hundred requests a second: who leaves loses none."""
+"""Gateways whose engines play a script are replaced under a request every 5 ms: who leaves loses none."""
 
 import asyncio
 import random
