@@ -44,6 +44,7 @@ class Pod:
         self._folder = folder
         folder.mkdir()
         self.process: subprocess.Popen[bytes] | None = None
+        self.deleted = False
 
     def start(self, **environment: str) -> None:
         """Run the container's command."""
@@ -55,6 +56,7 @@ class Pod:
         if words[:2] == ["tini", "--"]:
             words = words[2:]
         words = [self._here(word, own) for word in words]
+        self.deleted = False
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._apart(), *words] if any("ray start" in word for word in words) else words,
@@ -115,6 +117,7 @@ class Pod:
     def delete(self) -> None:
         """What a kubelet does first."""
         assert self.process
+        self.deleted = True
         self.process.send_signal(signal.SIGTERM)
 
     def ended(self) -> int:
@@ -153,7 +156,7 @@ class Pods:
         self._cluster = Cluster(
             {}, {secret["metadata"]["name"]: _opened(secret) for secret in of_kind(self._manifests, "Secret")}
         )
-        self._key = self._cluster.secrets["pdserve-api-keys"]["api-keys"].strip()
+        self.key = self._cluster.secrets["pdserve-api-keys"]["api-keys"].strip()
         self.pods: dict[str, Pod] = {}
         for workload in of_kind(self._manifests, "StatefulSet", "Deployment"):
             for number in range(workload["spec"]["replicas"]):
@@ -170,7 +173,23 @@ class Pods:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key}"}
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def routers(self) -> list[Pod]:
+        """Those that run and are not being deleted. Any thread may ask."""
+        pods = list(self.pods.values())
+        return [pod for pod in pods if "-router-" in pod.name and pod.process and not pod.deleted]
+
+    def router_hosts(self) -> list[str]:
+        return [pod.ip for pod in self.routers()]
+
+    def add_router(self) -> Pod:
+        """One more than there were, for a Deployment that replaces one; not started yet."""
+        spec = named(self._manifests, "Deployment", "pdserve-router")["spec"]["template"]["spec"]
+        number = sum("-router-" in name for name in self.pods)
+        pod = self._add(f"pdserve-router-{number}", spec)
+        self._write_files(pod)
+        return pod
 
     def free_address(self, port: int) -> str:
         """host:port beside the pods."""
@@ -193,7 +212,7 @@ class Pods:
         return self.pods[name]
 
     def _write_files(self, pod: Pod) -> None:
-        pod.write("keys/api-keys", self._key)
+        pod.write("keys/api-keys", self.key)
         for secret in self._cluster.secrets.values():
             if "token" in secret:
                 pod.write("ray/token", secret["token"])

@@ -114,6 +114,9 @@ class HttpServer:
     gateway: Gateway
     loop: asyncio.AbstractEventLoop
 
+    def leave(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.gateway.intake.left(60), self.loop).result(10)
+
     def drain(self) -> None:
         self.loop.call_soon_threadsafe(setattr, self.gateway.intake, "draining", True)
 

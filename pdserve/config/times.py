@@ -50,6 +50,10 @@ class Times:
     stops acting after two thirds of it."""
     kubernetes_answer: float = 5.0
     """How long one call of the Kubernetes API may take."""
+    connection_age: float = 10.0
+    """gRPC clients renew their connections so often (10 % more or less), their running calls left alone, because load
+    balancers of connections would otherwise never bring them to other routers. A router that is told to end, and is not
+    the only one, lets in whoever still comes for 1.5 times as long."""
     restart_backoff: float = 0.5
     """First delay before a dead engine is started again; doubles with every death in a row."""
     restart_backoff_max: float = 30.0

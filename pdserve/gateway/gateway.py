@@ -107,7 +107,7 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        return self.generator.ready and not self.intake.draining
+        return self.generator.ready and not self.intake.leaving
 
     def tell_ends(self, told: Callable[[RequestRecord], None]) -> None:
         """Have every ended request's record handed to a function that must not block."""

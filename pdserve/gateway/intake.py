@@ -1,11 +1,16 @@
 """Which requests run, and whether more may come."""
 
 import asyncio
+import math
 from typing import Protocol
 
 from pdserve.core.errors import Unavailable
 from pdserve.core.request import Request
 from pdserve.gateway.auth import Identity
+
+CLOSING = "the server is shutting down; another one will answer"
+_QUIET = 1.0
+"""Seconds without a new request after which clients are taken to have gone elsewhere."""
 
 
 class Running(Protocol):
@@ -18,13 +23,21 @@ class Running(Protocol):
 
 
 class Intake:
-    """The door. While draining it lets nobody in; drained() tells when the last one left."""
+    """The door. Leaving, it says that it will close, and lets in whoever comes nevertheless; draining, it lets nobody
+    in, and drained() tells when the last one left."""
 
     def __init__(self) -> None:
         self._running: dict[str, Running] = {}
         self._empty = asyncio.Event()
         self._empty.set()
+        self._leaving = False
+        self._last = -math.inf
         self.draining = False
+
+    @property
+    def leaving(self) -> bool:
+        """Whether clients should go elsewhere."""
+        return self._leaving or self.draining
 
     def __len__(self) -> int:
         return len(self._running)
@@ -32,9 +45,10 @@ class Intake:
     def check(self) -> None:
         """Raises Unavailable while draining."""
         if self.draining:
-            raise Unavailable("the server is shutting down; another one will answer")
+            raise Unavailable(CLOSING)
 
     def enter(self, running: Running) -> None:
+        self._last = asyncio.get_running_loop().time()
         self._running[running.request.id] = running
         self._empty.clear()
 
@@ -51,6 +65,17 @@ class Intake:
             return False
         running.abort()
         return True
+
+    async def left(self, timeout: float) -> None:
+        """Say so from now on, and return once nobody comes any more, after timeout seconds at the latest."""
+        self._leaving = True
+        time = asyncio.get_running_loop().time
+        deadline = time() + timeout
+        while True:
+            wait = min(deadline, self._last + _QUIET) - time()
+            if wait <= 0:
+                return
+            await asyncio.sleep(wait)
 
     async def drained(self, timeout: float) -> bool:
         """Refuse new requests and wait for the running ones; False when some still ran after timeout seconds,

@@ -37,8 +37,11 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve_http(app: ASGIApp, listener: socket.socket, stop: asyncio.Event, grace: float) -> None:
-    """Serve until stop is set, then give running responses grace seconds. Owns the listener."""
+async def serve_http(
+    app: ASGIApp, listener: socket.socket, stop: asyncio.Event, grace: float, leaving: asyncio.Event | None = None
+) -> None:
+    """Serve until stop is set, then give running responses grace seconds. Once leaving is set, connections end with the
+    answer they carry, and those that carry none end at once. Owns the listener."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -55,15 +58,22 @@ async def serve_http(app: ASGIApp, listener: socket.socket, stop: asyncio.Event,
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
+    parting = asyncio.create_task(_part(server, leaving or stop))
     try:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
     finally:
-        stopping.cancel()
-        serving.cancel()
-        await asyncio.gather(serving, stopping, return_exceptions=True)
+        for task in (stopping, parting, serving):
+            task.cancel()
+        await asyncio.gather(serving, stopping, parting, return_exceptions=True)
         listener.close()
+
+
+async def _part(server: uvicorn.Server, leaving: asyncio.Event) -> None:
+    await leaving.wait()
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
 
 
 class _Server(uvicorn.Server):

@@ -35,3 +35,5 @@ class GatewaySettings:
     answers_kept_for: float = 600.0
     """For how long answers to requests with idempotency keys are kept, where no other router is to know them."""
     answers_kept: int = 1024
+    connection_age: float = 10.0
+    """A gRPC client opens another connection after so long, behind which its calls on this one end."""

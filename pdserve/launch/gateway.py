@@ -30,6 +30,7 @@ from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.grpc.server import GrpcServer
 from pdserve.gateway.hashing import PromptHasher
 from pdserve.gateway.http.app import create_admin_app, create_app
+from pdserve.gateway.intake import Intake
 from pdserve.gateway.sampling_defaults import load_sampling_defaults
 from pdserve.gateway.serve import bind, serve_http
 from pdserve.gateway.settings import GatewaySettings
@@ -66,6 +67,8 @@ _log = structlog.get_logger(__name__)
 
 _STOP_GRACE = 2.0
 """Seconds for the last bytes of answers that are complete, after all requests have ended."""
+_LINGER = 1.5
+"""Ages of a connection (10 % more or less) after which every client has opened another one, slow ones too."""
 _COLLECT_EVERY = 10_000
 """Objects more than before, for a look at the youngest: requests leave few cycles behind."""
 
@@ -89,13 +92,13 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     listener = bind(config.host, config.port)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
     grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
-    stop = asyncio.Event()
+    leaving, stop = asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(_follow(payload["registry"], engines))]
         shared = [group.create_task(link.run())] if link else []
-        group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE))
+        group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE, leaving))
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
-        group.create_task(grpc_server.serve(stop, _STOP_GRACE))
+        group.create_task(grpc_server.serve(stop, _STOP_GRACE, leaving))
         if scaler := scaler_address(config, payload["registry"]):
             background.append(group.create_task(_report_demand(scaler, dispatcher, gateway)))
         if config.telemetry.otlp_endpoint:
@@ -103,7 +106,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         _spare_garbage_collection()
         parent.ready(address=local_address(config.host, listener.getsockname()[1]))
         await drain.wait()
-        await gateway.intake.drained(max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE))
+        await leave(gateway.intake, config, leaving)
         stop.set()
         for task in background:
             task.cancel()
@@ -112,6 +115,16 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     await sessions.close()
     if link:
         await link.close()
+
+
+async def leave(intake: Intake, config: Config, leaving: asyncio.Event) -> None:
+    """Have clients go to other routers if there are any, then end their connections behind what runs."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE)
+    if config.redis.url or config.discovery.engines:
+        await intake.left(min(_LINGER * config.times.connection_age, (until - loop.time()) / 2))
+    leaving.set()
+    await intake.drained(until - loop.time())
 
 
 def _dispatcher(
@@ -279,6 +292,7 @@ def _settings(config: Config) -> GatewaySettings:
         requests_kept=config.telemetry.requests_kept,
         answers_kept_for=config.idempotency.keep,
         answers_kept=config.idempotency.max_answers,
+        connection_age=config.times.connection_age,
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Served:
     channel: grpc.aio.Channel
     stub: InferenceStub
     fast: FastTokenizer
+    leaving: asyncio.Event
 
 
 @asynccontextmanager
@@ -60,8 +62,8 @@ async def grpc_server(directory: Path, settings: GatewaySettings | None = None) 
     fast = FastTokenizer.from_file(str(directory / "tokenizer.json"))
     generator = ScriptedGenerator(speak(fast, SPOKEN))
     gateway = Gateway(generator, Tokenizer.load(directory), tiny.MODEL, settings)
-    server, stop = GrpcServer(gateway, "127.0.0.1", 0), asyncio.Event()
-    serving = asyncio.create_task(server.serve(stop, grace=1))
+    server, stop, leaving = GrpcServer(gateway, "127.0.0.1", 0), asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(server.serve(stop, 1, leaving))
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=SMALL_WINDOW) as channel:
             await asyncio.wait_for(channel.channel_ready(), 10)
@@ -72,6 +74,7 @@ async def grpc_server(directory: Path, settings: GatewaySettings | None = None) 
                 channel=channel,
                 stub=InferenceStub(channel),
                 fast=fast,
+                leaving=leaving,
             )
     finally:
         stop.set()
@@ -306,6 +309,35 @@ async def test_health_follows_readiness(served: Served) -> None:
     seen = await asyncio.wait_for(anext(watch), 5)
     assert seen.status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert (await failure(served, pb.GenerateRequest(text="x"))).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_clients_renew_their_connections(tmp_path: Path) -> None:
+    async with grpc_server(tmp_path, GatewaySettings(connection_age=0.3)) as served:
+        ended = served.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        await asyncio.wait_for(ended, 10)
+        assert (await served.stub.GetModelInfo(pb.GetModelInfoRequest())).name == "tiny"
+
+
+async def test_a_server_that_leaves_takes_no_call_and_lets_those_that_run_end(served: Served) -> None:
+    release = threading.Event()
+    whole = served.generator.script
+
+    def script(request: Request) -> list[Step]:
+        first, *others = whole(request)
+        return [first, release, *others]
+
+    served.generator.script = script
+    call = served.stub.Generate(pb.GenerateRequest(text="x"), timeout=20)
+    messages = aiter(call)
+    said = (await anext(messages)).text
+    served.leaving.set()
+    gone = served.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+    await asyncio.wait_for(gone, 10)
+    assert (await failure(served, pb.GenerateRequest(text="x"))).code() is grpc.StatusCode.UNAVAILABLE
+    release.set()
+    async for message in messages:
+        said += message.text
+    assert said == SPOKEN
 
 
 async def test_reflection_lists_the_services(served: Served) -> None:

@@ -92,6 +92,15 @@ def test_draining_finishes_what_runs_and_refuses_what_comes(
         assert [line for line in lines if line][-1] == "data: [DONE]"
 
 
+def test_a_gateway_that_leaves_answers_and_has_clients_go_elsewhere(client: httpx.Client, server: HttpServer) -> None:
+    assert "connection" not in client.get("/live").headers
+    server.leave()
+    assert client.get("/ready").status_code == 503
+    answer = client.post(CHAT, json=HELLO)
+    assert answer.status_code == 200
+    assert answer.headers["connection"] == "close"
+
+
 def test_engines_are_listed_under_the_agreed_names(client: httpx.Client, server: HttpServer) -> None:
     engines = client.get(f"{server.admin_url}/admin/engines").json()["engines"]
     assert engines[0] == {

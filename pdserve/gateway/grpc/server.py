@@ -16,6 +16,8 @@ from pdserve.rpc.generated.pdserve.v1.inference_pb2_grpc import add_InferenceSer
 SERVICE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _HEALTH_REFRESH = 1.0
 """Seconds until a watcher of the health service learns of a change."""
+_UNTIL_STOP = 86400.0
+"""Seconds for running calls of a server that is leaving: whoever stops it says how long they have."""
 
 
 class GrpcServer:
@@ -27,6 +29,8 @@ class GrpcServer:
         options = [
             ("grpc.max_receive_message_length", gateway.settings.max_body_bytes),
             ("grpc.so_reuseport", 0),
+            # The client opens another connection and only then ends this one, behind its calls.
+            ("grpc.max_connection_age_ms", int(1000 * gateway.settings.connection_age)),
         ]
         self._server = grpc.aio.server(options=options)
         self._health = _Health(gateway)
@@ -39,17 +43,24 @@ class GrpcServer:
         except RuntimeError as error:
             raise ConfigError(f"cannot listen for gRPC on {address}; is the port in use?") from error
 
-    async def serve(self, stop: asyncio.Event, grace: float) -> None:
-        """Serve until stop is set, then give running calls grace seconds."""
+    async def serve(self, stop: asyncio.Event, grace: float, leaving: asyncio.Event | None = None) -> None:
+        """Serve until stop is set, then give running calls grace seconds. Once leaving is set no calls are taken any
+        more: clients are told that their connections end with the calls that run."""
         await self._server.start()
         refreshing = asyncio.create_task(self._health.refresh_forever())
+        parting = asyncio.create_task(self._part(leaving or stop))
         try:
             await stop.wait()
         finally:
             refreshing.cancel()
             await self._health.enter_graceful_shutdown()
             await self._server.stop(grace)
-            await asyncio.gather(refreshing, return_exceptions=True)
+            parting.cancel()
+            await asyncio.gather(refreshing, parting, return_exceptions=True)
+
+    async def _part(self, leaving: asyncio.Event) -> None:
+        await leaving.wait()
+        await self._server.stop(_UNTIL_STOP)
 
 
 class _Health(health.aio.HealthServicer):

@@ -80,7 +80,7 @@ class InferenceService(InferenceServicer):
         return pb.GetServerInfoResponse(
             version=version("pdserve"),
             ready=self._gateway.ready,
-            draining=self._gateway.intake.draining,
+            draining=self._gateway.intake.leaving,
             running_requests=len(self._gateway.intake),
             engines=engines,
             degraded=self._gateway.degraded(),

@@ -21,7 +21,8 @@ _CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class RequestContext:
-    """Gives a request its ids, returns them as `x-request-id`, and turns an escaped exception into a 500.
+    """Gives a request its ids, returns them as `x-request-id`, turns an escaped exception into a 500, and has clients
+    of a gateway that will end come by another connection next time.
 
     scope["state"] gets `id` (ours, unique), `client_id` (the client's x-request-id, else ours) and `arrived`
     (Unix seconds).
@@ -45,7 +46,10 @@ class RequestContext:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = client_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = client_id
+                if self._gateway.intake.leaving:
+                    headers["connection"] = "close"
             await send(message)
 
         try:

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from pdserve.core.errors import Unavailable
 from pdserve.gateway.gateway import Gateway
+from pdserve.gateway.intake import CLOSING
 
 
 def probes_router(gateway: Gateway) -> APIRouter:
@@ -19,7 +20,8 @@ def probes_router(gateway: Gateway) -> APIRouter:
     @router.get("/ready", response_model=None)
     @router.get("/health", response_model=None)
     async def ready() -> Response:
-        gateway.intake.check()
+        if gateway.intake.leaving:
+            raise Unavailable(CLOSING)
         if not gateway.ready:
             raise Unavailable("the engines are not ready yet")
         degraded = gateway.degraded()
