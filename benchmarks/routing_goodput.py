@@ -34,7 +34,7 @@ SLO = Slo(ttft=10.0, tpot=0.1, attainment=0.9)
 STEPS_TO_DOUBLE = 8
 SLOWEST, FASTEST = -4 * STEPS_TO_DOUBLE, 8 * STEPS_TO_DOUBLE
 """On the scale; step 0 is the trace's own pace."""
-POLICIES = ["kv_aware", "dynamo", "llm_d", "prefix", "round_robin"]
+POLICIES = ["kv_aware", "dynamo", "llm_d", "round_robin", "prefix"]
 WARM_UP_ANSWER = 2
 """Tokens; with a second one the prompt's KV has gone to a decode engine, as that of every request does."""
 
