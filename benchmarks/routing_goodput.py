@@ -1,14 +1,14 @@
-"""The highest rate at which simulated engines meet an SLO, under each routing policy: mixes of prefill and decode engines
-on public traces.
+"""The highest rate at which simulated engines meet an SLO under each routing policy: mixes of prefill and decode
+engines on public traces.
 
     python -m benchmarks.routing_goodput TRACE… --engines 1p1d 2p2d 4p4d 6p2d
 
-The first --warm-up requests of a trace fill caches and the queues of prompts: their answers are cut to two tokens, and
-they are not judged. Those that follow are. All arrive at the trace's own pace, made faster or slower as a whole by a
-geometric scale with eight steps to the double; the highest step that meets the SLO is searched by bisection, taking it
-that all lower ones meet it. Goodput is interpolated between that step and the next, to where their attainments reach the
-SLO's; the other figures are those of the step that meets it. The SLO is that of Mooncake (Qin et al., FAST'25, fig. 15),
-TTFT within 10 s and TPOT within 100 ms, here for nine requests of ten.
+The first requests of a trace, --warm-up for each engine, fill caches and the queues of prompts: their answers are cut
+to two tokens, and they are not judged. The --requests that follow are. All arrive at the trace's own pace, made faster
+or slower as a whole by a geometric scale with eight steps to the double; the highest step that meets the SLO is
+searched by bisection, taking it that all lower ones meet it. Goodput is interpolated between that step and the next, to
+where their attainments reach the SLO's; the other figures are those of the step that meets it. The SLO is that of
+Mooncake (Qin et al., FAST'25, fig. 15), TTFT within 10 s and TPOT within 100 ms, here for nine requests of ten.
 Results are kept as they come; what is in --out already, under the same settings, is not measured again.
 """
 
@@ -44,13 +44,13 @@ class Search:
 
     def __init__(self, trace: Path, engines: str, policy: str, args: argparse.Namespace) -> None:
         self._profile = load_profile(args.profile)
-        self._entries = self._fitting(read_trace(trace))[: args.warm_up + args.requests]
-        self._warm_up: int = min(args.warm_up, len(self._entries) - args.requests)
+        counts = parse_engines(engines)
+        wanted: int = args.warm_up * sum(counts.values())
+        self._entries = self._fitting(read_trace(trace))[: wanted + args.requests]
+        self._warm_up: int = min(wanted, len(self._entries) - args.requests)
         if self._warm_up < 0:
-            raise SystemExit(f"{trace} has {len(self._entries)} requests: ask for as many at most")
-        self._spec = SimulationSpec(
-            profile=self._profile, engines=parse_engines(engines), block_size=512, policy=policy
-        )
+            raise SystemExit(f"{trace} has {len(self._entries)} requests: judge no more than that (--requests)")
+        self._spec = SimulationSpec(profile=self._profile, engines=counts, block_size=512, policy=policy)
         self._served: dict[int, tuple[Report, float]] = {}
 
     def _fitting(self, entries: list[TraceEntry]) -> list[TraceEntry]:
@@ -140,8 +140,9 @@ def main() -> None:
     parser.add_argument("traces", type=Path, nargs="+")
     parser.add_argument("--engines", nargs="+", default=["1p1d", "2p2d", "4p4d", "6p2d"])
     parser.add_argument("--policies", nargs="+", choices=BUILT_IN, default=POLICIES)
-    parser.add_argument("--warm-up", type=int, default=600, help="Requests; fewer, where a trace has not so many.")
+    parser.add_argument("--warm-up", type=int, default=75, help="Requests per engine; fewer where a trace ends.")
     parser.add_argument("--requests", type=int, default=200, help="That are judged.")
+    parser.add_argument("--start", type=int, default=0, help="Step at which the first search begins; saves time alone.")
     parser.add_argument("--profile", default="h200-8b")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "routing_goodput.json")
     args = parser.parse_args()
@@ -160,7 +161,7 @@ def main() -> None:
             for policy in args.policies:
                 if policy in found:
                     continue
-                start = next((row["step"] for row in found.values() if row), 0)
+                start = next((row["step"] for row in found.values() if row), args.start)
                 found[policy] = figures(Search(trace, engines, policy, args), start)
                 print(trace.name, engines, policy, json.dumps(found[policy]), flush=True)
                 args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

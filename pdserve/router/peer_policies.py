@@ -21,9 +21,9 @@ class Dynamo:
 
     in blocks of any size, with both weights at 1 and router_temperature 0: the lowest wins. Prefill tokens are those of
     requests without a first token, of each as many as were not cached, and the whole prompt's; active blocks those of
-    the prompts of all requests that have not ended, this one's included (output is not tracked). A prefill pool's router
-    does not count active blocks, a decode pool's neither prefill tokens nor the cache. Here a prefix that several active
-    requests share counts for each of them.
+    the prompts of all requests that have not ended, this one's included (output is not tracked). A prefill pool's
+    router does not count active blocks, a decode pool's neither prefill tokens nor the cache. Here a prefix that
+    several active requests share counts for each of them.
 
     Source: ai-dynamo/dynamo, lib/kv-router/src/scheduling/selector (DefaultWorkerScorer) and config.rs;
     docs.nvidia.com/dynamo, "Disaggregated Serving" of the router (versions 1.2 to 1.6).
@@ -61,7 +61,7 @@ class LlmD:
     them is not 18 s behind the best of the others (prefix-cache-affinity-filter; its peakPrefillThroughput, to be
     measured, is what the engine's steps show). The decode engine with the fewest requests (active-request-scorer).
 
-    Source: github.com/llm-d/llm-d, guides/*/router/*.values.yaml; the scorers in github.com/llm-d/llm-d-router, pkg/epp.
+    Source: github.com/llm-d/llm-d, guides/*/router/*.values.yaml; github.com/llm-d/llm-d-router, pkg/epp.
     """
 
     def __init__(self, rules: RoutingRules) -> None:
