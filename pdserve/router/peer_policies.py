@@ -80,6 +80,8 @@ class LlmD:
         route = route_by_scores(options, ask, lambda view: -scores[view.key], lambda view: 0.0, "highest score")
         if _is_cold(views, ask):
             self._number += 1
+            there = {view.key for view in state.engines}
+            self._cold = {key: number for key, number in self._cold.items() if key in there}
             self._cold[route.decode.key] = self._number
         return route
 

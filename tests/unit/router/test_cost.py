@@ -159,7 +159,7 @@ def test_what_a_tier_holds_costs_its_restore_but_never_more_than_computing_it(
     """In the pool is cheapest, then a fast tier, then a slow one; the slowest is as good as none."""
     tokens = int(share * prompt)
 
-    def cost(held: int, below: int, taking: float) -> tuple[float, float]:
+    def cost(held: int, below: int, taking: float) -> tuple[float, ...]:
         hit = PrefixHit(tokens=held, likely_tokens=held, restored_tokens=below, restore_seconds=taking)
         request = replace(ask(prompt), hits={prefill.key: hit, decode.key: hit})
         return costs(request, prefill, decode)
