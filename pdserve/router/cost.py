@@ -22,6 +22,7 @@ from pdserve.core.cluster import (
     RouteAsk,
     expected_output,
 )
+from pdserve.core.endpoint import Role
 from pdserve.router import load
 from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import LocalOption, Options
@@ -124,6 +125,8 @@ class CostModel:
 
     def _local(self, view: EngineView, way: _Way) -> Prediction:
         tpot, wait = self._decode(view)
+        if view.endpoint.role is Role.PREFILL:
+            tpot = load.seconds_amid_prompts(view, tpot, self._queue(view) / self._horizon)
         return self._weighed(
             ttft=self._queue(view) + way.seconds + wait,
             gap=0.0,

@@ -3,7 +3,7 @@
 from math import ceil, inf
 from typing import NamedTuple
 
-from pdserve.core.cluster import EngineView, StepModel
+from pdserve.core.cluster import RECENT_SECONDS, EngineView, StepModel
 from pdserve.core.endpoint import EngineCapacity
 
 _DEFAULT_TOKENS_PER_STEP = 512
@@ -75,6 +75,16 @@ def beside(view: EngineView, prompt_tokens: int, output_tokens: int) -> tuple[fl
         rows += share
         context += share * read
     return rows, context
+
+
+def seconds_amid_prompts(view: EngineView, seconds: float, following: float) -> float:
+    """Per token of an answer, in steps that take so many seconds where the engine has no prompts to compute. While it
+    has some, a step is full of them and writes one token all the same: for the share of its recent time that it was
+    given some, and for as long as those take that follow the request. following: that time per token."""
+    full = seconds + view.step_model.per_token * tokens_per_step(view.capacity)
+    busy = min(1.0, view.recent_work / RECENT_SECONDS)
+    usual = 1 / (busy / full + (1 - busy) / seconds)
+    return usual + min(full, following) * (1 - usual / full)
 
 
 def reserved_tokens(view: EngineView) -> int:

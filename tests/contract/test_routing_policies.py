@@ -10,7 +10,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdserve.core.cluster import BookedDecode, BookedPrompt, ClusterState, EngineKey, EngineView, Mode, Route, RouteAsk
+from pdserve.core.cluster import (
+    Booked,
+    BookedDecode,
+    BookedPrompt,
+    ClusterState,
+    EngineKey,
+    EngineView,
+    Mode,
+    Route,
+    RouteAsk,
+)
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.core.errors import ConfigError, Unavailable
 from pdserve.router.loading import load_policy
@@ -168,15 +178,41 @@ def test_round_robin_takes_turns_and_prefix_goes_where_the_prefix_is() -> None:
 
 
 def test_the_scores_of_peers_weigh_a_prefix_against_load_as_published() -> None:
-    def chosen(policy: str, backlog: int, used: int) -> str:
-        """480 of 500 tokens are cached on p1, which has that backlog and so many of 1,024 blocks in use."""
-        prefills = view("p0", Role.PREFILL), view("p1", Role.PREFILL, backlog=backlog, used=used)
+    def chosen(policy: str, tokens: int, cached: int = 480) -> str:
+        """So many of 500 tokens are cached on p1, which has prompts of that many tokens to compute."""
+        busy = Booked(prefilling=1, prompt_tokens=tokens)
+        prefills = view("p0", Role.PREFILL), view("p1", Role.PREFILL, booked=busy)
         state = cluster(*prefills, view("d0", Role.DECODE))
-        return load_policy(policy, RULES).choose(ask(500, p1=480), state).prefill.engine_id
+        return load_policy(policy, RULES).choose(ask(500, p1=cached), state).prefill.engine_id
 
-    assert chosen("dynamo", 160, 19) == "p1", "10 + 1.25 + 19 blocks are fewer than 31.25"
-    assert chosen("dynamo", 320, 19) == "p0"
-    assert chosen("llm_d", 0, 1024) == "p1", "3 · 0.96 for the prefix are more than 2 for an empty memory"
+    assert chosen("dynamo", 479) == "p1", "479 + 20 tokens are fewer than 500"
+    assert chosen("dynamo", 481) == "p0"
+    assert chosen("llm_d", 100_000) == "p1", "it has more than 0.8 of the prompt"
+    assert chosen("llm_d", 1_000_000) == "p0", "which is not worth waiting for more than 18 s"
+    assert chosen("llm_d", 1000, cached=399) == "p0", "it has less than 0.8 of the prompt"
+
+
+def test_the_scores_of_peers_count_what_decodes_as_published() -> None:
+    few_long = Booked(decoding=(BookedDecode(8, 2000),), reserved_tokens=2008)
+    many_short = Booked(decoding=(BookedDecode(500, 200),) * 3, reserved_tokens=2100)
+    decodes = view("d0", Role.DECODE, booked=few_long), view("d1", Role.DECODE, booked=many_short)
+    state = cluster(view("p0", Role.PREFILL), *decodes)
+    assert load_policy("dynamo", RULES).choose(ask(500), state).decode.engine_id == "d1", "600 tokens of prompts"
+    assert load_policy("llm_d", RULES).choose(ask(500), state).decode.engine_id == "d0", "one request"
+
+
+def test_the_scores_of_peers_for_engines_that_do_both() -> None:
+    """480 of 500 tokens are cached on u1."""
+
+    def chosen(policy: str, used: int) -> str:
+        state = cluster(view("u0", Role.UNIFIED), view("u1", Role.UNIFIED, used=used))
+        return load_policy(policy, RULES).choose(ask(500, u1=480), state).decode.engine_id
+
+    assert chosen("dynamo", 1024) == "u1", "what counts is what requests hold that run"
+    assert chosen("llm_d", 1024) == "u1", "3 · 0.96 for the prefix are more than 2 for an empty memory"
+    lru = load_policy("llm_d", RULES)
+    cold = cluster(*(view(name, Role.UNIFIED) for name in ("u0", "u1", "u2")))
+    assert {lru.choose(ask(500), cold).decode.engine_id for _ in range(3)} == {"u0", "u1", "u2"}
 
 
 @pytest.mark.parametrize(

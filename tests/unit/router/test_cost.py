@@ -61,9 +61,10 @@ P0, D0 = engines(Role.PREFILL, "p0"), engines(Role.DECODE, "d0")
 Prompts = st.integers(1, 10_000)
 
 
-def costs(request: RouteAsk, prefill: EngineView, decode: EngineView, now: float = 0.0) -> tuple[float, float]:
+def costs(request: RouteAsk, prefill: EngineView, decode: EngineView, now: float = 0.0) -> tuple[float, float, float]:
+    """Of the pair, of the decode engine alone, and of the prefill engine alone."""
     model = CostModel(request, now, RULES)
-    return model.pair(prefill, decode).cost, model.local(decode).cost
+    return model.pair(prefill, decode).cost, model.local(decode).cost, model.local(prefill).cost
 
 
 def loaded(engine: EngineView, more: int) -> list[EngineView]:
@@ -92,7 +93,9 @@ def test_more_load_never_makes_a_candidate_cheaper(
 ) -> None:
     before = costs(ask(prompt), prefill, decode, now)
     for busier in loaded(prefill, more):
-        assert costs(ask(prompt), busier, decode, now)[0] >= before[0]
+        after = costs(ask(prompt), busier, decode, now)
+        assert after[0] >= before[0]
+        assert after[2] >= before[2] * (1 - 1e-9)
     for busier in loaded(decode, more):
         after = costs(ask(prompt), prefill, busier, now)
         assert after[0] >= before[0]
@@ -156,7 +159,7 @@ def test_what_a_tier_holds_costs_its_restore_but_never_more_than_computing_it(
     """In the pool is cheapest, then a fast tier, then a slow one; the slowest is as good as none."""
     tokens = int(share * prompt)
 
-    def cost(held: int, below: int, taking: float) -> tuple[float, float]:
+    def cost(held: int, below: int, taking: float) -> tuple[float, ...]:
         hit = PrefixHit(tokens=held, likely_tokens=held, restored_tokens=below, restore_seconds=taking)
         request = replace(ask(prompt), hits={prefill.key: hit, decode.key: hit})
         return costs(request, prefill, decode)
@@ -218,6 +221,17 @@ def test_a_second_copy_of_a_prefix_is_made_where_memory_is_free_and_not_where_it
         return KVAware(rules).choose(request, cluster(*views, view("d0", Role.DECODE))).prefill.engine_id
 
     assert (chosen(0.0), chosen(1.0)) == ("p0", "p1")
+
+
+def test_an_answer_is_not_written_amid_prompts_because_decode_engines_are_full() -> None:
+    """A full one makes it wait for a row, a prefill engine for a whole step of prompts with each token."""
+    full = view("d0", Role.DECODE, used=1024)
+    for prefill, mode in (
+        (view("p0", Role.PREFILL), Mode.PREFILL_LOCAL),
+        (view("p0", Role.PREFILL, backlog=20_000), Mode.DISAGGREGATED),
+        (view("p0", Role.PREFILL, recent_work=100.0), Mode.DISAGGREGATED),
+    ):
+        assert KVAware(RULES).choose(ask(500, max_tokens=8), cluster(prefill, full)).mode is mode
 
 
 def test_recent_work_settles_ties() -> None:
