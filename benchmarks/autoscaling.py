@@ -24,6 +24,7 @@ from random import Random
 
 import structlog
 
+from pdserve.config.times import Times
 from pdserve.core.endpoint import EngineState, Role
 from pdserve.router.admission import AdmissionRules
 from pdserve.scaler import controller
@@ -66,16 +67,25 @@ MIXES = {"conversation": (48, 16, 1.4), "synthetic": (48, 16, 1.7), "arxiv1000":
 prefill engines are busy for about 0.7 of the time at the triple rate."""
 
 
+FORECAST = {"bin": 5.0, "half_life": 10.0, "trend_half_life": 10.0, "margin": 0.5}
+"""Of a load that may triple while an engine starts: quick to see a trend, and with half as much again in hand."""
+KV_TARGETS = {"kv_occupancy": 0.6}
+"""A single prompt may take half the KV of an engine, and finds no room where the average is much above that."""
+DRAIN_TIMEOUT = 240.0
+"""More than the longest prompt takes."""
+
+
 def policy(prefill: int, decode: int) -> Policy:
-    def pool(most: int, **more: object) -> dict[str, object]:
-        return {"min": 2, "max": most, "warm_up": WARM_UP, "down": {"cooldown": 10.0, "window": 40.0}, **more}
+    def pool(most: int, **targets: float) -> dict[str, object]:
+        down = {"cooldown": 5.0, "window": 20.0}
+        return {"min": 2, "max": most, "warm_up": WARM_UP, "down": down, "forecast": FORECAST, "targets": targets}
 
     return Policy.model_validate_json(
         json.dumps(
             {
                 "interval": 5.0,
                 "slo": {"ttft": {"seconds": TTFT}, "tpot": {"seconds": TPOT}, "handoff_gap": {"seconds": 2.0}},
-                "pools": {"prefill": pool(prefill, targets={"backlog_seconds": 3.0}), "decode": pool(decode)},
+                "pools": {"prefill": pool(prefill, backlog_seconds=3.0), "decode": pool(decode, **KV_TARGETS)},
                 "total": prefill + decode,
                 "flip": {"enabled": True},
             }
@@ -90,14 +100,15 @@ def entries(path: Path, base: float, seed: int) -> Iterator[TraceEntry]:
     most = base * max(max(first, last) for _, first, last in SHAPE)
     while at < sum(seconds for seconds, _, _ in SHAPE):
         at += rng.expovariate(most)
-        if rng.random() * most < base * _rate(at):
+        if rng.random() * most < base * rate_at(at):
             turn, place = divmod(count, len(rows))
             count += 1
             row = rows[place]
             yield replace(row, at=at, hash_ids=tuple(turn * _FRESH + hash_id for hash_id in row.hash_ids))
 
 
-def _rate(at: float) -> float:
+def rate_at(at: float) -> float:
+    """By SHAPE, in multiples of the base rate."""
     for seconds, first, last in SHAPE:
         if at < seconds:
             return first + (last - first) * at / seconds
@@ -158,6 +169,7 @@ def serve(name: str, path: Path, rule: str, seed: int) -> SimulationReport:
         engines={role: ceil(count / 3) for role, count in most.items()} if scaling else most,
         block_size=512,
         seed=seed,
+        times=Times(drain_timeout=DRAIN_TIMEOUT),
         admission=AdmissionRules(ttft=TTFT, tpot=TPOT),
         scaling=scaling,
     )

@@ -174,6 +174,7 @@ def _facts(views: Iterable[EngineView], now: float) -> Iterator[EngineFacts]:
             backlog_seconds=max(0.0, load.backlog_tokens(view, now) * load.seconds_per_prompt_token(view)),
             busy_seconds=sum(tally.seconds for tally in report.steps) if report else 0.0,
             kv_used=(report.blocks.total - report.blocks.free) * block if report else 0,
+            kv_reserved=load.reserved_tokens(view),
             kv_total=capacity.num_blocks * block if capacity else 0,
             max_rows=capacity.max_rows if capacity else 0,
             step_tokens=capacity.max_tokens_per_step if capacity else 0,

@@ -46,12 +46,14 @@ class EngineLedger:
         clock: Clock,
         pool: PoolModel[EngineKey],
         prior: StepModel | None = None,
+        filled: float = 0.0,
         on_load: Callable[[], None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
         on_booked: Callable[[str], None] = lambda request_id: None,
     ) -> None:
-        """pool: shared by the ledgers of the engine's peers. on_load: called after each snapshot; on_change whenever
-        the next view will differ; on_booked when this gateway's booking of a request has changed."""
+        """pool: shared by the ledgers of the engine's peers. filled: share of its KV that counts as filled from the
+        beginning. on_load: called after each snapshot; on_change whenever the next view will differ; on_booked when
+        this gateway's booking of a request has changed."""
         self._key = key
         self._pool = pool
         self._on_load = on_load
@@ -62,6 +64,7 @@ class EngineLedger:
         self._clock = clock
         self._calibrator = StepCalibrator(prior)
         pool.add(key, self._calibrator)
+        self._filled = filled
         self._capacity: EngineCapacity | None = None
         self._load: LoadSnapshot | None = None
         self._load_at = 0.0
@@ -94,6 +97,13 @@ class EngineLedger:
     def domain(self) -> str:
         """The same of its domain."""
         return self._capacity.domain if self._capacity else ""
+
+    @property
+    def kv_filled(self) -> float:
+        """As in EngineView."""
+        blocks = self._capacity.num_blocks if self._capacity else 0
+        held = min(1.0, self._index.held_by(self._key) / blocks) if blocks else 0.0
+        return max(held, self._filled)
 
     def described(self, capacity: EngineCapacity) -> None:
         self._capacity = capacity
@@ -262,12 +272,8 @@ class EngineLedger:
             booked=self._booked(),
             others_requests=self._others,
             recent_work=self._recent_work(now).seconds(model),
-            kv_filled=self._kv_filled(),
+            kv_filled=self.kv_filled,
         )
-
-    def _kv_filled(self) -> float:
-        blocks = self._capacity.num_blocks if self._capacity else 0
-        return min(1.0, self._index.held_by(self._key) / blocks) if blocks else 0.0
 
     def _step_model(self) -> StepModel:
         """As the pool sees it, or the prior."""

@@ -130,6 +130,7 @@ class SessionPool:
                     self._clock,
                     self._pools[endpoint.role],
                     self._prior(endpoint),
+                    self._filled(endpoint),
                     on_load=self._note_load,
                     on_change=partial(self._views.outdate, (key,)),
                     on_booked=partial(self._note_booked, key),
@@ -323,6 +324,13 @@ class SessionPool:
             fetch_speeds=self._speeds.to(key),
             handoff_speeds=self._handoff_speeds.to(key),
         )
+
+    def _filled(self, newcomer: Endpoint) -> float:
+        """How full its peers are. An engine that joins them is empty, and by what it would evict alone everything would
+        be sent there until it is full as well."""
+        peers = (self._ledgers.get((e.engine_id, e.epoch)) for e in self._endpoints if e.role is newcomer.role)
+        filled = [ledger.kv_filled for ledger in peers if ledger]
+        return sum(filled) / len(filled) if filled else 0.0
 
     def _prior(self, newcomer: Endpoint) -> StepModel | None:
         """What a peer of the same role has learned of its steps."""

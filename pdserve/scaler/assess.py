@@ -124,15 +124,17 @@ class _Look:
 
     def _need_for_prompts(self, expected: float) -> float:
         like, slo, replicas = self.memory.likeness, self.policy.slo.ttft, self.replicas
-        own = percentile_of(like.mean_work, like.work_deviation, slo.percentile)
+        slowness = like.slowness
+        mean, deviation = slowness * like.mean_work, slowness * like.work_deviation
+        own = percentile_of(mean, deviation, slo.percentile)
         target = slo.seconds * (self.pool.targets.slo or 1.0)
-        missing = max(0.0, self.rate * like.mean_work - replicas.ready - replicas.warming)
-        standing = sum(facts.backlog_seconds for facts in self.engines) + self.window.held_seconds
+        missing = max(0.0, self.rate * mean - replicas.ready - replicas.warming)
+        standing = slowness * (sum(facts.backlog_seconds for facts in self.engines) + self.window.held_seconds)
         usual = max(target - own, target / 4) * replicas.ready
         load = PromptLoad(
             rate=expected,
-            mean=like.mean_work,
-            deviation=like.work_deviation,
+            mean=mean,
+            deviation=deviation,
             own=own,
             backlog=max(0.0, standing - usual) + missing * self.pool.warm_up,
             recover=self.pool.forecast.recover,
@@ -140,7 +142,8 @@ class _Look:
         ready = max(1, replicas.ready)
         predicted = own + wait_percentile(load, ready, slo.percentile) + standing / ready
         self.inputs.update(
-            prompt_seconds=like.mean_work,
+            prompt_seconds=mean,
+            slowness=slowness,
             backlog_seconds=standing,
             predicted_ttft=min(predicted, _LONGEST_TOLD),
         )
@@ -181,7 +184,7 @@ class _Look:
             signals["backlog"] = (found + self.window.held_seconds / count) / targets.backlog_seconds
         total = sum(facts.kv_total for facts in self.engines)
         if targets.kv_occupancy and self.role is not Role.PREFILL and total:
-            signals["kv_occupancy"] = sum(facts.kv_used for facts in self.engines) / total / targets.kv_occupancy
+            signals["kv_occupancy"] = sum(facts.kv_reserved for facts in self.engines) / total / targets.kv_occupancy
         if targets.queue:
             signals["queue"] = (sum(facts.waiting for facts in self.engines) + held) / count / targets.queue
         return signals

@@ -219,9 +219,10 @@ class _Plan:
             self._remember(role, changed)
 
     def _leaving(self, role: Role) -> list[EngineFacts]:
-        """Who of a pool would best leave it: those with least to do."""
+        """Who of a pool would best leave it: those with least to do, of these the ones that have computed least, for
+        their caches hold least."""
         engines = [e for e in self.memory.window.engines if e.role is role and e.state is EngineState.READY]
-        return sorted(engines, key=lambda e: (e.running + e.waiting, e.backlog_seconds, e.engine_id))
+        return sorted(engines, key=lambda e: (e.running + e.waiting, e.backlog_seconds, e.busy_seconds, e.engine_id))
 
     def _remember(self, role: Role, pool_memory: PoolMemory) -> None:
         self.memory = replace(self.memory, pools={**self.memory.pools, role: pool_memory})

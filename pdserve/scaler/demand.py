@@ -36,8 +36,9 @@ class PromptClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """One engine. backlog_seconds: of prompts ahead of a new one. busy_seconds: in steps since it started. kv_used and
-    kv_total in tokens; kv_total, max_rows and step_tokens are 0 until it has told."""
+    """One engine. backlog_seconds: of prompts ahead of a new one. busy_seconds: in steps since it started. kv_used,
+    kv_reserved (used, or promised to requests, which are computed elsewhere as yet, if that is more) and kv_total in
+    tokens; kv_total, max_rows and step_tokens are 0 until it has told."""
 
     engine_id: str
     role: Role
@@ -47,6 +48,7 @@ class EngineFacts:
     backlog_seconds: float = 0.0
     busy_seconds: float = 0.0
     kv_used: int = 0
+    kv_reserved: int = 0
     kv_total: int = 0
     max_rows: int = 0
     step_tokens: int = 0

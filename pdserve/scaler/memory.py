@@ -10,11 +10,15 @@ from pdserve.scaler.policy import Forecast, Policy
 
 _HALF_LIFE = 120.0
 """Seconds after which a request counts half in what requests are like."""
+_AS_PREDICTED = 60.0
+"""Seconds of prompts that count as if they had taken what was predicted, until more were seen."""
+_MOST_SLOWNESS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likeness:
-    """Fading sums over requests: what they are like."""
+    """Fading sums over requests: what they are like. computed and busy: seconds that prompts which were computed should
+    have taken, and that prefill engines were busy meanwhile."""
 
     prompts: float = 0.0
     seconds: float = 0.0
@@ -24,19 +28,33 @@ class Likeness:
     context_tokens: float = 0.0
     row_seconds: float = 0.0
     kv_token_seconds: float = 0.0
+    computed: float = 0.0
+    busy: float = 0.0
 
-    def after(self, demand: Demand) -> "Likeness":
+    def after(self, demand: Demand, before: Demand | None) -> "Likeness":
+        """before: the report ahead of this one."""
         kept = 0.5 ** (demand.seconds / _HALF_LIFE)
+        sent = sum(each.seconds for each in demand.prompts)
+        computed, busy = _computed(sent, before, demand) if before else (0.0, 0.0)
         return Likeness(
             prompts=kept * self.prompts + sum(each.requests for each in demand.prompts),
-            seconds=kept * self.seconds + sum(each.seconds for each in demand.prompts),
+            seconds=kept * self.seconds + sent,
             squares=kept * self.squares + sum(each.squares for each in demand.prompts),
             ended=kept * self.ended + demand.ended,
             output_tokens=kept * self.output_tokens + demand.output_tokens,
             context_tokens=kept * self.context_tokens + demand.context_tokens,
             row_seconds=kept * self.row_seconds + demand.row_seconds,
             kv_token_seconds=kept * self.kv_token_seconds + demand.kv_token_seconds,
+            computed=kept * self.computed + computed,
+            busy=kept * self.busy + busy,
         )
+
+    @property
+    def slowness(self) -> float:
+        """By how much prompts keep engines busy longer than was predicted of them: their chunks may be smaller than a
+        full step, and beside one another they take longer. At least 1, for busy time of the latest may be missing."""
+        ratio = (self.busy + _AS_PREDICTED) / (max(0.0, self.computed) + _AS_PREDICTED)
+        return min(_MOST_SLOWNESS, max(1.0, ratio))
 
     @property
     def mean_work(self) -> float:
@@ -68,6 +86,15 @@ class Likeness:
     def context(self) -> float:
         """Tokens a row of an answer reads, on average over its life."""
         return self.context_tokens / self.ended if self.ended else 0.0
+
+
+def _computed(sent: float, before: Demand, demand: Demand) -> tuple[float, float]:
+    """Between two reports: predicted seconds of the prompts that prefill engines computed, which are those sent but for
+    what more stands in their queues, and seconds they were busy."""
+    then, now = ({e.engine_id: e for e in told.engines if e.role is Role.PREFILL} for told in (before, demand))
+    stood, stands = (sum(facts.backlog_seconds for facts in engines.values()) for engines in (then, now))
+    busy = sum(max(0.0, now[name].busy_seconds - then[name].busy_seconds) for name in now if name in then)
+    return sent + stood - stands, busy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +166,6 @@ def remember(memory: Memory, demand: Demand, policy: Policy, now: float) -> Memo
         memory,
         busy_at=now if busy else memory.busy_at,
         reports=(*((at, old) for at, old in memory.reports if at > now - policy.window), (now, demand)),
-        likeness=memory.likeness.after(demand),
+        likeness=memory.likeness.after(demand, memory.reports[-1][1] if memory.reports else None),
         pools=pools,
     )

@@ -250,3 +250,16 @@ async def test_a_link_is_not_thought_slow_for_what_its_source_had_to_restore(ben
     )
     bench.pool.prefix_fetched(link, fetch)
     assert bench.view("p0").fetch_speeds == pytest.approx({("d0", 1): 5e-5})
+
+
+async def test_an_engine_that_joins_counts_as_filled_as_its_peers(bench: Bench) -> None:
+    """Else everything would be sent there until it is."""
+    bench.pool.update((endpoint("p0"), endpoint("p1"), endpoint("d0")))
+    capacity = EngineCapacity(model_revision="r1", block_size=16, num_blocks=4, max_rows=4, max_tokens_per_step=64)
+    for name in ("p0", "p1", "d0"):
+        bench.lines[name, 1].ledger.described(capacity)
+    held = KVSnapshot(number=1, hashes=(bytes(16), bytes([1] * 16)), first=True, last=True)
+    bench.lines["p0", 1].ledger.kv_restored(held)
+    bench.pool.update((endpoint("p0"), endpoint("p1"), endpoint("d0"), endpoint("p2"), endpoint("d1")))
+    filled = {name: bench.view(name).kv_filled for name in ("p0", "p1", "p2", "d1")}
+    assert filled == {"p0": 0.5, "p1": 0.0, "p2": 0.25, "d1": 0.0}

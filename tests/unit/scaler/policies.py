@@ -27,10 +27,10 @@ def facts(role: Role, number: int, **more: Any) -> EngineFacts:
 
 def demand(prefill: int = 2, decode: int = 2, seconds: float = 5.0, **more: Any) -> Demand:
     """Nothing to do for so many engines, unless told otherwise. backlog: seconds of each prefill engine; kv: share in
-    use of each decode engine's; running: on each engine."""
+    use or promised of each decode engine's; running: on each engine."""
     backlog, kv, running = more.pop("backlog", 0.0), more.pop("kv", 0.0), more.pop("running", 0)
     engines = [facts(Role.PREFILL, n, backlog_seconds=backlog, running=running) for n in range(prefill)]
-    engines += [facts(Role.DECODE, n, kv_used=int(10_000 * kv), running=running) for n in range(decode)]
+    engines += [facts(Role.DECODE, n, kv_reserved=int(10_000 * kv), running=running) for n in range(decode)]
     return Demand(seconds=seconds, engines=tuple(engines), **more)
 
 

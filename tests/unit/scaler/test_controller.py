@@ -90,6 +90,16 @@ def test_what_is_calm_shrinks_by_half_at_most_and_not_below_min() -> None:
     assert story.counts[Role.PREFILL] == 3
 
 
+def test_those_leave_that_have_least_to_do_and_of_these_the_ones_whose_caches_hold_least() -> None:
+    busy = {0: (0, 90.0), 1: (0, 20.0), 2: (3, 5.0), 3: (0, 50.0)}
+    engines = [facts(Role.PREFILL, n, running=rows, busy_seconds=worked) for n, (rows, worked) in busy.items()]
+    measured = replace(demand(prefill=0, kv=0.6), engines=(*engines, *demand(prefill=0, kv=0.6).engines))
+    (decision,) = Story(policy(), prefill=4).look(measured).decisions
+    assert decision.action == Scale(
+        role=Role.PREFILL, engines=2, before=4, victims=("prefill-1", "prefill-3", "prefill-0", "prefill-2")
+    )
+
+
 def test_engines_that_are_starting_count_as_there() -> None:
     story = Story(policy(), prefill=4)
     story.warming = {Role.PREFILL: 2}
