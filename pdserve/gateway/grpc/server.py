@@ -21,12 +21,12 @@ _HEALTH_REFRESH = 1.0
 class GrpcServer:
     """A bound server; `port` is the one it got. Create it on the event loop it serves on.
 
-    Raises ConfigError when the address cannot be had."""
+    shared: other processes listen there, too. Raises ConfigError when the address cannot be had."""
 
-    def __init__(self, gateway: Gateway, host: str, port: int) -> None:
+    def __init__(self, gateway: Gateway, host: str, port: int, *, shared: bool = False) -> None:
         options = [
             ("grpc.max_receive_message_length", gateway.settings.max_body_bytes),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shared)),
         ]
         self._server = grpc.aio.server(options=options)
         self._health = _Health(gateway)
