@@ -1,8 +1,9 @@
-"""What the front costs: CPU time of a gateway process per request and per token, whatever engines do behind it.
+"""What the front costs: CPU time of a gateway per request and per token, whatever engines do behind it.
 
-A real gateway process (HTTP, templates, tokenizer, router, dispatch, detokenizer) before scripted prefill and decode
-engines (front_engine) that answer as fast as they are read, or at a pace. Clients are raw sockets, which keeps the
-machine for the gateway. `--hold` only starts it all and prints where, for a load generator of one's own.
+A real gateway (HTTP, templates, tokenizer, router, dispatch, detokenizer) before scripted prefill and decode engines
+(front_engine) that answer as fast as they are read, or at a pace. Clients are raw sockets, which keeps the machine for
+the gateway. `--workers 1 2` has one gateway of each number of workers, under load in turns. `--hold` only starts it all
+and prints where, for a load generator of one's own.
 """
 
 import argparse
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.other_load import Moment, others_cores
-from pdserve.cluster.launcher import LaunchSpec
 from pdserve.cluster.process_launcher import ProcessLauncher
 from pdserve.cluster.registry import Registry
-from pdserve.config.schema import DEMO_MODEL, Config, to_wire
+from pdserve.config.schema import DEMO_MODEL, Config
 from pdserve.core.endpoint import Endpoint, EngineState, Role
+from pdserve.launch.deployment import desired_gateway
+from pdserve.launch.fronts import front_socket
 from pdserve.model.config import load_config
 
 WORDS = ("the", "nation", "other", "road", "here", "there", "ruin", "file", "line", "word", "python", "count", "open")
@@ -31,9 +33,16 @@ WORDS = ("the", "nation", "other", "road", "here", "there", "ruin", "file", "lin
 
 @dataclass(frozen=True)
 class Front:
+    """pid: of the process that decides; fronts: of those before it, with several workers."""
+
     port: int
     admin_port: int
     pid: int
+    fronts: tuple[int, ...] = ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.pid, *self.fronts)
 
 
 @dataclass
@@ -47,13 +56,13 @@ class Tally:
 
 
 @asynccontextmanager
-async def front(pace: float, model: str = DEMO_MODEL, *, stores: bool = False) -> AsyncIterator[Front]:
+async def front(
+    pace: float, model: str = DEMO_MODEL, workers: int = 1, *, stores: bool = False
+) -> AsyncIterator[Front]:
     """A gateway before one prefill and one decode engine. model: whose tokenizer, template and sizes to take. stores:
     whether engines tell of cached blocks."""
-    admin_port = _free_port()
-    config = Config.model_validate(
-        {"model": model, "port": 0, "grpc_port": 0, "admin_port": admin_port, "log": {"level": "warning"}}
-    )
+    ports = {name: _free_port() for name in ("port", "grpc_port", "admin_port")}
+    config = Config.model_validate({"model": model, "workers": workers, "log": {"level": "warning"}, **ports})
     vocab_size = load_config(config.model_path).vocab_size
     async with AsyncExitStack() as stack:
         registry = Registry()
@@ -70,15 +79,16 @@ async def front(pace: float, model: str = DEMO_MODEL, *, stores: bool = False) -
             }
             endpoints.append(await stack.enter_async_context(_engine(told)))
         registry.publish(tuple(endpoints))
-        payload = {"config": json.loads(to_wire(config)), "registry": registry.address}
-        launched = await ProcessLauncher().launch(
-            LaunchSpec(name="gateway", module="pdserve.launch.gateway", payload=payload)
-        )
-        stack.callback(launched.kill)
-        facts = await launched.ready()
-        port = int(facts["address"].rpartition(":")[2])
-        await _until_answering(port)
-        yield Front(port, admin_port, launched.pid)
+        socket = stack.enter_context(front_socket(config))
+        processes = []
+        for desired in desired_gateway(config, registry.address, socket=socket):
+            processes.append(await ProcessLauncher().launch(desired.launch(0)))
+            stack.callback(processes[-1].kill)
+        for process in processes:
+            await process.ready()
+        await _until_answering(config.port)
+        gateway, *fronts = (process.pid for process in processes)
+        yield Front(config.port, ports["admin_port"], gateway, tuple(fronts))
 
 
 @asynccontextmanager
@@ -166,10 +176,12 @@ async def window(front: Front, *, concurrency: int, output_tokens: int, stream: 
             group.create_task(client(front.port, seeds, tally, output_tokens, stream)) for _ in range(concurrency)
         ]
         await asyncio.sleep(seconds / 5)
-        begun, before = Tally(tally.requests, tally.events, tally.num_bytes), Moment.now([front.pid])
+        begun, before = Tally(tally.requests, tally.events, tally.num_bytes), Moment.now(front.pids)
+        decided = Moment.now([front.pid]).ours
         tally.first = []
         await asyncio.sleep(seconds)
-        after = Moment.now([front.pid])
+        after = Moment.now(front.pids)
+        decided = Moment.now([front.pid]).ours - decided
         for task in running:
             task.cancel()
     requests, cpu = tally.requests - begun.requests, after.ours - before.ours
@@ -181,9 +193,10 @@ async def window(front: Front, *, concurrency: int, output_tokens: int, stream: 
         "events_per_token": (tally.events - begun.events) / max(1, tokens),
         "cpu_seconds_per_thousand_requests": cpu / max(1, requests) * 1e3,
         "cpu_seconds_per_million_tokens": cpu / max(1, tokens) * 1e6,
+        "of_it_by_the_process_that_decides": decided / max(1e-9, cpu),
         "ttft_p50_ms": 1e3 * statistics.median(first) if first else None,
         "ttft_p99_ms": 1e3 * first[int(0.99 * len(first))] if first else None,
-        "rss_mb": rss_mb(front.pid),
+        "rss_mb": sum(map(rss_mb, front.pids)),
         "other_cores": others_cores(before, after),
     }
 
@@ -222,22 +235,26 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-async def measure(pace: float, seconds: float, rounds: int, only: str) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    async with front(pace) as running:
-        for _ in range(rounds):
+async def measure(pace: float, seconds: float, rounds: int, only: str, workers: list[int]) -> dict[str, Any]:
+    """Windows by number of workers and case."""
+    results: dict[str, Any] = {str(number): {} for number in workers}
+    async with AsyncExitStack() as stack:
+        up = {number: await stack.enter_async_context(front(pace, workers=number)) for number in workers}
+        for turn in range(rounds):
             for name, case in CASES.items():
                 if only not in name:
                     continue
-                result = await window(running, seconds=seconds, **case)
-                results.setdefault(name, []).append(result)
-                print(name, json.dumps({key: round(value, 3) for key, value in result.items() if value}), flush=True)
+                for number in workers if turn % 2 == 0 else workers[::-1]:
+                    result = await window(up[number], seconds=seconds, **case)
+                    results[str(number)].setdefault(name, []).append(result)
+                    shown = {key: round(value, 3) for key, value in result.items() if value}
+                    print(f"{number} workers, {name}", json.dumps(shown), flush=True)
     return results
 
 
-async def hold(pace: float) -> None:
-    async with front(pace) as running:
-        print(json.dumps({"port": running.port, "pid": running.pid}), flush=True)
+async def hold(pace: float, workers: int) -> None:
+    async with front(pace, workers=workers) as running:
+        print(json.dumps({"port": running.port, "pids": running.pids}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
 
@@ -247,12 +264,14 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of the names of the cases to run")
-    parser.add_argument("--hold", action="store_true")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="processes that speak with clients")
+    parser.add_argument("--hold", action="store_true", help="with the first number of workers")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.hold:
-        asyncio.run(hold(arguments.pace))
+        asyncio.run(hold(arguments.pace, arguments.workers[0]))
     else:
-        measured = asyncio.run(measure(arguments.pace, arguments.seconds, arguments.rounds, arguments.only))
+        a = arguments
+        measured = asyncio.run(measure(a.pace, a.seconds, a.rounds, a.only, a.workers))
         if arguments.out:
             arguments.out.write_text(json.dumps(measured, indent=1) + "\n")

@@ -48,7 +48,7 @@ async def targets(harness: Any, paced: bool) -> AsyncIterator[dict[str, Target]]
     """Everybody, ready and checked."""
     async with front(PACE if paced else 0.0, f"{harness.B}/tiny") as ours:
         try:
-            up = {OURS: Target(ours.port, (ours.pid,), ours.admin_port)}
+            up = {OURS: Target(ours.port, ours.pids, ours.admin_port)}
             for slot, name in enumerate(PEERS):
                 up[name] = await asyncio.to_thread(_start, harness, slot, name, paced)
             for name, target in up.items():

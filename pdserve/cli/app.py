@@ -28,6 +28,8 @@ app.add_typer(loadgen_app, name="loadgen")
 
 ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Settings; flags win over it.")]
 
+Workers = Annotated[int | None, typer.Option(help="Processes that speak with clients (default 1).")]
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -56,6 +58,7 @@ def serve(
     admin_port: Annotated[
         int | None, typer.Option(help="Port of /admin and /metrics (default 8002 or $ADMIN_PORT).")
     ] = None,
+    workers: Workers = None,
     launcher: Annotated[str | None, typer.Option(help="What starts engines: ray (default) or process.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
     only: Annotated[
@@ -76,6 +79,7 @@ def serve(
         "port": port,
         "grpc_port": grpc_port,
         "admin_port": admin_port,
+        "workers": workers,
         "launcher": launcher,
         "device": device,
         "only": only,
@@ -146,6 +150,7 @@ def route(
         int | None, typer.Option(help="Port of /admin and /metrics (default 8002 or $ADMIN_PORT).")
     ] = None,
     redis: Annotated[str | None, typer.Option(help="Redis that several routers share: redis://host[:port].")] = None,
+    workers: Workers = None,
 ) -> None:
     """Start a gateway for engines that `pdserve engine` has started here or elsewhere, and serve until Ctrl-C."""
     flags = {
@@ -155,6 +160,7 @@ def route(
         "grpc_port": grpc_port,
         "admin_port": admin_port,
         "redis.url": redis,
+        "workers": workers,
     }
     effective = _load(config, env=os.environ, flags=flags)
     from pdserve.launch.route import route as run

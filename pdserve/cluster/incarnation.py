@@ -17,7 +17,8 @@ _RECONNECT = 0.2
 class Incarnation:
     """Owns the process: cancelling `run` kills it and waits until it is gone.
 
-    signs: the signs of life of one that is ready, by its address and epoch.
+    signs: the signs of life of one that is ready, by its epoch and the address it is to be asked at: its own unless it
+    says otherwise.
     """
 
     def __init__(self, id: str, epoch: int, *, signs: SignsOfLife, emit: Callable[[Event], None]) -> None:
@@ -85,7 +86,7 @@ class Incarnation:
             return
         address = str(facts.get("address", ""))
         self._emit(BecameReady(id=self.id, epoch=self.epoch, address=address))
-        listening = asyncio.create_task(self._listen(address))
+        listening = asyncio.create_task(self._listen(str(facts.get("probe", address))))
         try:
             code = await launched.ended()
         finally:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import structlog
 
@@ -43,11 +44,12 @@ _log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
     """A process that should run: an engine of a role, or a gateway (None). launch makes the spec of the
-    incarnation with the given epoch."""
+    incarnation with the given epoch. ends_first: it needs all others until it has drained."""
 
     id: str
     role: Role | None
     launch: Callable[[int], LaunchSpec]
+    ends_first: bool = False
 
 
 class Supervisor:
@@ -111,18 +113,22 @@ class Supervisor:
             self._waiters.remove(waiter)
 
     async def drain(self) -> None:
-        """Let gateways finish what they serve, then engines what they run and lease, then end all;
+        """Let fronts and then gateways finish what they serve, then engines what they run and lease, then end all;
         whatever is left after times.drain_timeout is killed."""
-        gateways = [item.id for item in self._desired.values() if item.role is None]
-        engines = [item.id for item in self._desired.values() if item.role is not None]
+        ids = list(self._desired)
         try:
             async with asyncio.timeout(self._times.drain_timeout):
-                await self._retire(gateways)
-                await self._retire(engines)
+                for _, together in groupby(sorted(ids, key=self._turn), self._turn):
+                    await self._retire(list(together))
         except TimeoutError:
             _log.warning("drain timed out, killing what is left", timeout=self._times.drain_timeout)
             self.kill_all()
-            await self._retire([*gateways, *engines])
+            await self._retire(ids)
+
+    def _turn(self, id: str) -> tuple[bool, bool]:
+        """When it ends: what others need goes after them."""
+        desired = self._desired[id]
+        return not desired.ends_first, desired.role is not None
 
     def join(self, newcomer: Desired) -> None:
         """Start an engine that did not exist, and keep it running. Its id must be new."""

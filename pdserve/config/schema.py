@@ -197,6 +197,9 @@ class Config(Section):
     """Where /admin and /metrics are; apart from host, so that clients of the API do not reach them."""
     admin_port: Port | None = None
     """By default 8002, or a free port where another deployment has taken that."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that speak with clients on port and grpc_port (HTTP, templates, tokens and text). With one, it decides
+    and speaks with engines, too; several do that by one gateway process behind them."""
     launcher: Launcher = Launcher.RAY
     engine_network: Network | None = None
     """Engines listen on, and are reached at, their machine's address in this network ("10.1.0.0/16", or one address).

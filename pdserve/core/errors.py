@@ -145,9 +145,10 @@ class LeaseExpired(TransferError):
 
 
 def _all_errors(base: type[PdserveError]) -> dict[str, type[PdserveError]]:
+    """By code; a subclass without a code of its own is told as the class it has it from."""
     found = {base.code: base}
     for subclass in base.__subclasses__():
-        found |= _all_errors(subclass)
+        found = _all_errors(subclass) | found
     return found
 
 

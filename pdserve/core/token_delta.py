@@ -5,7 +5,7 @@ import msgspec
 from pdserve.core.request import EngineTrace, FinishReason
 
 
-class TokenDelta(msgspec.Struct, frozen=True, kw_only=True):
+class TokenDelta(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Tokens one engine step added to one request; the streamed unit.
 
     index is the position of token_ids[0] among the request's output tokens, so that a receiver can

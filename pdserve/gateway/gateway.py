@@ -15,7 +15,17 @@ from pdserve.gateway.auth import Authenticator, Identity
 from pdserve.gateway.detokenizer import Detokenizer
 from pdserve.gateway.intake import Intake
 from pdserve.gateway.keyed import IdempotencyKey, KeyedAnswers
-from pdserve.gateway.ports import ExplainScaling, Generator, MoveRequest, OrderEngine, PreparePrompt
+from pdserve.gateway.ports import (
+    CountElsewhere,
+    Elsewhere,
+    EngineSummary,
+    ExplainScaling,
+    Generator,
+    MoveRequest,
+    OrderEngine,
+    Overview,
+    PreparePrompt,
+)
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.shared.claims import Claims, LocalClaims
@@ -68,10 +78,12 @@ class Gateway:
         claims: Claims | None = None,
         degraded: Callable[[], Sequence[str]] = tuple,
         prepare: PreparePrompt | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """order_engine, move_request, explain_scaling: None where nobody owns the engines, where requests cannot move,
         where pools stay as they are. waiting: how many requests wait to be let in, by tenant. claims: on requests with
-        idempotency keys; this process's own by default. degraded: what is missing, though requests are served."""
+        idempotency keys; this process's own by default. degraded: what is missing, though requests are served.
+        elsewhere: the gateway this is a front of."""
         self.generator = generator
         self.move_request = move_request
         self.order_engine = order_engine
@@ -93,7 +105,11 @@ class Gateway:
         if claims is None:
             keep, most = self.settings.answers_kept_for, self.settings.answers_kept
             claims = LocalClaims(self.clock, keep=keep, max_answers=most)
+        self.claims = claims
         self.keyed = KeyedAnswers(claims, self.metrics)
+        self.count_elsewhere: CountElsewhere | None = None
+        """Set by whoever knows other processes that count for this gateway."""
+        self._elsewhere = elsewhere
         self._random = random or SystemRandom()
         self._context = AnswerContext(
             generator=generator,
@@ -112,6 +128,29 @@ class Gateway:
     def tell_ends(self, told: Callable[[RequestRecord], None]) -> None:
         """Have every ended request's record handed to a function that must not block."""
         self._context.on_end.append(told)
+
+    async def abort(self, request_id: str, identity: Identity) -> bool:
+        """End a request of the identity, whichever process serves it. False when it has none of that id running."""
+        if self.intake.abort(request_id, identity):
+            return True
+        return self._elsewhere is not None and await self._elsewhere.abort(request_id, identity)
+
+    async def overview(self) -> Overview:
+        if self._elsewhere is not None:
+            return await self._elsewhere.overview()
+        engines = tuple(
+            EngineSummary(
+                endpoint=view.endpoint,
+                running=view.load.running if view.load else 0,
+                waiting=view.load.waiting if view.load else 0,
+            )
+            for view in self.generator.engines()
+        )
+        return Overview(running=len(self.intake), engines=engines)
+
+    async def exposition(self) -> bytes:
+        """Everything this gateway has counted, in all its processes, for Prometheus."""
+        return self.metrics.exposition(await self.count_elsewhere() if self.count_elsewhere else {})
 
     def new_id(self) -> str:
         """32 hexadecimal digits naming one request."""

@@ -13,21 +13,29 @@ from pdserve.core.endpoint import Role
 GATEWAY = "gateway"
 
 
-def desired(config: Config, registry_address: str, owner: str = "") -> list[Desired]:
-    """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway; or, by `only`, one kind of them.
-    owner: what the supervisor is called where it announces its engines."""
+def desired(config: Config, registry_address: str, owner: str = "", socket: str = "") -> list[Desired]:
+    """Engines role by role, named "prefill-0", "prefill-1", …, then the gateway and its fronts; or, by `only`, one kind
+    of them. owner: what the supervisor is called where it announces its engines. socket: as for desired_gateway."""
     engines = [] if config.only == "router" else _engines(config)
     if config.only == "engines":
         return engines
-    return [*engines, desired_gateway(config, registry_address, owner)]
+    return [*engines, *desired_gateway(config, registry_address, owner, socket)]
 
 
-def desired_gateway(config: Config, registry_address: str, owner: str = "") -> Desired:
-    """The gateway, which serves the engines the registry names; with an owner, also those that other supervisors have
-    announced in Redis."""
-    payload = {"config": json.loads(to_wire(config)), "registry": registry_address, "owner": owner}
+def desired_gateway(config: Config, registry_address: str, owner: str = "", socket: str = "") -> list[Desired]:
+    """The gateway, which serves the engines the registry names, and with several workers the fronts, which meet it at
+    the socket."""
+    told = json.loads(to_wire(config))
+    payload = {"config": told, "registry": registry_address, "owner": owner, "fronts": socket}
     gateway = LaunchSpec(name=GATEWAY, module="pdserve.launch.gateway", payload=payload)
-    return Desired(id=GATEWAY, role=None, launch=lambda _epoch: gateway)
+    wanted = [Desired(id=GATEWAY, role=None, launch=partial(_same, gateway))]
+    if not socket:
+        return wanted
+    payload = {"config": told, "gateway": socket}
+    for number in range(config.workers):
+        front = LaunchSpec(name=f"front-{number}", module="pdserve.launch.front", payload=payload)
+        wanted.append(Desired(id=front.name, role=None, launch=partial(_same, front), ends_first=True))
+    return wanted
 
 
 def desired_engine(config: Config, engine_id: str, role: Role, host: str, port: int) -> Desired:
@@ -65,6 +73,10 @@ def unflippable(config: Config) -> str:
         if getattr(prefill, setting) != getattr(decode, setting):
             return f"engines cannot change roles while {setting} of pools.prefill and pools.decode differ"
     return ""
+
+
+def _same(spec: LaunchSpec, _epoch: int) -> LaunchSpec:
+    return spec
 
 
 def _resources(pool: PoolConfig, device: Device) -> Resources:

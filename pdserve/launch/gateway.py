@@ -1,7 +1,6 @@
 """The gateway's process: `python -m pdserve.launch.gateway`, started by the supervisor."""
 
 import asyncio
-import gc
 import json
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -18,24 +17,28 @@ from pdserve.config.schema import Config, from_wire
 from pdserve.core.admission import TenantRules
 from pdserve.core.clock import Clock, SystemClock
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import ConfigError, PdserveError
-from pdserve.core.protocols import ModelInfo
+from pdserve.core.errors import PdserveError
 from pdserve.core.tasks import end
 from pdserve.dispatch.dispatcher import Dispatcher
 from pdserve.dispatch.migration import MigrationRules
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.dispatch.sessions import SessionPool
-from pdserve.gateway.auth import TenantKeys
+from pdserve.gateway.fronts.hub import FrontHub
 from pdserve.gateway.gateway import Gateway
-from pdserve.gateway.grpc.server import GrpcServer
 from pdserve.gateway.hashing import PromptHasher
-from pdserve.gateway.http.app import create_admin_app, create_app
-from pdserve.gateway.intake import Intake
-from pdserve.gateway.sampling_defaults import load_sampling_defaults
+from pdserve.gateway.http.app import create_admin_app
 from pdserve.gateway.serve import bind, serve_http
-from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.child import Parent, run_child
+from pdserve.launch.edge import (
+    STOP_GRACE,
+    ClientPorts,
+    leave,
+    model_info,
+    open_traces,
+    settings,
+    spare_garbage_collection,
+)
 from pdserve.launch.ports import local_address
 from pdserve.launch.routers import (
     KnownEngines,
@@ -45,9 +48,6 @@ from pdserve.launch.routers import (
     shared_claims,
     shared_counters,
 )
-from pdserve.launch.sizing import max_model_len
-from pdserve.model.checkpoint import eos_token_ids, model_revision
-from pdserve.model.config import load_config
 from pdserve.router.admission import AdmissionRules
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.loading import load_policy
@@ -61,20 +61,13 @@ from pdserve.telemetry.scaler_metrics import ScalerFigures
 
 if TYPE_CHECKING:
     from pdserve.shared.link import RedisLink
-    from pdserve.telemetry.tracing import TraceQueue
 
 _log = structlog.get_logger(__name__)
 
-_STOP_GRACE = 2.0
-"""Seconds for the last bytes of answers that are complete, after all requests have ended."""
-_LINGER = 1.5
-"""Ages of a connection (10 % more or less) after which every client has opened another one, slow ones too."""
-_COLLECT_EVERY = 10_000
-"""Objects more than before, for a look at the youngest: requests leave few cycles behind."""
-
 
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
-    """Serve HTTP and gRPC on the registry's engines until told to drain, then finish what runs."""
+    """Serve the registry's engines until told to drain, then finish what runs: to clients, or to fronts that speak with
+    them."""
     config = from_wire(json.dumps(payload["config"]))
     configure_logs(json=config.log.format == "json", level=config.log.level)
     clock = SystemClock()
@@ -89,42 +82,44 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         gateway.metrics.routers.watch(lambda: link.up, lambda: others.num_known)
         if owner := payload["owner"]:
             engines.follow(link, owner, clock, config.times.shared_lease)
-    listener = bind(config.host, config.port)
+    hub = FrontHub(gateway, routes, sessions) if payload["fronts"] else None
+    clients = None if hub else ClientPorts.open(gateway, config)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
-    grpc_server = GrpcServer(gateway, config.host, config.grpc_port)
     leaving, stop = asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         background = [group.create_task(_follow(payload["registry"], engines))]
         shared = [group.create_task(link.run())] if link else []
-        group.create_task(serve_http(create_app(gateway), listener, stop, _STOP_GRACE, leaving))
-        group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, _STOP_GRACE))
-        group.create_task(grpc_server.serve(stop, _STOP_GRACE, leaving))
+        if clients:
+            group.create_task(clients.serve(leaving, stop))
+        if hub:
+            await hub.listen(payload["fronts"])
+            background.append(group.create_task(hub.run()))
+        group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, STOP_GRACE))
         if scaler := scaler_address(config, payload["registry"]):
             background.append(group.create_task(_report_demand(scaler, dispatcher, gateway)))
-        if config.telemetry.otlp_endpoint:
+        if clients and config.telemetry.otlp_endpoint:
             background.append(group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run()))
-        _spare_garbage_collection()
-        parent.ready(address=local_address(config.host, listener.getsockname()[1]))
+        spare_garbage_collection()
+        if clients:
+            parent.ready(address=clients.address)
+        else:  # at the clients' address a front would answer
+            admin_address = local_address(config.admin_host, admin_listener.getsockname()[1])
+            parent.ready(address=local_address(config.host, config.port), probe=admin_address)
         await drain.wait()
+        if hub:  # fronts have ended before, and what they asked for
+            gateway.intake.draining = True
+            hub.tell_state()
         await leave(gateway.intake, config, leaving)
         stop.set()
         for task in background:
             task.cancel()
         await end(shared)
     await gateway.keyed.close()
+    if hub:
+        await hub.close()
     await sessions.close()
     if link:
         await link.close()
-
-
-async def leave(intake: Intake, config: Config, leaving: asyncio.Event) -> None:
-    """Have clients go to other routers if there are any, then end their connections behind what runs."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + max(0.0, config.times.drain_timeout - 2 * _STOP_GRACE)
-    if config.redis.url or config.discovery.engines:
-        await intake.left(min(_LINGER * config.times.connection_age, (until - loop.time()) / 2))
-    leaving.set()
-    await intake.drained(until - loop.time())
 
 
 def _dispatcher(
@@ -155,7 +150,7 @@ def _gateway(
         dispatcher,
         Tokenizer.load(config.model_path),
         model_info(config),
-        _settings(config),
+        settings(config),
         clock=clock,
         order_engine=partial(order_engine, registry),
         move_request=dispatcher.move,
@@ -188,14 +183,6 @@ def _introduce(gateway: Gateway, sessions: SessionPool) -> Publish:
     return introduce
 
 
-def _spare_garbage_collection() -> None:
-    """Once all is set up: what is there now stays for good and need not be looked at again. With Python's own settings
-    collecting takes a fifth of the time that goes to HTTP."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_EVERY)
-
-
 def router(config: Config, sessions: SessionPool) -> Router:
     """Raises ConfigError when the configured policy cannot be had."""
     rules = RoutingRules(**config.routing.model_dump(exclude={"policy", "index_blocks"}))
@@ -214,42 +201,6 @@ def tenant_rules(tenant: TenantConfig) -> TenantRules:
         burst=tenant.burst or ceil(tenant.requests_per_second or 1),
         concurrent_requests=tenant.concurrent_requests,
     )
-
-
-def tenant_keys(tenant: TenantConfig) -> TenantKeys:
-    """What the gateway must know to tell who asks."""
-    return TenantKeys(
-        name=tenant.name,
-        digests=tuple(bytes.fromhex(key.removeprefix("sha256:")) for key in tenant.keys),
-        share_group=tenant.share_group,
-        most_urgent=tenant.priority,
-    )
-
-
-def model_info(config: Config) -> ModelInfo:
-    """What the gateway must know of the model, read without torch."""
-    path = config.model_path
-    model = load_config(path)
-    return ModelInfo(
-        name=config.model_name,
-        revision=model_revision(path),
-        vocab_size=model.vocab_size,
-        max_model_len=max_model_len(config, model),
-        eos_token_ids=eos_token_ids(path, model),
-    )
-
-
-def open_traces(endpoint: str, gateway: Gateway) -> "TraceQueue":
-    """A queue of every request's trace; its `run` sends them. Raises ConfigError without the extra."""
-    try:
-        from pdserve.telemetry.tracing import TraceQueue, otlp_exporter
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"telemetry.otlp_endpoint needs {error.name}: pip install 'pdserve[otel]', or leave the setting out"
-        ) from error
-    traces = TraceQueue(otlp_exporter(endpoint), gateway.metrics, gateway.clock)
-    gateway.tell_ends(traces.offer)
-    return traces
 
 
 async def _follow(registry: str, engines: KnownEngines) -> None:
@@ -277,23 +228,6 @@ async def _report_demand(scaler: str, dispatcher: Dispatcher, gateway: Gateway) 
             continue
         unheard = None
         dispatcher.obey(orders)
-
-
-def _settings(config: Config) -> GatewaySettings:
-    return GatewaySettings(
-        api_keys=tuple(key.get_secret_value() for key in config.api_keys),
-        tenants=tuple(map(tenant_keys, config.tenants)),
-        max_body_bytes=config.limits.max_body_bytes,
-        max_chat_tokens=config.limits.max_chat_tokens,
-        request_timeout=config.limits.request_timeout,
-        sampling_defaults=load_sampling_defaults(config.model_path),
-        admin_port=config.admin_port,
-        pair_check_timeout=config.times.pair_check,
-        requests_kept=config.telemetry.requests_kept,
-        answers_kept_for=config.idempotency.keep,
-        answers_kept=config.idempotency.max_answers,
-        connection_age=config.times.connection_age,
-    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError, Unsupported
 from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import desired_gateway
+from pdserve.launch.fronts import front_socket
 from pdserve.launch.ports import settle_ports
 from pdserve.launch.routers import open_link
 from pdserve.launch.running import run_until_signal
@@ -34,12 +35,17 @@ def route(config: Config) -> int:
 
 
 async def _route(config: Config) -> int:
+    with front_socket(config) as socket:
+        return await _supervise(config, socket)
+
+
+async def _supervise(config: Config, socket: str) -> int:
     clock = SystemClock()
     registry = Registry()
     registry.obey = _refuse
     await registry.start()
     supervisor = Supervisor(
-        [desired_gateway(config, registry.address)],
+        desired_gateway(config, registry.address, socket=socket),
         ProcessLauncher(name_lines=config.log.format == "console"),
         times=config.times,
         clock=clock,

@@ -23,6 +23,7 @@ from pdserve.core.errors import ConfigError
 from pdserve.core.tasks import running
 from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import GATEWAY, desired, engine, unflippable
+from pdserve.launch.fronts import front_socket
 from pdserve.launch.kubernetes import open_kubernetes
 from pdserve.launch.launchers import open_launcher
 from pdserve.launch.ports import settle_ports
@@ -49,15 +50,16 @@ async def supervise(config: Config, launcher: Launcher) -> int:
     clock, owner = SystemClock(), token_hex(8)
     registry = Registry()
     try:
-        async with announcing(config, owner, clock) as announce:
+        with front_socket(config) as socket:
+            async with announcing(config, owner, clock) as announce:
 
-            def publish(endpoints: tuple[Endpoint, ...]) -> None:
-                registry.publish(endpoints)
-                announce(endpoints)
+                def publish(endpoints: tuple[Endpoint, ...]) -> None:
+                    registry.publish(endpoints)
+                    announce(endpoints)
 
-            wanted = desired(config, registry.address, owner)
-            supervisor = Supervisor(wanted, launcher, times=config.times, clock=clock, on_change=publish)
-            return await _run(config, supervisor, registry)
+                wanted = desired(config, registry.address, owner, socket)
+                supervisor = Supervisor(wanted, launcher, times=config.times, clock=clock, on_change=publish)
+                return await _run(config, supervisor, registry)
     finally:
         await registry.stop()
 

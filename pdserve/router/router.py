@@ -60,10 +60,15 @@ class Router:
             return False
         return True
 
+    @property
+    def namings(self) -> tuple[Naming, ...]:
+        """The ways of naming blocks by which prompts are to be hashed."""
+        return tuple(self._directory.namings)
+
     def prepare(self, request: Request, give_way: Callable[[], object] | None = None) -> PreparedPrompt:
         """Hashes of the request's prompt, to be kept, so that routing it need not make them. For any thread; give_way
         as in block_hashes."""
-        return {name: _hashed(request, name, give_way) for name in tuple(self._directory.namings)}
+        return {name: _hashed(request, name, give_way) for name in self.namings}
 
     def keep(self, request: Request, prepared: PreparedPrompt) -> None:
         """What prepare gave for a request that is to be routed soon."""

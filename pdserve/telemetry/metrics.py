@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -18,6 +19,7 @@ from pdserve.telemetry.record import Migration, RequestRecord
 from pdserve.telemetry.router_metrics import OTHER_ROUTERS, REDIS_UP, RouterMetrics
 from pdserve.telemetry.scaler_metrics import SCALER_METRICS, ScalerCollector, ScalerFigures
 from pdserve.telemetry.tier_metrics import TIER_METRICS, tier_families
+from pdserve.telemetry.totals import Series, Totals
 from pdserve.telemetry.vllm_names import VllmNames
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -264,9 +266,11 @@ class Metrics:
         """Export what the scaler has told last; read anew at every scrape."""
         self.registry.register(ScalerCollector(figures))
 
-    def exposition(self) -> bytes:
-        """The Prometheus text format; its media type is CONTENT_TYPE."""
-        return generate_latest(self.registry)
+    def exposition(self, others: Mapping[Series, float] = MappingProxyType({})) -> bytes:
+        """The Prometheus text format; its media type is CONTENT_TYPE. others: what other processes have counted."""
+        totals = CollectorRegistry()
+        totals.register(Totals(self.registry, others))
+        return generate_latest(totals)
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
         self.described.append(Description(name, "histogram", (), documentation))

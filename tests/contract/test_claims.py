@@ -1,4 +1,5 @@
-"""Claims on keyed requests: executed once, kept for whoever asks again; in one process and over a real Redis."""
+"""Claims on keyed requests: executed once, kept for whoever asks again; in one process, from its fronts,
+and over a real Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -10,7 +11,9 @@ from pdserve.core.errors import KeyReused, Unavailable
 from pdserve.shared.claims import Busy, Claims, Kept, LocalClaims, Mine
 from pdserve.shared.link import RedisLink, SharedStateLost
 from pdserve.shared.redis_claims import RedisClaims
+from tests.fronts import fronted
 from tests.redis_server import RedisServer, redis_server
+from tests.scripted_generator import ScriptedGenerator
 from tests.shared_links import connected
 
 BODY, OTHER = b"a body", b"another body"
@@ -27,12 +30,16 @@ def over(link: RedisLink, lease: float = LEASE, keep: float = KEEP) -> RedisClai
     return RedisClaims(link, lease=lease, keep=keep, max_answers=MOST)
 
 
-@pytest.fixture(params=["one process", "redis"])
+@pytest.fixture(params=["one process", "fronts", "redis"])
 async def claims(request: pytest.FixtureRequest, server: RedisServer) -> AsyncIterator[tuple[Claims, Claims]]:
-    """As two routers see them; in one process there is one."""
+    """As two routers, or two fronts of one, see them; in one process there is one."""
     if request.param == "one process":
         alone = LocalClaims(SystemClock(), keep=KEEP, max_answers=MOST)
         yield alone, alone
+        return
+    if request.param == "fronts":
+        async with fronted(ScriptedGenerator(lambda request: []), 2) as whole:
+            yield whole.fronts[0].claims, whole.fronts[1].claims
         return
     async with connected(server, 2) as (one, two):
         pair = over(one), over(two)

@@ -16,7 +16,7 @@ from pdserve.gateway.http.app import create_app
 from pdserve.gateway.serve import bind, serve_http
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
-from pdserve.launch.gateway import leave
+from pdserve.launch.edge import leave
 from pdserve.telemetry.record import RequestRecord
 from tests.scripted_generator import ScriptedGenerator
 from tests.service import Service

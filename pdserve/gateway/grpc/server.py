@@ -23,12 +23,12 @@ _UNTIL_STOP = 86400.0
 class GrpcServer:
     """A bound server; `port` is the one it got. Create it on the event loop it serves on.
 
-    Raises ConfigError when the address cannot be had."""
+    shared: other processes listen there, too. Raises ConfigError when the address cannot be had."""
 
-    def __init__(self, gateway: Gateway, host: str, port: int) -> None:
+    def __init__(self, gateway: Gateway, host: str, port: int, *, shared: bool = False) -> None:
         options = [
             ("grpc.max_receive_message_length", gateway.settings.max_body_bytes),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shared)),
             # The client opens another connection and only then ends this one, behind its calls.
             ("grpc.max_connection_age_ms", int(1000 * gateway.settings.connection_age)),
         ]

@@ -51,7 +51,8 @@ class InferenceService(InferenceServicer):
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         identity = await self._identify(context)
-        return pb.AbortResponse(aborted=self._gateway.intake.abort(request.request_id, identity))
+        async with self._errors(context):
+            return pb.AbortResponse(aborted=await self._gateway.abort(request.request_id, identity))
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
         await self._identify(context)
@@ -66,22 +67,24 @@ class InferenceService(InferenceServicer):
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         await self._identify(context)
+        async with self._errors(context):
+            overview = await self._gateway.overview()
         engines = [
             pb.GetServerInfoResponse.Engine(
-                id=view.endpoint.engine_id,
-                role=view.endpoint.role.value,
-                epoch=view.endpoint.epoch,
-                state=view.endpoint.state.value,
-                running=view.load.running if view.load else 0,
-                waiting=view.load.waiting if view.load else 0,
+                id=engine.endpoint.engine_id,
+                role=engine.endpoint.role.value,
+                epoch=engine.endpoint.epoch,
+                state=engine.endpoint.state.value,
+                running=engine.running,
+                waiting=engine.waiting,
             )
-            for view in self._gateway.generator.engines()
+            for engine in overview.engines
         ]
         return pb.GetServerInfoResponse(
             version=version("pdserve"),
             ready=self._gateway.ready,
             draining=self._gateway.intake.leaving,
-            running_requests=len(self._gateway.intake),
+            running_requests=overview.running,
             engines=engines,
             degraded=self._gateway.degraded(),
         )

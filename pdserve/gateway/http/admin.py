@@ -23,7 +23,7 @@ def admin_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/metrics", response_model=None)
     async def metrics() -> Response:
-        return Response(gateway.metrics.exposition(), media_type=CONTENT_TYPE)
+        return Response(await gateway.exposition(), media_type=CONTENT_TYPE)
 
     @router.get("/admin/engines", response_model=None)
     async def engines() -> Response:

@@ -36,6 +36,11 @@ def create_admin_app(gateway: Gateway) -> FastAPI:
     return _app("pdserve admin", gateway, gateway.operators, routers, OriginCheck)
 
 
+def create_probe_app(gateway: Gateway) -> FastAPI:
+    """Probes alone, for a process that shares its ports with others."""
+    return _app("pdserve probes", gateway, gateway.operators, (probes_router(gateway),))
+
+
 def _app(
     title: str,
     gateway: Gateway,

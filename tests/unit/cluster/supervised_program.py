@@ -51,7 +51,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         raise CheckpointError("no config.json")
     if behaviour == "gateway":
         listener = await asyncio.start_server(answer, "127.0.0.1", 0)
-        parent.ready(address=f"127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+        probe = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        parent.ready(address=payload.get("address", probe), probe=probe)
     elif behaviour != "silent":
         server = new_server()
         epoch = payload["epoch"] ^ 1 if behaviour == "impostor" else payload["epoch"]

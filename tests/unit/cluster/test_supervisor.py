@@ -149,6 +149,14 @@ async def test_a_gateways_answers_are_signs_of_life() -> None:
         await running.reaches(lambda members: members["gateway"].last_heard > ready + 2 * TIMES.heartbeat)
 
 
+async def test_a_gateway_says_where_it_is_to_be_asked_for_a_sign_of_life() -> None:
+    async with supervised(process("gateway", address="127.0.0.1:1")) as running:
+        await running.is_ready("gateway")
+        ready = running.supervisor.members["gateway"]
+        assert ready.address == "127.0.0.1:1"
+        await running.reaches(lambda members: members["gateway"].last_heard > ready.last_heard + 2 * TIMES.heartbeat)
+
+
 async def test_engines_survive_the_death_of_the_gateway() -> None:
     async with supervised(process("p", Role.PREFILL), process("gateway")) as running:
         await running.is_ready("p", "gateway")
@@ -183,10 +191,11 @@ async def test_a_refused_configuration_ends_everything_with_the_childs_words() -
     assert is_gone(supervisor.members["p"].pid, within=0)
 
 
-async def test_drain_ends_the_gateway_before_the_engines_and_then_the_supervisor() -> None:
+async def test_drain_ends_fronts_before_the_gateway_before_the_engines_and_then_the_supervisor() -> None:
     history: list[tuple[Endpoint, ...]] = []
+    front = replace(process("front"), ends_first=True)
     supervisor = Supervisor(
-        [process("p", Role.PREFILL), process("gateway")],
+        [process("p", Role.PREFILL), process("gateway"), front],
         ProcessLauncher(),
         times=TIMES,
         clock=SystemClock(),
@@ -203,8 +212,9 @@ async def test_drain_ends_the_gateway_before_the_engines_and_then_the_supervisor
         await supervisor.until(lambda members: all(member.phase is Phase.READY for member in members.values()))
         group.create_task(note("p"))
         group.create_task(note("gateway"))
+        group.create_task(note("front"))
         await supervisor.drain()
-    assert order == ["gateway", "p"]
+    assert order == ["front", "gateway", "p"]
     assert [published[0].state for published in history][-2:] == [EngineState.DRAINING, EngineState.DEAD]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import stat
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from pdserve.config.schema import Config
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import ConfigError
 from pdserve.launch.deployment import desired
+from pdserve.launch.fronts import front_socket
 from pdserve.launch.ports import DEFAULT_ADMIN_PORT, settle_ports
 from pdserve.launch.route import route
 from pdserve.launch.welcome import welcome
@@ -27,6 +30,34 @@ def test_engines_are_numbered_within_their_role_and_the_gateway_comes_last() -> 
         ("decode-0", Role.DECODE),
         ("gateway", None),
     ]
+
+
+def test_fronts_are_as_many_as_workers_and_meet_the_gateway_at_one_socket() -> None:
+    with front_socket(Config()) as none:
+        [*_, alone] = desired(Config(), "127.0.0.1:5", socket=none)
+        assert (alone.id, alone.launch(1).payload["fronts"]) == ("gateway", "")
+    several = Config(workers=3)
+    with front_socket(several) as socket:
+        assert stat.S_IMODE(Path(socket).parent.stat().st_mode) == 0o700
+        _, _, gateway, *fronts = desired(several, "127.0.0.1:5", socket=socket)
+        assert [front.id for front in fronts] == ["front-0", "front-1", "front-2"]
+        assert [gateway.ends_first, *(front.ends_first for front in fronts)] == [False, True, True, True]
+        assert (
+            {front.launch(1).payload["gateway"] for front in fronts}
+            == {gateway.launch(1).payload["fronts"]}
+            == {socket}
+        )
+    assert not Path(socket).parent.exists()
+
+
+def test_a_socket_whose_path_is_too_long_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with pytest.raises(ConfigError, match="set TMPDIR to a shorter one"), front_socket(Config(workers=2)):
+        pass
 
 
 def test_each_incarnation_is_told_its_own_epoch() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pdserve.config.schema import Config, WorkerMode
 from pdserve.core.errors import CheckpointError, ConfigError
-from pdserve.launch.gateway import model_info
+from pdserve.launch.edge import model_info
 from pdserve.launch.sizing import worker_mode, worker_spec
 from pdserve.tiers.spec import TierSpec
 from tests.checkpoints import make_checkpoint

@@ -1,0 +1,1 @@
+"""Several processes before one gateway: fronts speak with clients, the gateway decides and speaks with engines."""
