@@ -21,9 +21,12 @@ import structlog
 
 from benchmarks.admission_load import Gun, Seen, Shape, as_arrivals, p, seen_in, shots
 from pdserve.config.load import load_config
+from pdserve.core.cluster import ClusterState, Route, RouteAsk
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import Overloaded
 from pdserve.router.admission import AdmissionRules
+from pdserve.router.policies import KVAware
+from pdserve.router.rules import RoutingRules
 from pdserve.simulator.profile import load_profile
 from pdserve.simulator.simulation import Simulation, SimulationSpec
 from pdserve_loadgen.client import Client
@@ -35,6 +38,16 @@ SWEEP = (0.6, 0.8, 1.0, 1.2)
 BEYOND = (2.0, 3.0)
 Serve = Callable[[float, int], Awaitable[list[Seen]]]
 """(rate, seed) → what clients saw."""
+
+
+class Counted(KVAware):
+    """And how often it was asked."""
+
+    chosen = 0
+
+    def choose(self, ask: RouteAsk, state: ClusterState) -> Route:
+        self.chosen += 1
+        return super().choose(ask, state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +110,22 @@ async def simulated(name: str) -> dict[str, Any]:
         profile=load_profile(name), engines={Role.PREFILL: 2, Role.DECODE: 2}, admission=rules, block_size=64
     )
     everybody = replace(spec, admission=replace(rules, enabled=False))
+    policies: list[Counted] = []
+
+    def counted(rules: RoutingRules) -> Counted:
+        policies.append(Counted(rules))
+        return policies[-1]
 
     async def serve(rate: float, seed: int, spec: SimulationSpec = spec) -> list[Seen]:
         plan = as_arrivals(shots(case.shape, rate, case.seconds, seed))
-        return seen_in((await asyncio.to_thread(Simulation(spec).run, plan)).requests)
+        return seen_in((await asyncio.to_thread(Simulation(replace(spec, policy=counted)).run, plan)).requests)
 
     assert case.guess is not None
     found = await sweep(case, case.guess, serve)
     beyond = found["rows"][-1]
     without = figures(beyond["rate"], await serve(beyond["rate"], len(found["rows"]) - 1, everybody), case)
+    for row, policy in zip((*found["rows"], without), policies, strict=True):
+        row["routes_chosen_per_request"] = policy.chosen / row["requests"]
     return found | {"without_admission": without | {"goodput_of_peak": without["goodput"] / found["peak"]["goodput"]}}
 
 

@@ -39,6 +39,8 @@ BLOCK_SIZE = 16
 PROMPT_TOKENS = 32_768
 SYSTEM_TOKENS = 2048
 CONVERSATIONS = 64
+COLLECT_EVERY = 10_000
+"""Objects, as a gateway sets it once it is set up."""
 KEPT = 4
 """Bookings per engine that last at a time, on average."""
 CAPACITY = EngineCapacity(
@@ -170,6 +172,7 @@ def decisions(engines: int, count: int, policy: str, seed: int) -> dict[str, flo
         deployment.decide(-number)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(COLLECT_EVERY)
     taken = [deployment.decide(number) for number in range(count)]
     gc.unfreeze()
     hashing, deciding, busy = ([1e3 * seconds for seconds in each] for each in zip(*taken, strict=True))

@@ -125,20 +125,18 @@ class EngineView:
     fetch_speeds: Mapping[EngineKey, float] = field(default_factory=dict)
     handoff_speeds: Mapping[EngineKey, float] = field(default_factory=dict)
     key: EngineKey = field(init=False, repr=False, compare=False)
+    domain: str = field(init=False, repr=False, compare=False)
+    """As in EngineCapacity; empty, too, until it has told."""
 
     def __post_init__(self) -> None:
-        # Kept, because a decision asks for it hundreds of times.
+        # Kept, because a decision asks for them hundreds of times.
         object.__setattr__(self, "key", (self.endpoint.engine_id, self.endpoint.epoch))
+        object.__setattr__(self, "domain", self.capacity.domain if self.capacity else "")
 
     @property
     def numerics(self) -> str:
         """As in EngineCapacity; empty, too, until it has told."""
         return self.capacity.numerics if self.capacity else ""
-
-    @property
-    def domain(self) -> str:
-        """As in EngineCapacity; empty, too, until it has told."""
-        return self.capacity.domain if self.capacity else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +149,7 @@ class ClusterState:
     bypass_below: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixHit:
+class PrefixHit(NamedTuple):
     """Leading prompt tokens whose KV an engine holds: tokens by its own events, likely_tokens (never fewer)
     with those of prompts just dispatched there, which it is about to hold, and with what it held before events went
     missing. restored_tokens of them lie in a tier below
@@ -199,8 +196,7 @@ class RouteAsk:
         return self.prompt_tokens - self.uncached(key) - min(hit.tokens, self.prompt_tokens - 1) if hit else 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchPlan:
+class FetchPlan(NamedTuple):
     """KV of a prompt's first tokens (whole blocks) that the engine which computes the prompt fetches from a peer's
     cache: in so many seconds, those included in which the peer restores what lies in its tiers, where computing what
     it lacks of them would take saved_seconds."""
@@ -211,8 +207,7 @@ class FetchPlan:
     saved_seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What the cost function expects of a candidate, in seconds.
 
     ttft from dispatch to first token, handoff_gap from first to second token beyond tpot, tpot per later
@@ -226,8 +221,7 @@ class Prediction:
     fetch: FetchPlan | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One way a request could have gone; cost is in the routing policy's unit, lower is better."""
 
     prefill: str | None

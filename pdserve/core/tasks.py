@@ -1,21 +1,35 @@
 """Background work that ends with the block it belongs to."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 _CANCEL_AGAIN = 0.2
 
 
 @asynccontextmanager
 async def running(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Each as a task, ended on the way out."""
+    """Each as a task, ended on the way out. One that fails before is logged at once, and its error is raised when the
+    block ends without one of its own."""
     tasks = [asyncio.create_task(one) for one in work]
+    for task in tasks:
+        task.add_done_callback(_tell_failure)
     try:
         yield
     finally:
         await end(tasks)
+    for task in tasks:
+        if not task.cancelled() and (error := task.exception()):
+            raise error
+
+
+def _tell_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()):
+        _log.critical("background work has failed and is done no more: %s", task.get_coro(), exc_info=error)
 
 
 async def end(tasks: Collection["asyncio.Task[Any]"]) -> None:

@@ -2,8 +2,8 @@
 
 A request is routed, and booked on its engines, in the same breath in which it is let in, so the next decision sees it.
 Those that wait are looked at again when an engine has told its load, when a prompt is computed, when a request ends,
-and when an engine should be free. Replays do not come through here: their clients already have part of an answer, and
-they have a rate of their own (dispatch.replay).
+and when an engine should be free; a route is chosen anew only for one that may go, and once a second. Replays do not
+come through here: their clients already have part of an answer, and they have a rate of their own (dispatch.replay).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from pdserve.dispatch.demand import Held
 from pdserve.dispatch.sessions import SessionPool
 from pdserve.dispatch.tenant_limits import LimitReached, TenantCounters, TenantLimits
 from pdserve.dispatch.usage import Foreseen, engine_seconds, usage_of
-from pdserve.router.admission import AdmissionRules, Outlook, Verdict, judge, look_ahead
+from pdserve.router.admission import AdmissionRules, Outlook, Verdict, busy_for, judge, look_ahead
 from pdserve.router.fair_queue import FairQueue, Waiting
 from pdserve.router.pace import Pace
 from pdserve.router.router import Router
@@ -40,6 +40,14 @@ class _Choice:
     route: Route
     outlook: Outlook
     state: ClusterState
+
+
+@dataclass(slots=True)
+class _Asking:
+    """A request that waits, and what was chosen for it last."""
+
+    request: Request
+    choice: _Choice
 
 
 class AdmissionGate:
@@ -63,7 +71,7 @@ class AdmissionGate:
         self._queue: FairQueue[asyncio.Future[_Choice]] = FairQueue(
             {name: tenant.weight for name, tenant in tenants.items()}, credit=self._rules.credit
         )
-        self._requests: dict[asyncio.Future[_Choice], Request] = {}
+        self._asking: dict[asyncio.Future[_Choice], _Asking] = {}
         self._paces: dict[tuple[str, int], Pace] = {}
         self._asked: dict[str, float] = {}
         """Tenant → when it last asked (monotonic); the longest ago first."""
@@ -153,28 +161,45 @@ class AdmissionGate:
             self._timer.cancel()
             self._timer = None
         while self._called is None and (head := self._queue.first()):
-            request = self._requests[head.item]
+            asking = self._asking[head.item]
             if head.item.cancelled():  # it leaves, but has not come to run yet
                 self._leave(head, served=False)
                 continue
-            try:
-                choice = fresh if fresh and fresh.ask.request_id == request.id else self._choose(request)
-            except PdserveError as error:
-                self._leave(head, served=False)
-                head.item.set_exception(error)
-                continue
-            if not choice.outlook.goes(owed=self._queue.is_owed(head.tenant)):
-                pause = choice.outlook.idle_in if choice.outlook.idle_in > 0 else _LOOK_AGAIN
-                pause = min(max(pause, _LEAST_PAUSE), _LOOK_AGAIN)
-                self._timer = asyncio.get_running_loop().call_later(pause, self.look)
+            owed = self._queue.is_owed(head.tenant)
+            if asking.choice is not fresh:
+                state = self._sessions.state()
+                if busy := self._busy_for(asking.choice, state, owed):
+                    self._look_in(busy)
+                    return
+                try:
+                    asking.choice = self._choose(asking.request, state)
+                except PdserveError as error:
+                    self._leave(head, served=False)
+                    head.item.set_exception(error)
+                    continue
+            outlook = asking.choice.outlook
+            if not outlook.goes(owed=owed):
+                self._look_in(outlook.idle_in if outlook.idle_in > 0 else _LOOK_AGAIN)
                 return
             self._leave(head, served=True)
-            self._called = request
-            head.item.set_result(choice)
+            self._called = asking.request
+            head.item.set_result(asking.choice)
+
+    def _busy_for(self, choice: _Choice, state: ClusterState, owed: bool) -> float | None:
+        """Seconds for which nothing need be chosen anew. Looking is a small part of choosing, and those that wait are
+        looked at far more often than they can go."""
+        if state.now - choice.state.now >= _LOOK_AGAIN:
+            return None
+        contested = self._is_contested(state.now)
+        return busy_for(choice.route, choice.state, state, self._rules, contested=contested, owed=owed)
+
+    def _look_in(self, seconds: float) -> None:
+        pause = min(max(seconds, _LEAST_PAUSE), _LOOK_AGAIN)
+        self._timer = asyncio.get_running_loop().call_later(pause, self.look)
 
     async def _turn(self, request: Request, choice: _Choice, expires: float) -> _Choice:
         turn: asyncio.Future[_Choice] = asyncio.get_running_loop().create_future()
-        self._requests[turn] = request
+        self._asking[turn] = _Asking(request, choice)
         waiting = self._queue.push(turn, tenant=request.tenant, priority=request.priority, cost=choice.outlook.work)
         self._pace(request).came(self._clock.monotonic())
         if self._queue.first() is waiting:  # who was first before has been looked at
@@ -183,13 +208,13 @@ class AdmissionGate:
             async with asyncio.timeout_at(expires):
                 return await turn
         except BaseException:
-            if turn in self._requests:
+            if turn in self._asking:
                 self._leave(waiting, served=False)
             self.settled(request)
             raise
 
     def _leave(self, waiting: Waiting[asyncio.Future[_Choice]], *, served: bool) -> None:
-        request = self._requests.pop(waiting.item)
+        request = self._asking.pop(waiting.item).request
         self._queue.leave(waiting)
         self._pace(request).left(self._clock.monotonic(), served=served)
 
@@ -199,7 +224,7 @@ class AdmissionGate:
         give_up = min(expires, loop.time() + self.patience)
         while True:
             try:
-                return self._choose(request)
+                return self._choose(request, self._sessions.state())
             except Unavailable:
                 if loop.time() >= give_up:
                     raise
@@ -212,8 +237,7 @@ class AdmissionGate:
             finally:
                 self._knocking -= 1
 
-    def _choose(self, request: Request) -> _Choice:
-        state = self._sessions.state()
+    def _choose(self, request: Request, state: ClusterState) -> _Choice:
         ask, route = self._router.choose(request, state)
         return _Choice(
             ask, route, look_ahead(ask, route, state, self._rules, contested=self._is_contested(state.now)), state

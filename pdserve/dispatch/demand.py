@@ -10,6 +10,7 @@ from pdserve.core.admission import Rejection
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import ClusterState, EngineView, Route
 from pdserve.core.request import Request
+from pdserve.dispatch.ledger import EngineLedger
 from pdserve.router import load
 from pdserve.scaler.demand import MOST_SAMPLES, Demand, EngineFacts, FirstToken, PromptClass
 from pdserve.telemetry.record import RequestRecord
@@ -60,17 +61,16 @@ class Metered:
         self._clock = clock
         self._routed = self._second = self._last = 0.0
 
-    def routed(self, route: Route, state: ClusterState) -> None:
-        """It goes to its engines for the first time."""
+    def routed(self, route: Route, prefill: EngineLedger | None) -> None:
+        """It goes to its engines for the first time. prefill: of the one that computes its prompt; None when that has
+        left."""
         self._routed = self._clock.monotonic()
-        key = route.prefill.engine_id, route.prefill.epoch
-        view = next((view for view in state.engines if view.key == key), None)
-        if view is None:
+        if prefill is None:
             return
         prompt = len(self._request.prompt_token_ids)
         fetched = route.fetch.tokens if route.fetch else 0
         to_compute = max(1, route.uncached_tokens - fetched)
-        self.own = load.prompt_seconds(view.step_model, view.capacity, prompt, prompt - to_compute)
+        self.own = prefill.prompt_seconds(prompt, prompt - to_compute)
         size = 1 << (to_compute - 1).bit_length()
         known = self.counts.prompts.get(size, PromptClass(tokens=size, requests=0, seconds=0.0, squares=0.0))
         self.counts.prompts[size] = replace(

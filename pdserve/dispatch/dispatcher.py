@@ -164,7 +164,7 @@ class Dispatcher:
             with self._sessions.book(share, route) as booking:
                 visit.booked()
                 if not history.attempts:
-                    metered.routed(route, self._sessions.state())
+                    metered.routed(route, self._sessions.ledgers.get(route.prefill.key))
                 reconfirm = partial(self._reconfirm, share, booking, history)
                 movable = partial(self._migrator.movable, booking)
                 attempt = Attempt(self._sessions, route, record, self._clock, reconfirm, movable)

@@ -23,7 +23,7 @@ from pdserve.dispatch.fetch_speeds import NO_SPEEDS
 from pdserve.dispatch.other_bookings import OtherBookings
 from pdserve.router.calibration import StepCalibrator
 from pdserve.router.kv_index import KVIndex
-from pdserve.router.load import PromptWork
+from pdserve.router.load import PromptWork, prompt_seconds
 from pdserve.router.pool_model import PoolModel
 from pdserve.router.rebalancing import DecodingRequest
 
@@ -244,12 +244,7 @@ class EngineLedger:
             or view.lost_links != lost_links
             or self._view_version != self._pool.version
         ):
-            fresh = replace(
-                self._look(endpoint, now),
-                lost_links=lost_links,
-                fetch_speeds=fetch_speeds,
-                handoff_speeds=handoff_speeds,
-            )
+            fresh = self._look(endpoint, now, lost_links, fetch_speeds, handoff_speeds)
             view = self._view = view if fresh == view else fresh
             self._view_until = now + _VIEW_LIFE
             self._view_version = self._pool.version
@@ -257,11 +252,22 @@ class EngineLedger:
             return replace(view, endpoint=replace(endpoint, state=EngineState.SUSPECT))
         return view
 
+    def prompt_seconds(self, prompt_tokens: int, cached_tokens: int) -> float:
+        """As router.load has it, on this engine."""
+        return prompt_seconds(self._step_model(), self._capacity, prompt_tokens, cached_tokens)
+
     def _outdate(self) -> None:
         self._view = None
         self._on_change()
 
-    def _look(self, endpoint: Endpoint, now: float) -> EngineView:
+    def _look(
+        self,
+        endpoint: Endpoint,
+        now: float,
+        lost_links: frozenset[EngineKey],
+        fetch_speeds: Mapping[EngineKey, float],
+        handoff_speeds: Mapping[EngineKey, float],
+    ) -> EngineView:
         model = self._step_model()
         return EngineView(
             endpoint=endpoint,
@@ -273,6 +279,9 @@ class EngineLedger:
             others_requests=self._others,
             recent_work=self._recent_work(now).seconds(model),
             kv_filled=self.kv_filled,
+            lost_links=lost_links,
+            fetch_speeds=fetch_speeds,
+            handoff_speeds=handoff_speeds,
         )
 
     def _step_model(self) -> StepModel:

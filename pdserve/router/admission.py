@@ -5,6 +5,7 @@ early can be overtaken by nobody: a request is sent when the engine of its pool 
 ahead of it, and waits in the gateway until then, where it may be overtaken, expire or be cancelled.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdserve.core.admission import Rejection
@@ -87,12 +88,12 @@ def look_ahead(
     prefill = views[route.prefill.engine_id, route.prefill.epoch]
     decode = views[route.decode.engine_id, route.decode.epoch]
     peers = _peers(prefill, state)
+    idle_in, step = _first_idle(peers, state.now, rules, contested)
     queue = _queue(prefill, state.now)
     cached = ask.prompt_tokens - route.uncached_tokens
     work = load.prompt_seconds(prefill.step_model, prefill.capacity, ask.prompt_tokens, cached)
     expected = route.prediction.ttft - queue if route.prediction else work
     more = ask.prompt_tokens + expected_output(ask.max_tokens)
-    idle_in, step = min((_idle_in(peer, state.now, rules, contested), _step(peer)) for peer in peers)
     return Outlook(
         own=max(0.0, expected),
         work=work,
@@ -105,6 +106,18 @@ def look_ahead(
     )
 
 
+def busy_for(
+    route: Route, then: ClusterState, state: ClusterState, rules: AdmissionRules, *, contested: bool, owed: bool
+) -> float | None:
+    """Seconds for which a request that was to go this way, by the state then, would find all engines of its pool busy,
+    however it was routed; None when it may be its turn, or there are other engines since. owed as in Outlook.goes."""
+    if state.bypass_below != then.bypass_below or not _same_engines(then, state):
+        return None
+    prefill = next(view for view in state.engines if view.key == route.prefill.key)
+    idle_in, step = _first_idle(_peers(prefill, state), state.now, rules, contested)
+    return idle_in if idle_in > (step if owed else 0.0) else None
+
+
 def judge(outlook: Outlook, rules: AdmissionRules, *, ahead: float, pace: float, timeout: float) -> Verdict:
     """Of a request that cannot go at once. ahead: seconds of prompts that would go first. pace: seconds in which its
     turn would come as far as its tenant's last turns tell. timeout: seconds its client still waits."""
@@ -115,6 +128,16 @@ def judge(outlook: Outlook, rules: AdmissionRules, *, ahead: float, pace: float,
     if wait + outlook.own > timeout:
         return Verdict(wait, Rejection.DEADLINE, wait + outlook.own - timeout)
     return Verdict(wait)
+
+
+def _same_engines(then: ClusterState, now: ClusterState) -> bool:
+    """In number, in role and in condition."""
+    return then.engines is now.engines or [v.endpoint for v in then.engines] == [v.endpoint for v in now.engines]
+
+
+def _first_idle(peers: Sequence[EngineView], now: float, rules: AdmissionRules, contested: bool) -> tuple[float, float]:
+    """As in Outlook: idle_in and step."""
+    return min((_idle_in(peer, now, rules, contested), _step(peer)) for peer in peers)
 
 
 def _peers(view: EngineView, state: ClusterState) -> list[EngineView]:

@@ -6,9 +6,9 @@ cheaper; a longer cached prefix never makes it dearer.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from heapq import nsmallest
+from math import inf
+from typing import NamedTuple
 
 from pdserve.core.cluster import (
     RECENT_SECONDS,
@@ -28,7 +28,7 @@ from pdserve.router.fetching import best_fetch, find_sources
 from pdserve.router.options import LocalOption, Options
 from pdserve.router.rendezvous import name_bits, turn
 from pdserve.router.rules import RoutingRules
-from pdserve.router.topology import handoff_seconds_per_token, in_words
+from pdserve.router.topology import are_apart, handoff_seconds_per_token, in_words
 
 PROMPT_TIE = 1e-4
 """Share by which the costs of a prompt may differ and count as equal. It is small because recent work, which keeps
@@ -38,22 +38,44 @@ TOKENS_TIE = 0.05
 a few tokens left or none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """How an engine comes by a prompt's KV: seconds of computing, after a fetch or without."""
+class _Way(NamedTuple):
+    """How an engine comes by a prompt's KV: seconds of computing, after a fetch or without, and those of both.
+
+    burden on the others is in seconds of computing: what is fetched takes the place of as much KV in the engine's
+    cache, so it weighs as if it were computed. doubt: by how much a fetch must be better than computing, for neither
+    prediction is exact."""
 
     compute: float
+    seconds: float
+    burden: float
+    doubt: float = 0.0
     fetch: FetchPlan | None = None
 
-    @property
-    def seconds(self) -> float:
-        return self.compute + (self.fetch.seconds if self.fetch else 0.0)
+    @classmethod
+    def after(cls, plan: FetchPlan, compute: float, margin: float) -> "_Way":
+        """compute: seconds without the fetch."""
+        rest = compute - plan.saved_seconds
+        return cls(rest, rest + plan.seconds, rest + plan.saved_seconds, margin * plan.seconds, plan)
 
-    @property
-    def burden(self) -> float:
-        """On the others, in seconds of computing: what is fetched takes the place of as much KV in the engine's cache,
-        so it weighs as if it were computed."""
-        return self.compute + (self.fetch.saved_seconds if self.fetch else 0.0)
+
+class _Chances(NamedTuple):
+    """What awaits the prompt on one engine: seconds until it starts, the ways to come by its KV, and what a second of
+    computing there costs others."""
+
+    queue: float
+    ways: tuple[_Way, ...]
+    crowding: float
+
+
+class _Tokens(NamedTuple):
+    """What awaits the tokens on one engine: seconds per token with this request among the rows; those until there is
+    room for it, which is the share of the engine that is asked for too much, times what a request of this one's length
+    takes; what they cost, without that wait; and how many tokens of the prompt the engine lacks."""
+
+    tpot: float
+    wait: float
+    cost: float
+    lacking: int
 
 
 class CostModel:
@@ -66,19 +88,25 @@ class CostModel:
         self._sources = sources
         self._horizon = expected_output(ask.max_tokens)
         self._name = name_bits(ask.prompt_name)
-        self._known_ways: dict[EngineKey, tuple[_Way, ...]] = {}
-        self._known_queues: dict[EngineKey, float] = {}
-        self._known_decodes: dict[EngineKey, tuple[float, float]] = {}
+        self._known_chances: dict[EngineKey, _Chances] = {}
+        self._known_tokens: dict[EngineKey, _Tokens] = {}
 
     def pair(self, prefill: EngineView, decode: EngineView) -> Prediction:
-        """Disaggregated: the prompt on one engine, the tokens on another."""
-        ways = self._ways(prefill)
-        first = self._pair(prefill, decode, ways[0])
-        return min(first, self._pair(prefill, decode, ways[1]), key=_cost) if len(ways) > 1 else first
+        """Disaggregated: the prompt on one engine, the tokens on another.
+
+        What the decode engine lacks is fetched while the prompt is computed, so only the part that takes longer than
+        that shows."""
+        tokens = self._tokens(decode)
+        fetch, far = self._handoff(decode, prefill, tokens.lacking)
+        return self._cheapest(self._chances(prefill), tokens, 0.0, self._rules.handoff_seconds, fetch, tokens.wait, far)
 
     def local(self, view: EngineView) -> Prediction:
         """One engine: the prompt waits for room there as well."""
-        return min((self._local(view, way) for way in self._ways(view)), key=_cost)
+        tokens, chances = self._tokens(view), self._chances(view)
+        if view.endpoint.role is Role.PREFILL:
+            tpot = load.seconds_amid_prompts(view, tokens.tpot, chances.queue / self._horizon)
+            tokens = tokens._replace(tpot=tpot, cost=self._rules.tpot_weight * tpot * self._horizon)
+        return self._cheapest(chances, tokens, tokens.wait, 0.0, 0.0, 0.0, 0.0)
 
     def best_prefills(self, views: tuple[EngineView, ...]) -> list[EngineView]:
         """The cheapest as far as the prompt goes."""
@@ -107,88 +135,68 @@ class CostModel:
         return turn(self._name, view.endpoint.engine_id)
 
     def _best(self, views: tuple[EngineView, ...], cost: Callable[[EngineView], float]) -> list[EngineView]:
-        return nsmallest(self._rules.pool_top, views, key=lambda view: (cost(view), self.turn(view)))
-
-    def _pair(self, prefill: EngineView, decode: EngineView, way: _Way) -> Prediction:
-        """What the decode engine lacks is fetched while the prompt is computed, so only the part that takes longer than
-        that shows."""
-        fetch, far = self._handoff(decode, prefill)
-        tpot, wait = self._decode(decode)
-        return self._weighed(
-            ttft=self._queue(prefill) + way.seconds,
-            gap=self._rules.handoff_seconds + max(0.0, fetch - way.compute) + wait,
-            tpot=tpot,
-            way=way,
-            crowding=self._crowding(prefill),
-            far=far,
-        )
-
-    def _local(self, view: EngineView, way: _Way) -> Prediction:
-        tpot, wait = self._decode(view)
-        if view.endpoint.role is Role.PREFILL:
-            tpot = load.seconds_amid_prompts(view, tpot, self._queue(view) / self._horizon)
-        return self._weighed(
-            ttft=self._queue(view) + way.seconds + wait,
-            gap=0.0,
-            tpot=tpot,
-            way=way,
-            crowding=self._crowding(view),
-        )
+        costs = {view.key: cost(view) for view in views}
+        if len(set(costs.values())) == len(views):
+            return sorted(views, key=lambda view: costs[view.key])[: self._rules.pool_top]
+        return sorted(views, key=lambda view: (costs[view.key], self.turn(view)))[: self._rules.pool_top]
 
     def _prefill_cost(self, view: EngineView) -> float:
-        weight, queue, crowding = self._rules.ttft_weight, self._queue(view), self._crowding(view)
-        return min(
-            weight * (queue + way.seconds + self._doubt(way)) + crowding * way.burden for way in self._ways(view)
-        )
+        queue, ways, crowding = self._chances(view)
+        weight = self._rules.ttft_weight
+        return min([weight * (queue + way.seconds + way.doubt) + crowding * way.burden for way in ways])
 
-    def _handoff(self, decode: EngineView, source: EngineView | None) -> tuple[float, float]:
+    def _handoff(self, decode: EngineView, source: EngineView | None, lacking: int) -> tuple[float, float]:
         """Seconds the KV takes that the decode engine lacks, and by how much that is longer than within a domain."""
-        lacking, near = self._ask.uncached(decode.key), self._rules.fetch_seconds_per_token
-        per_token = handoff_seconds_per_token(source, decode, self._rules) if source else near
+        near = self._rules.fetch_seconds_per_token
+        if source is None or not are_apart(source, decode):
+            return near * lacking, 0.0
+        per_token = handoff_seconds_per_token(source, decode, self._rules)
         return per_token * lacking, (per_token - near) * lacking
 
     def _decode_cost(self, view: EngineView, source: EngineView | None = None) -> float:
-        tpot, wait = self._decode(view)
-        fetch, far = self._handoff(view, source)
-        rules = self._rules
-        return rules.gap_weight * (wait + fetch) + rules.tpot_weight * tpot * self._horizon + rules.far_weight * far
+        tokens = self._tokens(view)
+        fetch, far = self._handoff(view, source, tokens.lacking)
+        return self._rules.gap_weight * (tokens.wait + fetch) + tokens.cost + self._rules.far_weight * far
 
-    def _weighed(
-        self, *, ttft: float, gap: float, tpot: float, way: _Way, crowding: float, far: float = 0.0
+    def _cheapest(
+        self, chances: _Chances, tokens: _Tokens, first: float, least: float, fetch: float, wait: float, far: float
     ) -> Prediction:
-        rules = self._rules
-        cost = (
-            rules.ttft_weight * (ttft + self._doubt(way))
-            + rules.gap_weight * gap
-            + rules.tpot_weight * tpot * self._horizon
-            + crowding * way.burden
-            + rules.far_weight * far
-        )
-        return Prediction(ttft=ttft, handoff_gap=gap, tpot=tpot, cost=cost, fetch=way.fetch)
+        """By the cheapest way. In seconds: first until there is room for the prompt; least of a handoff, in which fetch
+        hides behind computing; wait until there is room for the tokens; far as in _handoff."""
+        rules, (queue, ways, crowding) = self._rules, chances
+        lowest = inf
+        best: tuple[float, float, FetchPlan | None] = inf, inf, None
+        for way in ways:
+            ttft = queue + way.seconds + first
+            gap = least + max(0.0, fetch - way.compute) + wait
+            cost = (
+                rules.ttft_weight * (ttft + way.doubt)
+                + rules.gap_weight * gap
+                + tokens.cost
+                + crowding * way.burden
+                + rules.far_weight * far
+            )
+            if cost < lowest:
+                lowest, best = cost, (ttft, gap, way.fetch)
+        ttft, gap, plan = best
+        return Prediction(ttft, gap, tokens.tpot, lowest, plan)
 
-    def _doubt(self, way: _Way) -> float:
-        """By how much a fetch must be better than computing: neither prediction is exact."""
-        return self._rules.fetch_margin * way.fetch.seconds if way.fetch else 0.0
+    def _chances(self, view: EngineView) -> _Chances:
+        chances = self._known_chances.get(view.key)
+        if chances is None:
+            queue = load.backlog_tokens(view, self._now) * load.seconds_per_prompt_token(view)
+            chances = self._known_chances[view.key] = _Chances(queue, self._ways(view), self._crowding(view))
+        return chances
 
     def _ways(self, view: EngineView) -> tuple[_Way, ...]:
-        ways = self._known_ways.get(view.key)
-        if ways is None:
-            compute = self._compute(view)
-            ways = (_Way(compute),)
-            if plan := best_fetch(self._ask, view, self._sources, self._rules):
-                fetching = _Way(compute - plan.saved_seconds, plan)
-                # One that is no sooner is no better otherwise: the others bear as much, and more of a handoff shows.
-                if fetching.seconds + self._doubt(fetching) < compute:
-                    ways += (fetching,)
-            self._known_ways[view.key] = ways
-        return ways
-
-    def _queue(self, view: EngineView) -> float:
-        seconds = self._known_queues.get(view.key)
-        if seconds is None:
-            seconds = load.backlog_tokens(view, self._now) * load.seconds_per_prompt_token(view)
-            self._known_queues[view.key] = seconds
-        return seconds
+        compute = self._compute(view)
+        computing = _Way(compute, compute, compute)
+        if plan := best_fetch(self._ask, view, self._sources, self._rules):
+            fetching = _Way.after(plan, compute, self._rules.fetch_margin)
+            # One that is no sooner is no better otherwise: the others bear as much, and more of a handoff shows.
+            if fetching.seconds + fetching.doubt < compute:
+                return computing, fetching
+        return (computing,)
 
     def _compute(self, view: EngineView) -> float:
         """With what a tier gives back in time; what takes longer than computing, the engine computes."""
@@ -201,10 +209,8 @@ class CostModel:
         computed = load.prompt_seconds(view.step_model, view.capacity, prompt, pool_only)
         return min(seconds + hit.restore_seconds, computed)
 
-    def _decode(self, view: EngineView) -> tuple[float, float]:
-        """Seconds per token with this request among the rows, and until there is room for it: the share of
-        the engine that is asked for too much, times what a request of this one's length takes."""
-        if known := self._known_decodes.get(view.key):
+    def _tokens(self, view: EngineView) -> _Tokens:
+        if known := self._known_tokens.get(view.key):
             return known
         prompt = self._ask.prompt_tokens
         rows, context = load.beside(view, prompt, self._horizon)
@@ -214,8 +220,10 @@ class CostModel:
         if room := load.kv_tokens(view):
             wanted = load.reserved_tokens(view) + prompt + self._horizon
             missing = max(missing, (wanted - room) / room)
-        self._known_decodes[view.key] = tpot, missing * tpot * self._horizon
-        return self._known_decodes[view.key]
+        cost = self._rules.tpot_weight * tpot * self._horizon
+        known = _Tokens(tpot, missing * tpot * self._horizon, cost, self._ask.uncached(view.key))
+        self._known_tokens[view.key] = known
+        return known
 
     def _crowding(self, view: EngineView) -> float:
         """What a second of computing there costs others: those that meet it, the likelier the larger the share of its
@@ -233,10 +241,6 @@ def _nearest(
     domains = dict.fromkeys(view.domain for view in others if view.domain)
     neighbours = (tuple(view for view in pool if view.domain == domain) for domain in domains)
     return [best(there)[0] for there in neighbours if there]
-
-
-def _cost(prediction: Prediction) -> float:
-    return prediction.cost
 
 
 Choice = tuple[Prediction, EngineView, EngineView, LocalOption | None]

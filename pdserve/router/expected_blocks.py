@@ -36,7 +36,11 @@ class ExpectedBlocks:
     def add(self, key: EngineKey, hashes: Sequence[BlockHash], now: float) -> None:
         hashes = hashes[-self.max_blocks :]
         note = _Note(now + self.patience, key, hashes)
-        self.by_engine.setdefault(key, {}).update(dict.fromkeys(hashes, note.until))
+        noted = dict.fromkeys(hashes, note.until)
+        if known := self.by_engine.get(key):
+            known.update(noted)
+        else:
+            self.by_engine[key] = noted
         self._notes.append(note)
         self._num_noted += len(hashes)
         while self._num_noted > self.max_blocks or self._notes[0].until <= now:

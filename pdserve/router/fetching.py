@@ -1,11 +1,11 @@
 """What fetching a prompt's beginning from another engine's cache would take, and what it would save. Pure."""
 
 from collections.abc import Iterable
-from heapq import nsmallest
 from math import ceil, inf
+from operator import itemgetter
 from typing import NamedTuple
 
-from pdserve.core.cluster import FETCH_SECONDS, ClusterState, EngineView, FetchPlan, RouteAsk
+from pdserve.core.cluster import FETCH_SECONDS, ClusterState, EngineView, FetchPlan, PrefixHit, RouteAsk
 from pdserve.core.endpoint import EngineState, most_lent
 from pdserve.core.ticket import KVSource
 from pdserve.router import load
@@ -36,7 +36,7 @@ def find_sources(ask: RouteAsk, state: ClusterState, rules: RoutingRules) -> tup
         hit = ask.hits[view.key]
         return -hit.tokens, hit.restore_seconds, view.endpoint.engine_id
 
-    return tuple(nsmallest(_SOURCES, holders, key=rank))
+    return tuple(sorted(holders, key=rank)[:_SOURCES])
 
 
 class _Option(NamedTuple):
@@ -51,6 +51,10 @@ class _Option(NamedTuple):
     saved: float
 
 
+_ORDER = itemgetter(0, 1)
+"""Of options."""
+
+
 def best_fetch(
     ask: RouteAsk, target: EngineView, sources: Iterable[EngineView], rules: RoutingRules
 ) -> FetchPlan | None:
@@ -59,25 +63,29 @@ def best_fetch(
     if target.capacity is None or not target.capacity.prefix_caching:
         return None
     cached = ask.prompt_tokens - ask.uncached(target.key)
-    alone = _compute(ask, target, cached)
-    options = [
-        option
-        for source in sources
-        if source.key != target.key and may_carry(source, target, rules)
-        for tokens in _reaches(ask, source, cached)
-        if (option := _option(ask, target, source, tokens, cached, alone, rules))
-    ]
-    return _plan(min(options, key=lambda option: option[:2]), target, cached, rules) if options else None
+    options: list[_Option] = []
+    alone = 0.0
+    for source in sources:
+        hit = ask.hits[source.key]
+        # Often the target holds as much; then nothing else need be looked at.
+        if hit.tokens <= cached or source.key == target.key or not may_carry(source, target, rules):
+            continue
+        alone = alone or _compute(ask, target, cached)
+        per_token = fetch_seconds_per_token(source, target, rules)
+        for tokens in _reaches(hit, source, cached):
+            if option := _option(ask, target, source, hit, tokens, cached, alone, per_token):
+                options.append(option)
+    return _plan(min(options, key=_ORDER), target, cached, rules) if options else None
 
 
-def _reaches(ask: RouteAsk, source: EngineView, cached: int) -> tuple[int, ...]:
+def _reaches(hit: PrefixHit, source: EngineView, cached: int) -> tuple[int, ...]:
     """How many tokens a source may be asked for, up to what it lends behind those the target has cached: those in its
     pool, or also those in its tiers as far as it has blocks to restore them into."""
-    hit = ask.hits[source.key]
-    if source.capacity is None:
+    capacity = source.capacity
+    if capacity is None:
         return (hit.pool_tokens,)
-    size = source.capacity.block_size
-    most = cached + most_lent(source.capacity.num_blocks) * size
+    size = capacity.block_size
+    most = cached + most_lent(capacity.num_blocks) * size
     in_pool = min(most, hit.pool_tokens)
     if not hit.restored_tokens or source.load is None:
         return (in_pool,)
@@ -88,21 +96,21 @@ def _option(
     ask: RouteAsk,
     target: EngineView,
     source: EngineView,
+    hit: PrefixHit,
     reach: int,
     cached: int,
     alone: float,
-    rules: RoutingRules,
+    per_token: float,
 ) -> _Option | None:
-    """cached: tokens the target has; alone: seconds it would compute the others."""
+    """cached: tokens the target has; alone: seconds it would compute the others; per_token: of the fetch."""
     assert target.capacity is not None
-    hit, size = ask.hits[source.key], target.capacity.block_size
+    size = target.capacity.block_size
     blocks = min(reach, ask.prompt_tokens - 1) // size
     tokens = blocks * size
     if tokens <= cached:
         return None
-    per_token = fetch_seconds_per_token(source, target, rules)
     # What lies in its pool, or is not fetched from it, the source need not restore.
-    if (restored := tokens - max(hit.pool_tokens, cached)) > 0:
+    if hit.restored_tokens and (restored := tokens - max(hit.pool_tokens, cached)) > 0:
         per_token += hit.restore_seconds * restored / hit.restored_tokens / (tokens - cached)
     saved = alone - _compute(ask, target, tokens)
     net = FETCH_SECONDS + per_token * (tokens - cached) - saved

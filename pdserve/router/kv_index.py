@@ -4,10 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from typing import NamedTuple
-
-import numpy as np
 
 from pdserve.core.blocks import BlockHash, KVEvent, KVEventKind, KVSnapshot, Tier
 from pdserve.core.cluster import EngineKey
@@ -17,6 +15,7 @@ _FORGOTTEN_AT_ONCE = 64
 """Of an engine's entries one in so many is forgotten when there are too many: finding the oldest costs a walk over the
 gaps that forgetting leaves, which this makes rare."""
 _INTERNED_MASKS = 1 << 16
+_DIGITS = bytes.maketrans(b"01", bytes((0, 1)))
 
 
 class BlockHit(NamedTuple):
@@ -64,8 +63,8 @@ class KVIndex:
     def __init__(self, *, max_blocks: int = 10_000_000, max_expected: int = 1 << 20, patience: float = 10.0) -> None:
         self._max_blocks = max_blocks
         self._slots: dict[EngineKey, _Slot] = {}
-        self._keys: dict[int, EngineKey] = {}
-        """By the place of their bit."""
+        self._keys: list[EngineKey | None] = []
+        """By the place of their bit; None where it is free."""
         self._doubtful: set[EngineKey] = set()
         """Those of whose events some are missing."""
         self._tiered: set[EngineKey] = set()
@@ -102,27 +101,47 @@ class KVIndex:
         counts where it goes on from what is announced."""
         found: dict[EngineKey, BlockHit] = {}
         for depth, mask in self._depths(hashes):
-            found.update(dict.fromkeys(map(self._keys.__getitem__, _bits(mask)), BlockHit(depth, depth)))
+            found.update(dict.fromkeys(self._keys_in(mask), BlockHit(depth, depth)))
         for key, blocks in self._expected.by_engine.items():
-            held = found[key].blocks if key in found else 0
+            hit = found.get(key)
+            held = hit.blocks if hit else 0
             if held < len(hashes) and blocks.get(hashes[held], now) > now:
                 likely = _end_of_run(hashes, held, partial(_is_awaited, blocks, now))
                 found[key] = BlockHit(held, likely)
         for key in self._doubtful & found.keys():
             found[key] = BlockHit(0, found[key].likely_blocks)
-        for key in self._tiered & found.keys() - self._doubtful:
+        for key in (self._tiered & found.keys()) - self._doubtful:
             found[key] = self._with_tiers(key, hashes, found[key])
         return found
 
     def _depths(self, hashes: Sequence[BlockHash]) -> Iterator[tuple[int, int]]:
-        """(depth, mask of the engines that hold so many leading blocks and no more), the deepest last."""
+        """(depth, mask of the engines that hold so many leading blocks and no more), the deepest last.
+
+        Every look may miss the processor's caches, so what is found at a place is kept for the engines that hold more:
+        places behind depth that lacked some, the nearest last."""
         holders, depth = self._holders, 0
+        behind: list[tuple[int, int]] = []
         mask = holders.get(hashes[0], 0) & self._live if hashes else 0
         while mask:
             held = mask
-            depth = _end_of_run(hashes, depth, partial(_all_hold, holders, held))
-            mask = holders.get(hashes[depth], 0) & held if depth < len(hashes) else 0
+            while behind and behind[-1][1] & held == held:
+                depth = behind.pop()[0] + 1
+            end = behind[-1][0] if behind else len(hashes)
+            while depth < end:
+                middle = (depth + end) // 2
+                there = holders.get(hashes[middle], 0)
+                if there & held == held:
+                    depth = middle + 1
+                else:
+                    behind.append((middle, there))
+                    end = middle
+            mask = behind[-1][1] & held if behind else 0
             yield depth, held & ~mask
+
+    def _keys_in(self, mask: int) -> Iterator[EngineKey]:
+        """Of the engines whose bits are set, those with the lowest bits first."""
+        lowest_first = bin(mask)[:1:-1].encode().translate(_DIGITS)
+        return compress(self._keys, lowest_first)  # type: ignore[arg-type]  # None has no bit set
 
     def _with_tiers(self, key: EngineKey, chain: Sequence[BlockHash], hit: BlockHit) -> BlockHit:
         below = self._slots[key].below
@@ -184,7 +203,7 @@ class KVIndex:
         self._doubtful.discard(key)
         slot = self._slots.pop(key, None)
         if slot is not None:
-            del self._keys[_place(slot.bit)]
+            self._keys[_place(slot.bit)] = None
             self._live &= ~slot.bit
             self._num_blocks -= len(slot.hashes)
             self._retired.append(slot)
@@ -195,6 +214,7 @@ class KVIndex:
             if not self._free_bits:
                 self._free_bits.append(1 << self._num_bits)
                 self._num_bits += 1
+                self._keys.append(None)
             slot = self._slots[key] = _Slot(self._free_bits.pop())
             self._keys[_place(slot.bit)] = key
             self._live |= slot.bit
@@ -284,16 +304,5 @@ def _place(bit: int) -> int:
     return bit.bit_length() - 1
 
 
-def _all_hold(holders: Mapping[BlockHash, int], engines: int, block_hash: BlockHash) -> bool:
-    return not engines & ~holders.get(block_hash, 0)
-
-
 def _is_awaited(until: Mapping[BlockHash, float], now: float, block_hash: BlockHash) -> bool:
     return until.get(block_hash, now) > now
-
-
-def _bits(mask: int) -> list[int]:
-    """The places of a mask's set bits."""
-    as_bytes = np.frombuffer(mask.to_bytes(mask.bit_length() // 8 + 1, "little"), np.uint8)
-    places: list[int] = np.flatnonzero(np.unpackbits(as_bytes, bitorder="little")).tolist()
-    return places

@@ -71,7 +71,9 @@ def beside(view: EngineView, prompt_tokens: int, output_tokens: int) -> tuple[fl
     rows = float(view.booked.prefilling + view.others_requests)
     context = float(view.others_requests * prompt_tokens)
     for expected, read in view.booked.decoding:
-        share = min(1.0, expected / output_tokens)
+        share = expected / output_tokens
+        if share > 1.0:
+            share = 1.0
         rows += share
         context += share * read
     return rows, context
@@ -131,5 +133,10 @@ class PromptWork(NamedTuple):
 
 
 def prompt_seconds(model: StepModel, capacity: EngineCapacity | None, prompt_tokens: int, cached_tokens: int) -> float:
-    """To compute a prompt from cached_tokens on, alone, in steps as large as the engine allows."""
-    return PromptWork.of(capacity, prompt_tokens, cached_tokens).seconds(model)
+    """To compute a prompt from cached_tokens on, alone, in steps as large as the engine allows.
+
+    PromptWork's arithmetic, written out: a decision asks for it dozens of times."""
+    step = tokens_per_step(capacity)
+    uncached = prompt_tokens - cached_tokens
+    context = (prompt_tokens**2 - cached_tokens**2) / (2 * step)
+    return model.base * ceil(uncached / step) + model.per_token * uncached + model.per_context * context

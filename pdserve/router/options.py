@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
+from operator import attrgetter
 
 from pdserve.core.cluster import ClusterState, EngineView, Mode, RouteAsk, expected_output
 from pdserve.core.endpoint import EngineState, Role
@@ -13,6 +14,7 @@ from pdserve.router.rules import RoutingRules
 from pdserve.router.topology import may_carry
 
 Views = tuple[EngineView, ...]
+_BY_ID = attrgetter("endpoint.engine_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def ready_engines(ask: RouteAsk, state: ClusterState, role: Role, room: float = 
         and not (view.load and view.load.draining)
         and view.key not in ask.excluded
     )
-    return tuple(sorted(ready, key=lambda view: view.endpoint.engine_id))
+    return tuple(sorted(ready, key=_BY_ID))
 
 
 def alike(ask: RouteAsk, views: Views) -> Views:
@@ -123,8 +125,10 @@ def _pairable(ask: RouteAsk, prefills: Views, decodes: Views, rules: RoutingRule
     """The engines of each pool that have a link to one of the other. Those the request was parted from come into
     question only where nothing else is allowed."""
     for parted in (ask.parted,) if rules.fallback else (ask.parted, frozenset()):
-        left = [view for view in prefills if view.key not in parted]
-        right = [view for view in decodes if view.key not in parted]
+        left = tuple(view for view in prefills if view.key not in parted)
+        right = tuple(view for view in decodes if view.key not in parted)
+        if left and right and rules.topology != "required" and not any(view.lost_links for view in right):
+            return left, right
         sources = tuple(p for p in left if any(may_carry(p, d, rules) for d in right))
         targets = tuple(d for d in right if any(may_carry(p, d, rules) for p in left))
         if sources:
@@ -156,20 +160,18 @@ def _fallback(
     ask: RouteAsk, prefills: Views, alone: Views, decodes: Views, rules: RoutingRules, below: int, *, paired: bool
 ) -> list[LocalOption]:
     """alone: the prefill engines that have room for the whole answer. below: as _short has taken it."""
+    if paired:
+        more = ask.prompt_tokens + expected_output(ask.max_tokens)
+        if all(is_full(view, more) for view in decodes):
+            return [LocalOption(view, Mode.PREFILL_LOCAL, "every decode engine is full") for view in alone]
+        return []
     long = [view for view in decodes if ask.uncached(view.key) >= below]
     if not prefills:
         return [LocalOption(view, Mode.DECODE_LOCAL, "no prefill engine is ready") for view in long]
     if not decodes:
         return [LocalOption(view, Mode.PREFILL_LOCAL, "no decode engine is ready") for view in alone]
-    if not paired:
-        reason = (
-            "no link for a handoff works" if not _of_its_domain(rules) else "no handoff within a domain is possible"
-        )
-        return [
-            *(LocalOption(view, Mode.DECODE_LOCAL, reason) for view in long),
-            *(LocalOption(view, Mode.PREFILL_LOCAL, reason) for view in alone),
-        ]
-    more = ask.prompt_tokens + expected_output(ask.max_tokens)
-    if all(is_full(view, more) for view in decodes):
-        return [LocalOption(view, Mode.PREFILL_LOCAL, "every decode engine is full") for view in alone]
-    return []
+    reason = "no link for a handoff works" if not _of_its_domain(rules) else "no handoff within a domain is possible"
+    return [
+        *(LocalOption(view, Mode.DECODE_LOCAL, reason) for view in long),
+        *(LocalOption(view, Mode.PREFILL_LOCAL, reason) for view in alone),
+    ]

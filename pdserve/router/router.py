@@ -226,7 +226,7 @@ class Router:
 
     def _restored(self, key: EngineKey, block_hit: BlockHit, hit: PrefixHit) -> PrefixHit:
         view = self._directory.find(key)
-        return replace(hit, restore_seconds=_restore_seconds(block_hit, view.load if view else None))
+        return hit._replace(restore_seconds=_restore_seconds(block_hit, view.load if view else None))
 
     def _name(self, request: Request) -> bytes:
         """The prompt's last block hash; of a prompt without a block, the request's id."""

@@ -7,7 +7,7 @@ announced most of the prompt: sources of a fetch, whether or not they may get th
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import compress
+from itertools import chain, compress
 from operator import is_not
 
 import numpy as np
@@ -43,20 +43,17 @@ _COLUMN_NAMES = (
     "ready",
     "busy_until",
     "behind",
-    "per_prompt_token",
     "base",
     "per_token",
     "per_context",
     "step",
-    "utilisation",
-    "kv_filled",
-    "rows",
+    "crowding",
+    "alone",
     "context",
-    "requests",
-    "max_rows",
+    "lacking_rows",
     "room",
     "reserved",
-    "leased",
+    "late",
     "max_len",
     "domain",
 )
@@ -72,6 +69,8 @@ class Shortlist:
         self._table: Floats = np.zeros((0, 0))
         self._columns: dict[str, Floats] = {}
         """The table's, by name."""
+        self._lengths = 0.0, 0.0
+        """The least of them in the table, and the greatest: most tokens a sequence may have."""
         self._roles: dict[Role, NDArray[np.intp]] = {}
         self._bits = np.empty(0, np.uint64)
         self._domains: dict[str, int] = {}
@@ -97,8 +96,13 @@ class Shortlist:
             self._begin(views)
             changed = range(len(views))
         if changed:
-            values = [(*_values(views[row]), self._number_of(views[row].domain)) for row in changed]
-            self._table[:, list(changed)] = np.array(values).T
+            values = ((*_values(views[row], self._rules), self._number_of(views[row].domain)) for row in changed)
+            rows = np.fromiter(chain.from_iterable(values), np.float64).reshape(len(changed), -1)
+            self._table[:, list(changed)] = rows.T
+            before = self._views
+            if not before or any(views[row].capacity is not before[row].capacity for row in changed):
+                lengths = self._columns["max_len"]
+                self._lengths = float(lengths.min()), float(lengths.max())
         self._views = views
 
     def _number_of(self, domain: str) -> float:
@@ -111,18 +115,19 @@ class Shortlist:
         self._table = np.zeros((len(_COLUMN_NAMES), len(views)))
         self._columns = dict(zip(_COLUMN_NAMES, self._table, strict=True))
         self._bits = np.array([engine_bits(view.endpoint.engine_id) for view in views], np.uint64)
-        self._roles = {
-            role: np.array([row for row, view in enumerate(views) if view.endpoint.role is role], np.intp)
-            for role in Role
-        }
+        by_role: dict[Role, list[int]] = {}
+        for row, view in enumerate(views):
+            by_role.setdefault(view.endpoint.role, []).append(row)
+        self._roles = {role: np.array(rows, np.intp) for role, rows in by_role.items()}
 
     def _listed(self, ask: RouteAsk, now: float) -> set[int]:
         # One place more, for engines that hold some of the prompt and are not here.
-        likely, announced = np.zeros((2, len(self._views) + 1))
-        rows = [self._rows.get(key, -1) for key in ask.hits]
-        likely[rows] = [hit.likely_tokens for hit in ask.hits.values()]
-        announced[rows] = [hit.tokens for hit in ask.hits.values()]
-        likely, announced = likely[:-1], announced[:-1]
+        held = np.zeros((2, len(self._views) + 1))
+        held[:, [self._rows.get(key, -1) for key in ask.hits]] = (
+            [hit.likely_tokens for hit in ask.hits.values()],
+            [hit.tokens for hit in ask.hits.values()],
+        )
+        likely, announced = held[:, :-1]
         uncached = ask.prompt_tokens - np.minimum(likely, ask.prompt_tokens - 1)
         ready = self._columns["ready"] > 0
         for key in ask.excluded:
@@ -132,17 +137,17 @@ class Shortlist:
         prompts, (tokens, full) = self._prompt_costs(ask, uncached, reach, now), self._token_costs(ask)
         handoff = self._rules.gap_weight * self._rules.fetch_seconds_per_token * uncached
         short = self._shorter_than(ask.prompt_tokens + ask.max_tokens)
-        late = self._columns["leased"] >= self._rules.leased_watermark
         costs = {
-            Role.PREFILL: prompts + _LAST * (late | self._shorter_than(ask.prompt_tokens + 1)),
-            Role.DECODE: tokens + handoff + _LAST * short,
-            Role.UNIFIED: prompts + tokens + _LAST * short,
+            Role.PREFILL: prompts + np.maximum(self._columns["late"], self._shorter_than(ask.prompt_tokens + 1)),
+            Role.DECODE: tokens + handoff + short,
         }
+        if Role.UNIFIED in self._roles:
+            costs[Role.UNIFIED] = prompts + tokens + short
         order = turns(name_bits(ask.prompt_name), self._bits)
-        listed = self._cheapest(np.flatnonzero(ready & (announced > 0)), -announced, order, self._rules.pool_top)
-        # Whether every decode engine is full decides what else may be done, so one with room must not be missed.
-        roomy = self._roles[Role.DECODE][(ready & ~full)[self._roles[Role.DECODE]]]
-        listed |= self._cheapest(roomy, costs[Role.DECODE], order, 1)
+        listed = self._cheapest((ready & (announced > 0)).nonzero()[0], -announced, order, self._rules.pool_top)
+        if (decodes := self._roles.get(Role.DECODE)) is not None:
+            # Whether every decode engine is full decides what else may be done, so one with room must not be missed.
+            listed |= self._cheapest(decodes[(ready & ~full)[decodes]], costs[Role.DECODE], order, 1)
         for role, pool in self._roles.items():
             listed |= self._cheapest(pool[ready[pool]], costs[role], order, self._rules.pool_top + _MORE)
         return listed | self._neighbours(listed, ready, costs, order)
@@ -155,16 +160,16 @@ class Shortlist:
         found: set[int] = set()
         for domain in {domains[row] for row in listed} - {_NOWHERE}:
             there = ready & (domains == domain)
-            for role in (Role.PREFILL, Role.DECODE):
+            for role in self._roles.keys() - {Role.UNIFIED}:
                 pool = self._roles[role]
                 found |= self._cheapest(pool[there[pool]], costs[role], order, _NEAR)
         return found
 
-    def _shorter_than(self, tokens: int) -> NDArray[np.bool_]:
-        """Engines at which a sequence may not have so many tokens, nor as many as at another."""
-        longest = self._columns["max_len"]
-        short: NDArray[np.bool_] = longest < min(tokens, longest.max(initial=0.0))
-        return short
+    def _shorter_than(self, tokens: int) -> Floats | float:
+        """_LAST for engines at which a sequence may not have so many tokens, nor as many as at another."""
+        least, most = self._lengths
+        limit = min(tokens, most)
+        return np.where(self._columns["max_len"] < limit, _LAST, 0.0) if least < limit else 0.0
 
     @staticmethod
     def _cheapest(rows: NDArray[np.intp], costs: Floats, order: NDArray[np.uint64], count: int) -> set[int]:
@@ -175,15 +180,14 @@ class Shortlist:
     def _prompt_costs(self, ask: RouteAsk, uncached: Floats, reach: int, now: float) -> Floats:
         """As CostModel._prefill_cost; what others have announced, up to reach, may be fetched from them."""
         of, rules = self._columns, self._rules
-        queue = np.maximum(of["behind"] * of["per_prompt_token"], of["busy_until"] - now)
+        queue = np.maximum(of["behind"], of["busy_until"] - now)
         compute = self._compute(ask.prompt_tokens, uncached)
         seconds = compute
         if rules.fetch and reach:
             lacking = np.maximum(0, reach - (ask.prompt_tokens - uncached))
             fetch = (1 + rules.fetch_margin) * (FETCH_SECONDS + rules.fetch_seconds_per_token * lacking)
             seconds = np.minimum(compute, self._compute(ask.prompt_tokens, uncached - lacking) + fetch)
-        crowding = rules.evict_weight * of["kv_filled"] + rules.spread_weight * of["utilisation"]
-        return rules.ttft_weight * (queue + seconds) + crowding * compute
+        return rules.ttft_weight * (queue + seconds) + of["crowding"] * compute
 
     def _compute(self, prompt: int, uncached: Floats) -> Floats:
         """As load.prompt_seconds."""
@@ -194,10 +198,10 @@ class Shortlist:
     def _token_costs(self, ask: RouteAsk) -> tuple[Floats, NDArray[np.bool_]]:
         """As CostModel._decode_cost, without a handoff; and which engines have no room."""
         of, rules, prompt, horizon = self._columns, self._rules, ask.prompt_tokens, expected_output(ask.max_tokens)
-        tpot = of["base"] + of["per_token"] * (of["rows"] + 1) + of["per_context"] * (of["context"] + prompt)
+        tpot = of["alone"] + of["per_context"] * (of["context"] + prompt)
         surplus = (of["reserved"] + prompt + horizon) / of["room"] - 1.0  # room is infinite until an engine has told
-        missing = np.maximum(np.maximum(0.0, of["requests"] + 1 - of["max_rows"]) / of["max_rows"], surplus)
-        wait = np.maximum(0.0, missing) * tpot * horizon
+        missing = np.maximum(of["lacking_rows"], surplus)
+        wait = missing * tpot * horizon
         return rules.gap_weight * wait + rules.tpot_weight * tpot * horizon, missing > 0
 
 
@@ -212,28 +216,28 @@ def _joined(views: tuple[EngineView, ...], rules: RoutingRules) -> bool:
     return not (prefills and decodes) or any(may_carry(p, d, rules) for d in decodes for p in prefills)
 
 
-def _values(view: EngineView) -> tuple[float, ...]:
-    """In the order of _COLUMN_NAMES, but for the domain."""
+def _values(view: EngineView, rules: RoutingRules) -> tuple[float, ...]:
+    """In the order of _COLUMN_NAMES, but for the domain. Seconds as CostModel has them; alone: of a step with one row
+    more, without what that row reads."""
     ready = view.endpoint.state is EngineState.READY and not (view.load and view.load.draining)
-    model, others = view.step_model, view.others_requests
+    model, most = view.step_model, load.max_rows(view)
     rows, context = load.beside(view, 0, OUTPUT_HORIZON)
+    behind = view.booked.behind_tokens if view.load else view.booked.prompt_tokens
+    utilisation = min(1.0, view.recent_work / RECENT_SECONDS)
     return (
         ready,
         load.busy_until(view),
-        view.booked.behind_tokens if view.load else view.booked.prompt_tokens,
-        load.seconds_per_prompt_token(view),
+        behind * load.seconds_per_prompt_token(view),
         model.base,
         model.per_token,
         model.per_context,
         load.tokens_per_step(view.capacity),
-        min(1.0, view.recent_work / RECENT_SECONDS),
-        view.kv_filled,
-        rows,
+        rules.evict_weight * view.kv_filled + rules.spread_weight * utilisation,
+        model.base + model.per_token * (rows + 1),
         context,
-        len(view.booked.decoding) + view.booked.prefilling + others,
-        load.max_rows(view),
+        max(0, load.requests(view) + 1 - most) / most,
         load.kv_tokens(view) or np.inf,
         load.reserved_tokens(view),
-        load.leased_share(view),
+        _LAST if load.leased_share(view) >= rules.leased_watermark else 0.0,
         load.max_len(view),
     )

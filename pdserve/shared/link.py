@@ -84,11 +84,14 @@ class RedisLink:
         await redis.publish(self.channel, kind + news)
 
     async def run(self) -> None:
-        """Keep the line; a server that is away is looked for every heartbeat."""
+        """Keep the line; a server that is away is looked for every heartbeat. What nobody has foreseen is logged and
+        counts as a line that is lost: what does not need Redis goes on."""
         while True:
             try:
                 await self._keep()
-            except LOST as error:
+            except Exception as error:
+                if not isinstance(error, LOST):
+                    _log.exception("the line to redis broke for a reason that is a defect of pdserve")
                 self._note(up=False, cause=f"{type(error).__name__}: {error}")
             await self._clock.sleep(self._heartbeat)
 

@@ -50,6 +50,8 @@ class TierStore:
         self._changed: set[BlockHash] = set()
         self._spilling: dict[BlockHash, Entry] = {}
         self._spills: SimpleQueue[BlockHash | None] = SimpleQueue()
+        self._told: set[type[Exception]] = set()
+        """Unforeseen errors of spilling that were logged."""
         self._spiller = Thread(target=self._spill_all, name="kv-spill", daemon=True)
         if disk:
             self._spiller.start()
@@ -248,7 +250,10 @@ class TierStore:
 
     def _spill_all(self) -> None:
         while (block_hash := self._spills.get()) is not None:
-            self._spill(block_hash)
+            try:
+                self._spill(block_hash)
+            except Exception as error:  # whatever it is, it must not keep the blocks behind this one from the disk
+                self._give_up(block_hash, error)
 
     def _spill(self, block_hash: BlockHash) -> None:
         assert self._disk
@@ -266,6 +271,8 @@ class TierStore:
                 written = True
             except OSError:
                 pass
+            except Exception as error:
+                self._tell(error)
         wrong: list[Entry] = []
         with self._lock:
             if reserved and written:
@@ -283,6 +290,22 @@ class TierStore:
             entry.left = True
             self._give_back_left(entry)
         self._erase(wrong)
+
+    def _give_up(self, block_hash: BlockHash, error: Exception) -> None:
+        """A block that could not be spilled is in no tier; a disk slot that was reserved for it is not used again."""
+        self._tell(error)
+        with self._lock:
+            if entry := self._spilling.pop(block_hash, None):
+                self._counts[Tier.DISK].failed += 1
+                self._changed.add(block_hash)
+                entry.left = True
+                self._give_back_left(entry)
+
+    def _tell(self, error: Exception) -> None:
+        """Once of each kind; how often, the tally tells."""
+        if type(error) not in self._told:
+            self._told.add(type(error))
+            _log.error("a block could not be written to the disk tier and is lost", exc_info=error)
 
     def _give_back_left(self, entry: Entry) -> None:
         if entry.left and not entry.pins:

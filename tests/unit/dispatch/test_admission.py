@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from pdserve.core.admission import Rejection, TenantRules
-from pdserve.core.cluster import ClusterState, Mode, Route, RouteAsk
+from pdserve.core.cluster import ClusterState, EngineView, Mode, Route, RouteAsk
 from pdserve.core.endpoint import Role
 from pdserve.core.errors import DeadlineExceeded, Overloaded, RateLimited, Unavailable
 from pdserve.core.request import Request, SamplingParams
@@ -34,6 +34,9 @@ class World:
     backlog: int = 0
     gone: bool = False
     sent: list[str] = field(default_factory=list)
+    chosen: list[str] = field(default_factory=list)
+    """Whenever a route was chosen, for whom."""
+    engine: EngineView = field(default_factory=lambda: view("u0", Role.UNIFIED))
     on_load: list[Callable[[], None]] = field(default_factory=list)
     change: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -55,10 +58,13 @@ class World:
         self.change = asyncio.Event()
 
     def state(self) -> ClusterState:
-        engine = replace(view("u0", Role.UNIFIED, backlog=self.backlog), load_at=self.told_at)
+        assert self.engine.load
+        load = replace(self.engine.load, backlog_tokens=self.backlog)
+        engine = replace(self.engine, load=load, load_at=self.told_at)
         return cluster(engine, now=self.clock.monotonic())
 
     def choose(self, request: Request, state: ClusterState) -> tuple[RouteAsk, Route]:
+        self.chosen.append(request.id)
         if self.gone:
             raise Unavailable("no engine is ready")
         [engine] = state.engines
@@ -139,6 +145,45 @@ def test_they_wait_while_the_engine_is_busy_and_go_one_after_another_as_it_gets_
         assert admission.waited
         assert admission.ahead == 2
         assert admission.waited == pytest.approx(admission.predicted_wait, abs=0.25)
+        return world
+
+    in_virtual_time(test)
+
+
+def test_a_route_is_chosen_when_a_request_comes_and_when_it_may_go_however_often_it_is_looked_at() -> None:
+    async def test() -> World:
+        world = World(backlog=4000)
+        for name in ("a", "b"):
+            await world.ask(name)
+        for _ in range(20):
+            world.load(4000)
+            await asyncio.sleep(0.01)
+        assert world.chosen == ["a", "b"]
+        world.load(0)
+        await settle()
+        assert (world.chosen, world.sent) == (["a", "b", "a"], ["a"])
+        await asyncio.sleep(0.1)
+        assert (world.chosen, world.sent) == (["a", "b", "a", "b"], ["a", "b"])
+        return world
+
+    in_virtual_time(test)
+
+
+def test_a_route_is_chosen_anew_once_a_second_and_when_there_are_other_engines() -> None:
+    async def test() -> World:
+        world = World(backlog=15_000)
+        await world.ask("a")
+        await asyncio.sleep(0.5)
+        world.engine = view("u1", Role.UNIFIED)
+        world.load(15_000)
+        assert world.chosen == ["a"] * 2, "it may go to the new engine"
+        await asyncio.sleep(0.9)
+        world.load(14_000)
+        assert world.chosen == ["a"] * 2
+        await asyncio.sleep(0.2)
+        world.load(14_000)
+        assert world.chosen == ["a"] * 3
+        assert world.sent == []
         return world
 
     in_virtual_time(test)

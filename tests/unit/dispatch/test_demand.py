@@ -7,6 +7,9 @@ from pdserve.core.cluster import Mode, Route
 from pdserve.core.endpoint import Role
 from pdserve.core.request import Request, SamplingParams
 from pdserve.dispatch.demand import DemandMeter, Held
+from pdserve.dispatch.ledger import EngineLedger
+from pdserve.router.kv_index import KVIndex
+from pdserve.router.pool_model import PoolModel
 from pdserve.scaler.demand import MOST_SAMPLES, FirstToken, one_after_another
 from pdserve.telemetry.record import RequestRecord
 from tests.clocks import ManualClock
@@ -30,7 +33,7 @@ async def test_a_request_is_told_with_what_it_took() -> None:
     meter = DemandMeter(clock)
     with meter.request(request(), RequestRecord(request_id="r")) as metered:
         await clock.advance(0.5)
-        metered.routed(route(200), STATE)
+        metered.routed(route(200), EngineLedger(("p0", 1), KVIndex(), clock, PoolModel()))
         await clock.advance(1.0)
         metered.came(1)
         await clock.advance(0.2)

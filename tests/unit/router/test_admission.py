@@ -1,13 +1,14 @@
 """Who goes, who waits, who is turned away, by what the best route promises."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
 from pdserve.core.admission import Rejection
-from pdserve.core.cluster import Booked, BookedDecode, EngineView
+from pdserve.core.cluster import Booked, BookedDecode, ClusterState, EngineView
 from pdserve.core.endpoint import EngineState, Role
-from pdserve.router.admission import AdmissionRules, Outlook, judge, look_ahead
+from pdserve.router.admission import AdmissionRules, Outlook, busy_for, judge, look_ahead
 from pdserve.router.pace import Pace
 from pdserve.router.policies import KVAware
 from pdserve.router.rules import RoutingRules
@@ -38,6 +39,50 @@ def test_a_request_goes_when_any_engine_of_the_pool_runs_out_of_prompts() -> Non
     assert outlook(busy, view("p1", Role.PREFILL, backlog=200), DECODE).goes()
     suspect = view("p1", Role.PREFILL, state=EngineState.SUSPECT)
     assert not outlook(busy, suspect, DECODE).goes(), "not by one that gets no work"
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_while_its_pool_is_said_to_be_busy_no_route_of_a_request_would_go(seed: int) -> None:
+    rng = Random(seed)
+    policy, request = KVAware(RoutingRules()), ask(rng.choice([20, 500, 3000]))
+    contested, owed = rng.random() < 0.5, rng.random() < 0.5
+
+    def at(now: float) -> ClusterState:
+        def engine(name: str, role: Role) -> EngineView:
+            prompts = Booked(prefilling=1, prompt_tokens=rng.choice([0, 100, 2000]), behind_tokens=rng.choice([0, 900]))
+            idle = role is Role.DECODE or rng.random() < 0.3
+            return view(name, role, booked=None if idle else prompts, backlog=0 if idle else rng.randrange(8000))
+
+        pool = [engine(f"p{n}", Role.PREFILL) for n in range(2)]
+        return cluster(*pool, engine("d0", Role.DECODE), engine("d1", Role.DECODE), now=now)
+
+    then, now = at(0.0), at(rng.choice([0.0, 0.2]))
+    busy = busy_for(policy.choose(request, then), then, now, RULES, contested=contested, owed=owed)
+    fresh = look_ahead(request, policy.choose(request, now), now, RULES, contested=contested)
+    assert busy in (None, fresh.idle_in)
+    assert busy is None or not fresh.goes(owed=owed)
+    # Nothing but a pool that is busy keeps a request here.
+    assert busy is not None or fresh.goes(owed=owed)
+
+
+def test_where_there_are_other_engines_or_rules_a_pool_is_not_taken_for_busy() -> None:
+    full, request = view("p0", Role.PREFILL, backlog=8000), ask(500)
+    then = cluster(full, DECODE)
+    route = KVAware(RoutingRules()).choose(request, then)
+
+    def busy(state: ClusterState) -> float | None:
+        return busy_for(route, then, state, RULES, contested=False, owed=False)
+
+    assert busy(then)
+    assert busy(cluster(full, replace(DECODE, recent_work=1.0), now=0.1))
+    for others in (
+        cluster(full, view("p1", Role.PREFILL, backlog=9000), DECODE),
+        cluster(view("p0", Role.PREFILL, backlog=8000, epoch=2), DECODE),
+        cluster(view("p0", Role.PREFILL, backlog=8000, state=EngineState.SUSPECT), DECODE),
+        cluster(view("p0", Role.UNIFIED, backlog=8000), DECODE),
+        replace(then, bypass_below=1000),
+    ):
+        assert busy(others) is None
 
 
 def test_while_others_ask_a_prompt_counts_in_full_until_it_is_computed() -> None:

@@ -87,6 +87,13 @@ def loaded(engine: EngineView, more: int) -> list[EngineView]:
     ]
 
 
+@given(Models, st.integers(1, 100_000), st.integers(0, 100_000), st.booleans())
+def test_a_prompt_takes_what_its_work_takes(model: StepModel, prompt: int, cached: int, capacity: bool) -> None:
+    size = view("p0", Role.PREFILL).capacity if capacity else None
+    work = load.PromptWork.of(size, prompt + cached, cached)
+    assert load.prompt_seconds(model, size, prompt + cached, cached) == work.seconds(model)
+
+
 @given(P0, D0, Prompts, st.integers(1, 5000), st.floats(0, 10))
 def test_more_load_never_makes_a_candidate_cheaper(
     prefill: EngineView, decode: EngineView, prompt: int, more: int, now: float

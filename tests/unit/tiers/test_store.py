@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pdserve.core.layout import KVOrder
 from pdserve.core.tiers import Tier, TierTally
 from pdserve.tiers.arena import Bytes
+from pdserve.tiers.disk import DiskTier
 from pdserve.tiers.restore import Restorer
 from pdserve.tiers.slot_file import SlotFile
 from pdserve.tiers.store import TierStore
@@ -194,6 +195,30 @@ def test_an_unreadable_disk_costs_only_the_blocks_it_held(tmp_path: Path, monkey
         assert tally(store, Tier.DISK).failed > 1
         save(device, store, 6)
         assert restore(device, restorer, 6) == 1
+
+
+@pytest.mark.parametrize("method", ["write", "reserve", "put"])
+def test_an_error_nobody_has_foreseen_costs_the_disk_tier_only_the_block_it_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a defect")
+
+    owner = SlotFile if method == "write" else DiskTier
+    with opened(tmp_path, host_slots=2, disk_slots=16) as (device, store, restorer):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, broken)
+            save(device, store, 0, 1, 2)
+            settle(store)
+        lost = tally(store, Tier.DISK).failed
+        assert lost > 0
+        assert [record.exc_info is not None for record in caplog.records] == [True]
+        for number in (3, 4, 5):
+            save(device, store, number)
+            settle(store)
+        assert tally(store, Tier.DISK).failed == lost
+        assert tally(store, Tier.DISK).blocks > 0
+        assert [restore(device, restorer, number) for number in (3, 4, 5)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("tensor", [False, True])
