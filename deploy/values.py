@@ -161,6 +161,7 @@ class Probes(Values):
     periodSeconds: AtLeastOne
     timeoutSeconds: AtLeastOne
     livenessFailures: AtLeastOne
+    minReadySeconds: Count
 
 
 class NetworkPolicy(Values):
