@@ -65,10 +65,14 @@ def run(folder: Path, *command: str) -> None:
 
 def stop(folder: Path) -> None:
     """End everything, and leave the machine as it was."""
+    if not (folder / "sysctls").exists():
+        raise SystemExit(f"no node was started in {folder}")
     for daemon in ("kubelet", "kube-proxy", "name_server", "kube-scheduler", "kube-controller-manager"):
         with suppress(FileNotFoundError):
             _end([int((folder / f"{daemon}.pid").read_text(encoding="ascii"))])
     _end(_processes())
+    for line in (folder / "sysctls").read_text(encoding="utf-8").splitlines():
+        _call("sysctl", "--quiet", "--write", line.replace(" ", ""))
     for line in reversed(Path("/proc/mounts").read_text(encoding="utf-8").splitlines()):
         place = line.split()[1].encode().decode("unicode_escape")
         if place.startswith((f"{folder}/", "/run/netns/cni-", *(f"{left}/" for left in LEFT))):
@@ -79,8 +83,6 @@ def stop(folder: Path) -> None:
     for hierarchy in CGROUPS.glob("*/kubepods"):
         for group in sorted((path for path in (hierarchy, *hierarchy.rglob("*")) if path.is_dir()), reverse=True):
             group.rmdir()
-    for line in (folder / "sysctls").read_text(encoding="utf-8").splitlines():
-        _call("sysctl", "--quiet", "--write", line.replace(" ", ""))
     for left in (*LEFT, folder):
         shutil.rmtree(left, ignore_errors=left != folder)
 
