@@ -188,6 +188,7 @@ class Probes(Values):
     periodSeconds: AtLeastOne
     timeoutSeconds: AtLeastOne
     livenessFailures: AtLeastOne
+    minReadySeconds: Count
 
 
 class ApiServer(Values):

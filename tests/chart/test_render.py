@@ -214,6 +214,13 @@ def test_pods_have_time_to_drain_and_to_load(values: dict[str, Any], manifests: 
                 assert probe["periodSeconds"] * probe["failureThreshold"] > times["start_timeout"]
 
 
+def test_routers_have_found_an_engine_before_the_next_is_replaced() -> None:
+    """A name server may go on saying for 30 s (CoreDNS as kubeadm sets it up) that a new pod is not there."""
+    manifests = render({})
+    for pool in ("pdserve-prefill", "pdserve-decode"):
+        assert named(manifests, "StatefulSet", pool)["spec"]["minReadySeconds"] >= 30
+
+
 def _pre_stop(container: dict[str, Any]) -> str:
     hook = container.get("lifecycle", {}).get("preStop", {"exec": {"command": ["sleep", "0"]}})
     command: list[str] = hook["exec"]["command"]
