@@ -24,6 +24,7 @@ from pdserve.simulator.report import SimulationReport
 from pdserve.simulator.scaling import ScalingSpec
 from pdserve.simulator.simulation import Simulation, SimulationSpec
 from pdserve.simulator.workload import from_trace
+from pdserve.telemetry.logs import only_errors
 from pdserve_loadgen.errors import UsageError
 from pdserve_loadgen.render import render
 from pdserve_loadgen.slo import Slo
@@ -71,11 +72,12 @@ def replay(options: ReplayOptions) -> SimulationReport:
         admission=AdmissionRules(ttft=slo.ttft.seconds, tpot=slo.tpot.seconds),
         scaling=ScalingSpec(policy=policy, warm_up=warm_up),
     )
-    return Simulation(spec).run(
-        from_trace(entries, seed=options.seed),
-        slo=Slo(ttft=slo.ttft.seconds, tpot=slo.tpot.seconds, attainment=_attainment(policy)),
-        title=f"{options.trace.name} under {options.policy.name} on {profile.name}",
-    )
+    with only_errors():
+        return Simulation(spec).run(
+            from_trace(entries, seed=options.seed),
+            slo=Slo(ttft=slo.ttft.seconds, tpot=slo.tpot.seconds, attainment=_attainment(policy)),
+            title=f"{options.trace.name} under {options.policy.name} on {profile.name}",
+        )
 
 
 def _attainment(policy: Policy) -> float:

@@ -13,6 +13,7 @@ from pdserve.simulator.profile import load_profile
 from pdserve.simulator.report import SimulationReport
 from pdserve.simulator.simulation import Simulation, SimulationSpec
 from pdserve.simulator.workload import from_trace
+from pdserve.telemetry.logs import only_errors
 from pdserve_loadgen.errors import UsageError
 from pdserve_loadgen.slo import Slo
 from pdserve_loadgen.traces import Scaling, TraceEntry, read_trace
@@ -51,11 +52,12 @@ def simulate(options: SimulateOptions) -> SimulationReport:
         seed=options.seed,
         policy=options.policy,
     )
-    return Simulation(spec).run(
-        from_trace(entries, seed=options.seed),
-        slo=slo,
-        title=f"{options.trace.name} on {options.engines} of {spec.profile.name}, {options.policy}",
-    )
+    with only_errors():
+        return Simulation(spec).run(
+            from_trace(entries, seed=options.seed),
+            slo=slo,
+            title=f"{options.trace.name} on {options.engines} of {spec.profile.name}, {options.policy}",
+        )
 
 
 def to_json(report: SimulationReport) -> bytes:

@@ -7,7 +7,8 @@ Lines of libraries that use the standard library's logging come out in the same 
 import logging
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import structlog
@@ -46,6 +47,17 @@ def configure_logs(*, json: bool, level: str = "info", stream: TextIO | None = N
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Within, nothing below an error is logged: what simulated processes complain of is part of the simulation."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _colours(stream: TextIO) -> bool:
