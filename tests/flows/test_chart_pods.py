@@ -91,7 +91,9 @@ def test_a_deleted_decode_pod_loses_no_token(release: Pods) -> None:
         assert pod.ended() == 0, pod.said()
         told = [*begun, *rest.result(60)]
     assert text(told) == text(whole)
-    assert [move["reason"] for move in record(told)["migrations"]] == ["drain"]
+    moves = record(told)["migrations"]  # one that takes too long on a busy machine is tried again
+    assert {move["reason"] for move in moves} == {"drain"}
+    assert moves[-1]["outcome"] == "ok"
     assert pod.probe("livenessProbe") is None
     assert '"event": "silent"' not in release.router.said(), "who leaves in order is under no suspicion"
     pod.start()
