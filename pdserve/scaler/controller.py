@@ -145,9 +145,17 @@ class _Plan:
         if not prefill.short:
             return before, self._work_below(before), "prefill is not calm yet"
         missing = max(prefill.need - prefill.replicas.ready, 0.0) or 1.0
-        sizes = [each.tokens for each in self.memory.window.prompts if each.tokens <= self._policy.bypass.max_tokens]
-        below = next((size for size in sizes if self._work_below(size) >= missing), max(sizes, default=0))
+        sizes = self._sizes_to_bypass()
+        if not sizes:
+            return 0, 0.0, "no prompt is short enough to be read between two tokens"
+        below = next((size for size in sizes if self._work_below(size) >= missing), max(sizes))
         return below, self._work_below(below), f"prefill is short of {missing:.2f} engines"
+
+    def _sizes_to_bypass(self) -> list[int]:
+        """Of prompts, in tokens: those that hold up an engine's tokens for no longer than the objective allows one."""
+        most, pause = self._policy.bypass.max_tokens, self._policy.slo.tpot.seconds
+        short = (each for each in self.memory.window.prompts if each.tokens <= most)
+        return [each.tokens for each in short if each.seconds <= pause * each.requests]
 
     def _work_below(self, tokens: int) -> float:
         window = self.memory.window

@@ -245,6 +245,16 @@ def test_short_prompts_bypass_prefill_while_it_is_short_and_decode_is_not() -> N
     assert SetBypass(below=0, before=256) in [each.action for outcome in relieved for each in outcome.decisions]
 
 
+def test_a_prompt_that_would_hold_up_tokens_for_longer_than_their_objective_is_not_bypassed() -> None:
+    forecast = {"kind": "last", "bin": 5.0, "margin": 0.0, "recover": 1000.0}
+    story = Story(policy(prefill={"forecast": forecast, "warm_up": 5.0, "max": 2}, **BYPASS))
+    quick, slow = prompts(4, 0.05, tokens=128)[0], prompts(40, 1.5, tokens=256)[0]
+    outcome = story.look(demand(arrivals=40, prompts=(slow,), backlog=1.5))
+    assert not any(isinstance(each.action, SetBypass) for each in outcome.decisions)
+    outcome = story.look(demand(arrivals=44, prompts=(quick, slow), backlog=1.5))
+    assert SetBypass(below=128, before=0) in [each.action for each in outcome.decisions]
+
+
 def test_decode_that_is_busy_itself_takes_no_prompts() -> None:
     story = Story(policy(**BYPASS))
     outcome = story.look(demand(backlog=1.5, kv=0.7, prompts=prompts(40, 0.1, tokens=256), arrivals=40))
