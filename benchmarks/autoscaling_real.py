@@ -49,7 +49,7 @@ POOL: dict[str, Any] = {
     "min": 1,
     "warm_up": 8.0,
     "down": {"cooldown": 5.0, "window": 12.0},
-    "forecast": {"bin": 3.0, "half_life": 6.0, "trend_half_life": 6.0, "margin": 0.5, "recover": 10.0},
+    "forecast": {"bin": 3.0, "half_life": 6.0, "trend_half_life": 6.0, "margin": 0.2, "recover": 10.0},
 }
 STILL: dict[str, Any] = {
     "targets": {"slo": None, "backlog_seconds": None, "kv_occupancy": None, "queue": None},
