@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
+from threading import Barrier
 from typing import Any
 
 import httpx
@@ -98,6 +99,16 @@ def ask(
 
 def ask_all(deployment: Deployment, requests: list[Ask], pool: ThreadPoolExecutor) -> list["Future[Stream]"]:
     return [pool.submit(ask, deployment, request) for request in requests]
+
+
+def begin_all(
+    deployment: Deployment, requests: list[Ask], pool: ThreadPoolExecutor, *, api_key: str = ""
+) -> list["Future[Stream]"]:
+    """Streams that have all brought their first chunk; pool needs a thread for each."""
+    begun = Barrier(len(requests) + 1, timeout=120)
+    streams = [pool.submit(ask, deployment, one, api_key=api_key, on_begin=begun.wait) for one in requests]
+    begun.wait()
+    return streams
 
 
 def expected(checkpoint: Any, requests: list[Ask]) -> list[RequestOutput]:

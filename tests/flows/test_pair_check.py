@@ -17,7 +17,7 @@ from tests.checkpoints import make_checkpoint
 from tests.flows.inproc import Cluster, NodeSpec, PairsOnly, open_cluster
 from tests.transfer_faults import FaultyBackend
 
-TIMES = Times(transfer_deadline=0.5, pair_check=20)
+TIMES = Times(pair_check=20)
 
 
 @pytest.fixture
@@ -26,10 +26,15 @@ def backend() -> FaultyBackend:
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path, backend: FaultyBackend) -> AsyncIterator[Cluster]:
+def times() -> Times:
+    return TIMES
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, backend: FaultyBackend, times: Times) -> AsyncIterator[Cluster]:
     specs = {"p": NodeSpec(role=Role.PREFILL), "d": NodeSpec(role=Role.DECODE, backend=backend)}
     checkpoint = make_checkpoint(tmp_path, "qwen3")
-    async with open_cluster(checkpoint, specs, times=TIMES, policy=PairsOnly()) as cluster:
+    async with open_cluster(checkpoint, specs, times=times, policy=PairsOnly()) as cluster:
         yield cluster
         backend.held = False
         await cluster.until_idle()
@@ -80,6 +85,7 @@ async def test_a_read_that_moves_nothing_does_not_verify(cluster: Cluster, backe
     assert "nothing moves" in found.error[1]
 
 
+@pytest.mark.parametrize("times", [replace(TIMES, transfer_deadline=0.5)])
 async def test_a_read_that_hangs_is_a_timeout_and_its_blocks_stay_quarantined_until_it_ends(
     cluster: Cluster, backend: FaultyBackend
 ) -> None:
