@@ -217,7 +217,8 @@ class _Plan:
                 continue
             victims = tuple(facts.engine_id for facts in self._leaving(role)) if target < before else ()
             action = Scale(role=role, engines=target, before=before, victims=victims)
-            reason = f"{each.desired} engines are right by {self._rules[role]}"
+            right = "1 engine is" if each.desired == 1 else f"{each.desired} engines are"
+            reason = f"{right} right by {self._rules[role]}"
             if self.held[role]:
                 reason += f", {self.held[role]} allows {target}"
             self._decide(action, self._rules[role], reason, each)

@@ -148,8 +148,8 @@ def _status(status: int, message: str) -> Json:
 
 
 @contextmanager
-def serving() -> Iterator[tuple[ApiServer, KubeClient]]:
-    """An API server and a client of it that waits half a second for an answer."""
+def serving(answer: float = 30.0) -> Iterator[tuple[ApiServer, KubeClient]]:
+    """An API server and a client of it that waits so many seconds for an answer."""
     api = ApiServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -178,7 +178,7 @@ def serving() -> Iterator[tuple[ApiServer, KubeClient]]:
     settings = client.Configuration(host=api.url)
     settings.retries = False
     api_client = client.ApiClient(settings)
-    kube = KubeClient(api_client, NAMESPACE, answer=0.5)
+    kube = KubeClient(api_client, NAMESPACE, answer=answer)
     try:
         yield api, kube
     finally:

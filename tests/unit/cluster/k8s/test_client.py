@@ -104,16 +104,14 @@ async def test_a_refusal_says_what_was_refused_and_why(
         await kube.scale(STATEFUL, 2)
 
 
-async def test_a_server_that_does_not_answer_is_given_up_without_holding_anybody_up(
-    served: tuple[ApiServer, KubeClient],
-) -> None:
-    api, kube = served
-    api.failures["get"] = [0]
-    waiting = asyncio.create_task(kube.look(STATEFUL))
-    await kube.pods("pool=prefill")
-    assert not waiting.done()
-    with pytest.raises(Unavailable, match="does not answer"):
-        await waiting
+async def test_a_server_that_does_not_answer_is_given_up_without_holding_anybody_up() -> None:
+    with serving(answer=2.0) as (api, kube):
+        api.failures["get"] = [0]
+        waiting = asyncio.create_task(kube.look(STATEFUL))
+        await kube.pods("pool=prefill")
+        assert not waiting.done()
+        with pytest.raises(Unavailable, match="does not answer"):
+            await waiting
 
 
 async def test_a_lease_changed_meanwhile_is_a_conflict(served: tuple[ApiServer, KubeClient]) -> None:
