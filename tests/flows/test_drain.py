@@ -80,7 +80,7 @@ def start_streams(running: Running, asks: list[Ask], clients: ThreadPoolExecutor
     deployment = running.deployment
     deployment.eventually(lambda: all_ready(deployment))
     streams = begin_all(deployment, asks, clients)
-    assert deployment.engines()["decode-0"]["running"] > 0
+    deployment.eventually(lambda: deployment.engines()["decode-0"]["running"] > 0)
     return streams
 
 
