@@ -131,18 +131,18 @@ def test_an_engine_that_is_told_to_end_by_its_machine_loses_nothing(running: Run
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    ("victim", "point"),
+    ("victim", "point", "salt"),
     [
-        ("decode-0", "departing"),
-        ("decode-0", "stopped"),
-        ("decode-1", "transferring"),
-        ("decode-1", "caught_up"),
+        ("decode-0", "departing", 51),
+        ("decode-0", "stopped", 52),
+        ("decode-1", "transferring", 53),
+        ("decode-1", "caught_up", 54),
     ],
 )
 def test_an_engine_that_dies_in_the_midst_of_a_migration_costs_nobody_a_token(
-    running: Running, victim: str, point: str
+    running: Running, victim: str, point: str, salt: int
 ) -> None:
-    deployment, asks = running.deployment, make_asks(salt=2 + len(victim + point), count=6, max_tokens=1700)
+    deployment, asks = running.deployment, make_asks(salt=salt, count=6, max_tokens=1700)
     with ThreadPoolExecutor(STREAMS) as clients:
         streams = start_streams(running, asks, clients)
         order = order_strike(running.failpoints, victim, point, "kill")
