@@ -103,7 +103,9 @@ class LocalClaims:
             self._waiters.wake(name)
 
     async def changed(self, name: str, timeout: float) -> None:
-        await self._waiters.wait(name, timeout)
+        # A front asks over a line: the execution may have ended since the claim was told to be busy.
+        if name in self._running:
+            await self._waiters.wait(name, timeout)
 
     def _forget(self) -> None:
         now = self._clock.monotonic()

@@ -108,6 +108,16 @@ async def test_a_wait_for_something_that_does_not_happen_ends(claims: tuple[Clai
         await claims[0].changed("nothing", 0.01)
 
 
+async def test_a_front_that_asks_after_the_end_does_not_wait_for_another() -> None:
+    async with fronted(ScriptedGenerator(lambda request: []), 2) as whole:
+        here, there = (front.claims for front in whole.fronts)
+        assert await here.claim("k", "r1", BODY) == Mine()
+        assert isinstance(await there.claim("k", "r2", BODY), Busy)
+        await here.finish("k", "r1", b"said")
+        async with asyncio.timeout(10):
+            await there.changed("k", 600)
+
+
 async def test_one_process_keeps_the_latest_results_only() -> None:
     alone = LocalClaims(SystemClock(), keep=KEEP, max_answers=MOST)
     for number in range(MOST + 1):
