@@ -54,7 +54,7 @@ class Claims(Protocol):
         ...
 
     async def changed(self, name: str, timeout: float) -> None:
-        """Returns when an execution of the name has ended somewhere, or after so many seconds."""
+        """Returns when no execution of the name is under way, or after so many seconds."""
         ...
 
 
@@ -103,9 +103,10 @@ class LocalClaims:
             self._waiters.wake(name)
 
     async def changed(self, name: str, timeout: float) -> None:
-        # A front asks over a line: the execution may have ended since the claim was told to be busy.
-        if name in self._running:
-            await self._waiters.wait(name, timeout)
+        await self._waiters.wait(name, timeout, lambda: self._under_way(name))
+
+    async def _under_way(self, name: str) -> bool:
+        return name in self._running
 
     def _forget(self) -> None:
         now = self._clock.monotonic()

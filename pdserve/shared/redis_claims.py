@@ -137,7 +137,17 @@ class RedisClaims:
             self._waiters.wake(name)
 
     async def changed(self, name: str, timeout: float) -> None:
-        await self._waiters.wait(name, timeout)
+        await self._waiters.wait(name, timeout, lambda: self._under_way(name))
+
+    async def _under_way(self, name: str) -> bool:
+        """Whether an execution is under way, as far as can be told."""
+        if held := self._held.get(name):
+            return held.result is None
+        try:
+            owner, result = await self._link.call(lambda redis: redis.hmget(self._key(name), ["owner", "result"]))
+        except SharedStateLost:
+            return True
+        return owner is not None and result is None
 
     @property
     def _alive(self) -> str:

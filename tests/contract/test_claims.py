@@ -103,19 +103,24 @@ async def test_what_does_not_own_a_claim_can_neither_end_nor_release_it(claims: 
     assert await there.claim("fenced", "r3", BODY) == Kept(b"right")
 
 
-async def test_a_wait_for_something_that_does_not_happen_ends(claims: tuple[Claims, Claims]) -> None:
+async def test_a_wait_for_an_end_that_does_not_come_ends(claims: tuple[Claims, Claims]) -> None:
+    here, there = claims
+    await here.claim("runs on", "r1", BODY)
     async with asyncio.timeout(10):
-        await claims[0].changed("nothing", 0.01)
+        await there.changed("runs on", 0.01)
+    assert isinstance(await there.claim("runs on", "r2", BODY), Busy)
 
 
-async def test_a_front_that_asks_after_the_end_does_not_wait_for_another() -> None:
-    async with fronted(ScriptedGenerator(lambda request: []), 2) as whole:
-        here, there = (front.claims for front in whole.fronts)
-        assert await here.claim("k", "r1", BODY) == Mine()
-        assert isinstance(await there.claim("k", "r2", BODY), Busy)
-        await here.finish("k", "r1", b"said")
-        async with asyncio.timeout(10):
-            await there.changed("k", 600)
+async def test_whoever_asks_after_the_end_does_not_wait_for_another(claims: tuple[Claims, Claims]) -> None:
+    here, there = claims
+    assert await here.claim("ended", "r1", BODY) == Mine()
+    assert isinstance(await there.claim("ended", "r2", BODY), Busy)
+    waiting = asyncio.create_task(there.changed("ended", 600))
+    await asyncio.sleep(0)
+    await here.finish("ended", "r1", b"said")
+    async with asyncio.timeout(10):
+        await waiting
+        await there.changed("ended", 600)
 
 
 async def test_one_process_keeps_the_latest_results_only() -> None:
