@@ -11,6 +11,7 @@ PdserveError
 │   └── RateLimited           the tenant's own limit
 ├── Unavailable               no engine can serve this now
 │   └── EngineDied            the engine holding the work is gone
+│       └── EngineSilent      or has not been heard from for too long, and may be well
 ├── Denied                    whoever owns the machines does not let this process do it
 ├── Conflict                  something was changed meanwhile; look again
 ├── DeadlineExceeded
@@ -84,6 +85,10 @@ class Unavailable(PdserveError):
 
 class EngineDied(Unavailable):
     code = "engine_died"
+
+
+class EngineSilent(EngineDied):
+    """To a client the same."""
 
 
 class Denied(PdserveError):

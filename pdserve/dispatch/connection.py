@@ -9,7 +9,7 @@ import grpc
 from pdserve.config.times import Times
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, LoadSnapshot
-from pdserve.core.errors import EngineDied, PdserveError
+from pdserve.core.errors import EngineDied, EngineSilent, PdserveError
 from pdserve.core.request import Request
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.core.token_delta import TokenDelta
@@ -203,7 +203,7 @@ class EngineConnection:
             await self._clock.sleep(self._times.heartbeat / 2)
             silence = self._clock.monotonic() - self._last_heard
             if silence > self._times.suspect:
-                raise EngineDied(f"{self.endpoint.engine_id} has been silent for {silence:.1f} s")
+                raise EngineSilent(f"{self.endpoint.engine_id} has been silent for {silence:.1f} s")
 
     def _fail(self, error: PdserveError) -> None:
         self._error = self._error or error

@@ -15,6 +15,7 @@ from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import (
     DigestMismatch,
     EngineDied,
+    EngineSilent,
     LinkLost,
     Overloaded,
     PdserveError,
@@ -33,7 +34,8 @@ _LINKS_ENOUGH = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRules:
-    """max_attempts counts the first one. A request that was on poison_deaths engines as they died is refused.
+    """max_attempts counts the first one. A request that was on poison_deaths engines as they died is refused; silence
+    is no sign of that, for a request that makes a step hang ends its engine's worker, while the engine goes on talking.
 
     rate (per second) and burst bound all replays of a gateway together, so that a lost engine's requests
     do not crowd out new ones. patience is how long, in seconds, a replay waits for an engine to come back.
@@ -47,7 +49,7 @@ class ReplayRules:
 
 
 class Lost(Exception):
-    """An attempt lost an incarnation, or the link between two. died: the engine itself is gone or silent.
+    """An attempt lost an incarnation, or the link between two. died: the engine itself is gone.
     link: nothing came over it, and both its ends may be well. damaging: what came over it was damaged."""
 
     def __init__(
@@ -79,7 +81,8 @@ def lost(error: PdserveError, reporter: Endpoint, route: Route) -> Lost | None:
             damaging=route.link if isinstance(error, DigestMismatch) else None,
         )
     if isinstance(error, (EngineDied, TransferError, Unavailable)):
-        return Lost(error, reporter, died=isinstance(error, EngineDied))
+        died = isinstance(error, EngineDied) and not isinstance(error, EngineSilent)
+        return Lost(error, reporter, died=died)
     return None
 
 

@@ -8,7 +8,7 @@ from pdserve.config.times import Times
 from pdserve.core.blocks import KVEvent, KVSnapshot
 from pdserve.core.clock import Clock
 from pdserve.core.endpoint import LoadSnapshot
-from pdserve.core.errors import EngineDied, PdserveError
+from pdserve.core.errors import EngineDied, EngineSilent, PdserveError
 from pdserve.core.request import FinishReason, Request
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.core.token_delta import TokenDelta
@@ -171,7 +171,7 @@ class SimConnection:
             await self._clock.sleep(self._times.heartbeat / 2)
             silence = self._clock.monotonic() - self._last_heard
             if silence > self._times.suspect:
-                self._fail(EngineDied(f"{self._engine.endpoint.engine_id} has been silent for {silence:.1f} s"))
+                self._fail(EngineSilent(f"{self._engine.endpoint.engine_id} has been silent for {silence:.1f} s"))
 
     def _on_death(self) -> None:
         died = EngineDied(f"{self._engine.endpoint.engine_id} died")

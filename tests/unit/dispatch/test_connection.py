@@ -9,7 +9,7 @@ import pytest
 from pdserve.config.times import Times
 from pdserve.core.blocks import KVEvent, KVEventKind, KVSnapshot
 from pdserve.core.endpoint import Endpoint, EngineState, Role
-from pdserve.core.errors import EngineDied, Unavailable
+from pdserve.core.errors import EngineDied, EngineSilent, Unavailable
 from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.core.ticket import Departure, TransferTicket
 from pdserve.core.token_delta import TokenDelta
@@ -141,21 +141,22 @@ async def test_a_stream_that_has_ended_cancels_nothing(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "kind", "message"),
     [
-        (lambda bench: bench.clock.advance(4.0), "silent"),
-        (lambda bench: bench.server.stop(0), "died"),
+        (lambda bench: bench.clock.advance(4.0), EngineSilent, "silent"),
+        (lambda bench: bench.server.stop(0), EngineDied, "died"),
     ],
     ids=["frozen", "gone"],
 )
 async def test_an_engine_that_is_lost_fails_its_requests_and_gets_no_more(
-    bench: Bench, fault: Callable[[Bench], Awaitable[None]], message: str
+    bench: Bench, fault: Callable[[Bench], Awaitable[None]], kind: type[EngineDied], message: str
 ) -> None:
     connection = await bench.open()
     stream = connection.submit(ask("a"))
     await fault(bench)
-    with pytest.raises(EngineDied, match=message):
+    with pytest.raises(EngineDied, match=message) as caught:
         await anext(stream)
+    assert type(caught.value) is kind
     with pytest.raises(EngineDied, match=message):
         await anext(connection.submit(ask("b")))
     assert not connection.usable

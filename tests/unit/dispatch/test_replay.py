@@ -12,6 +12,7 @@ from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.core.errors import (
     DigestMismatch,
     EngineDied,
+    EngineSilent,
     InvalidRequest,
     LinkLost,
     Overloaded,
@@ -73,6 +74,7 @@ def test_a_continuations_deltas_take_their_place_in_the_whole_answer() -> None:
     [
         (EngineDied("gone"), P, P, True),
         (EngineDied("gone"), D, D, True),
+        (EngineSilent("for 3 s"), D, D, False),
         (LinkLost("silent"), D, P, False),
         (DigestMismatch("damaged"), D, P, False),
         (Unavailable("draining"), D, D, False),
@@ -124,6 +126,15 @@ def test_a_request_present_at_two_deaths_is_not_given_a_third_engine() -> None:
     history.note(Lost(EngineDied("gone"), P, died=True))
     with pytest.raises(EngineDied, match="2 engines died while they served this request"):
         history.note(Lost(EngineDied("gone"), D, died=True))
+
+
+def test_a_request_whose_engines_fell_silent_is_tried_again() -> None:
+    history = ReplayHistory(ReplayRules(max_attempts=5, poison_deaths=2))
+    for engine in (P, D, P):
+        loss = lost(EngineSilent("for 3 s"), engine, ROUTE)
+        assert loss is not None
+        history.note(loss)
+    assert history.deaths == 0
 
 
 async def test_replays_beyond_the_burst_wait_their_turn() -> None:
