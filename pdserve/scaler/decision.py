@@ -74,6 +74,11 @@ class Decision:
             case Scale():
                 return Speed.SCALE
 
+    @property
+    def role(self) -> Role | None:
+        """Of the pool that grows or shrinks, or gets an engine."""
+        return None if isinstance(self.action, SetBypass) else self.action.role
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replicas:

@@ -11,7 +11,7 @@ from pdserve.core.endpoint import Role
 from pdserve.core.errors import PdserveError
 from pdserve.scaler import controller
 from pdserve.scaler.controller import Now, Outcome
-from pdserve.scaler.decision import Decision, FlipRole, Replicas, Scale, SetBypass
+from pdserve.scaler.decision import Action, Decision, FlipRole, Replicas, Scale, SetBypass, Speed
 from pdserve.scaler.demand import Demand
 from pdserve.scaler.memory import Memory
 from pdserve.scaler.orders import Orders
@@ -55,8 +55,9 @@ class Scaler:
         tell: Callable[[Decision], None] = lambda decision: None,
         done: Callable[[Decision, PdserveError | None], None] = lambda decision, failure: None,
     ) -> None:
-        """keep: decisions that can be asked for later. tell is called with each, before it is carried out, and done
-        after that, with what kept it from being carried out."""
+        """keep: decisions that can be asked for later; one that changes nothing, in a dry run or because it fails, is
+        tried again and kept once. tell is called with each that is kept, before it is carried out, and done whenever
+        one was, with what kept it from that."""
         self.policy = policy
         self._cloud = cloud
         self._clock = clock
@@ -74,6 +75,8 @@ class Scaler:
         self.counts: Counter[tuple[str, str]] = Counter()
         """(speed, rule) → decisions that changed something, or would have."""
         self.latest: Outcome | None = None
+        self._in_vain: dict[tuple[Speed, Role | None], tuple[Action, bool]] = {}
+        """By what is changed: the last decision, if it has changed nothing, and whether that was a dry run."""
 
     async def step(self, demand: Demand) -> Orders:
         """Decide on what was measured since the last step, carry it out, and tell what gateways are to do."""
@@ -81,22 +84,21 @@ class Scaler:
         outcome = self._decide(self.policy, self._memory, demand, self._cloud.pools(), now)
         self._memory, self.latest = outcome.memory, outcome
         for decision in outcome.decisions:
-            if not (decision.dry_run and self._said_already(decision)):
+            subject, said = (decision.speed, decision.role), (decision.action, decision.dry_run)
+            if self._in_vain.get(subject) != said:
                 self.decisions.append(decision)
                 self.counts[decision.speed.value, decision.rule] += 1
                 self._tell(decision)
-            if not decision.dry_run:
-                await self._carry_out(decision)
+            if decision.dry_run or not await self._carry_out(decision):
+                self._in_vain[subject] = said
+            else:
+                self._in_vain.pop(subject, None)
         if not self.policy.dry_run:
             self.orders = _orders(self.policy, self._memory.bypass)
         return self.orders
 
-    def _said_already(self, decision: Decision) -> bool:
-        """Nothing changes in a dry run, so the same would be said every time."""
-        same = (old.action for old in reversed(self.decisions) if old.speed is decision.speed)
-        return next(same, None) == decision.action
-
-    async def _carry_out(self, decision: Decision) -> None:
+    async def _carry_out(self, decision: Decision) -> bool:
+        """Whether that worked."""
         try:
             match decision.action:
                 case Scale(role=role, engines=engines, victims=victims):
@@ -108,10 +110,11 @@ class Scaler:
             self.latest_failure = str(error)
             _log.error("scaling failed", code=error.code, cause=str(error), rule=decision.rule)
             self._done(decision, error)
-        else:
-            if not isinstance(decision.action, SetBypass):
-                self.latest_failure = ""
-            self._done(decision, None)
+            return False
+        if not isinstance(decision.action, SetBypass):
+            self.latest_failure = ""
+        self._done(decision, None)
+        return True
 
 
 def _orders(policy: Policy, bypass: int) -> Orders:

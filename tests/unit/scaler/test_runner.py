@@ -73,6 +73,21 @@ async def test_a_cloud_that_refuses_is_asked_again_and_its_failures_are_counted(
     assert done == [("backlog", refusal), ("backlog", refusal), ("backlog", None)]
 
 
+async def test_what_fails_again_and_again_is_kept_once_whatever_else_fails() -> None:
+    cloud = ListedCloud(Unavailable("no machine is free"))
+    scaler = Scaler(policy(), cloud, ManualClock())
+    both = demand(backlog=1.5, kv=0.95)
+    for _ in range(3):
+        await scaler.step(both)
+    assert len(cloud.asked) == 6
+    assert len(scaler.decisions) == 2
+    cloud.refusal = None
+    for _ in range(2):
+        await scaler.step(both)
+    assert len(cloud.asked) == 10
+    assert len(scaler.decisions) == 4, "the first success is that of the decision that was kept"
+
+
 async def test_gateways_are_told_to_wait_only_where_pools_may_sleep() -> None:
     sleepy = policy(prefill={"min": 0}, decode={"min": 0}, scale_to_zero={"patience": 7.0})
     for given, patience in ((sleepy, 7.0), (policy(), 0.0)):
