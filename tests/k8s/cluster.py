@@ -62,11 +62,10 @@ class Cluster:
     def create(self, manifest: dict[str, Any]) -> Any:
         return self._resource(manifest["apiVersion"], manifest["kind"]).create(manifest, namespace=self.namespace)
 
-    def patch(self, version: str, kind: str, name: str, change: dict[str, Any]) -> None:
-        """A merge patch."""
-        self._resource(version, kind).patch(
-            change, name=name, namespace=self.namespace, content_type="application/merge-patch+json"
-        )
+    def patch(self, version: str, kind: str, name: str, change: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """A merge patch, or a JSON patch if it is a list."""
+        content_type = f"application/{'json' if isinstance(change, list) else 'merge'}-patch+json"
+        self._resource(version, kind).patch(change, name=name, namespace=self.namespace, content_type=content_type)
 
     def version(self) -> tuple[int, int]:
         """The server's, (1, 33) say."""

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def test_pods_follow_the_policy_up_and_down_and_events_tell(cluster: Cluster, sc
 
 
 @pytest.mark.usefixtures("kinds_of_operators")
-def test_a_group_of_a_ray_cluster_is_scaled_and_the_others_stay(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_group_of_a_ray_cluster_is_scaled_wherever_it_stands_and_the_others_stay(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     cluster.create(ray_cluster())
     cluster.create(holder_of_pods("StatefulSet", "prefill"))
     account = cluster.account("scaler", rules())
@@ -116,12 +119,32 @@ def test_a_group_of_a_ray_cluster_is_scaled_and_the_others_stay(cluster: Cluster
         found = cluster.get("ray.io/v1", "RayCluster", "ray").spec.workerGroupSpecs
         return {group.groupName: group.replicas for group in found}
 
+    def has(decode: int) -> bool:
+        return groups() == {"other": 1, "decode": decode}
+
+    over = threading.Event()
+
+    def change_places() -> None:
+        first, second = (f"/spec/workerGroupSpecs/{place}" for place in range(2))
+        while not over.is_set():
+            cluster.patch("ray.io/v1", "RayCluster", "ray", [{"op": "move", "from": second, "path": first}])
+
     with scaling(tmp_path, cluster.namespace, account.kubeconfig, **targets) as scalers:
         scalers.decide(decode=4)
-        scalers.start()
-        scalers.eventually(lambda: groups() == {"other": 1, "decode": 4})
-        scalers.decide(decode=2)
-        scalers.eventually(lambda: groups() == {"other": 1, "decode": 2})
+        scaler = scalers.start()
+        scalers.eventually(partial(has, 4))
+        meddler = threading.Thread(target=change_places)
+        meddler.start()
+        try:
+            for number in count(1):
+                scalers.decide(decode=1 + number % 2)
+                scalers.eventually(partial(has, 1 + number % 2))
+                if "scaling met another change, trying again" in scaler.said():
+                    break
+                assert number < 50, "the groups never changed places between a look and a change"
+        finally:
+            over.set()
+            meddler.join()
 
 
 def test_while_the_api_server_is_away_nothing_changes_and_then_it_goes_on(
@@ -192,6 +215,25 @@ def test_what_is_denied_is_told_loudly_and_ends_nothing(cluster: Cluster, tmp_pa
         grant(cluster, "scaler")
         scalers.eventually(lambda: replicas(cluster) == (2, 1))
         scalers.eventually(lambda: scaler.explanation()["latest_failure"] == "")
+
+
+def test_of_scalers_that_start_at_once_one_leads(cluster: Cluster, scalers: Scalers) -> None:
+    rivals = [scalers.start(f"scaler-{number}") for number in range(3)]
+    scalers.decide(prefill=2)
+
+    def leaders() -> list[str]:
+        leading = [scaler.name for scaler in rivals if scaler.leads()]
+        assert len(leading) <= 1
+        return leading
+
+    def holder() -> str:
+        return str(cluster.get("coordination.k8s.io/v1", "Lease", "pdserve-scaler").spec.holderIdentity)
+
+    scalers.eventually(lambda: replicas(cluster) == (2, 1) and all(scaler.lives() for scaler in rivals))
+    scalers.eventually(lambda: leaders() == [holder()])
+    begun = time.monotonic()
+    while time.monotonic() - begun < LEASE:
+        leaders()
 
 
 def test_another_scaler_takes_over_from_one_that_ends_or_dies(cluster: Cluster, scalers: Scalers) -> None:
