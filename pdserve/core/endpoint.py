@@ -92,8 +92,8 @@ class StepTally:
 class LoadSnapshot:
     """Load of one engine, sent once per heartbeat and never from another epoch than it names.
 
-    number counts up by one per engine and epoch. waiting includes sequences that fetch KV.
-    backlog_tokens are prompt tokens still to compute.
+    number counts up by one per engine and epoch. waiting includes fetching: sequences that have room, and wait for KV
+    that is computed elsewhere or on its way. backlog_tokens are prompt tokens still to compute.
     """
 
     engine_id: str
@@ -108,6 +108,7 @@ class LoadSnapshot:
     """By the bit length of a step's tokens: steps[n] tallies steps of 2**(n-1) to 2**n - 1 tokens."""
     tiers: tuple[TierTally, ...] = ()
     """Of each tier below the device pool, if there are any."""
+    fetching: int = 0
     drain_cause: str = ""
     """Why it drains, if nobody told it to: "quarantine"."""
 

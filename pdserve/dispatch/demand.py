@@ -171,6 +171,7 @@ def _facts(views: Iterable[EngineView], now: float) -> Iterator[EngineFacts]:
             state=view.endpoint.state,
             running=report.running if report else 0,
             waiting=report.waiting if report else 0,
+            fetching=report.fetching if report else 0,
             backlog_seconds=max(0.0, load.backlog_tokens(view, now) * load.seconds_per_prompt_token(view)),
             busy_seconds=sum(tally.seconds for tally in report.steps) if report else 0.0,
             kv_used=(report.blocks.total - report.blocks.free) * block if report else 0,

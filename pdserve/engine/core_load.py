@@ -12,6 +12,7 @@ class CoreLoad:
 
     running: int
     waiting: int
+    fetching: int
     backlog_tokens: int
     blocks: BlockCounts
 
@@ -24,6 +25,7 @@ def load_of(scheduler: Scheduler, blocks: BlockCounts) -> CoreLoad:
     return CoreLoad(
         running=len(running),
         waiting=len(waiting) + len(scheduler.fetching),
+        fetching=len(scheduler.fetching),
         backlog_tokens=queued + begun,
         blocks=blocks,
     )

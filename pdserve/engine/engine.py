@@ -243,6 +243,7 @@ class Engine:
             number=self._snapshots,
             running=load.running,
             waiting=load.waiting,
+            fetching=load.fetching,
             backlog_tokens=load.backlog_tokens,
             blocks=load.blocks,
             draining=self._draining,

@@ -186,7 +186,8 @@ class _Look:
         if targets.kv_occupancy and self.role is not Role.PREFILL and total:
             signals["kv_occupancy"] = sum(facts.kv_reserved for facts in self.engines) / total / targets.kv_occupancy
         if targets.queue:
-            signals["queue"] = (sum(facts.waiting for facts in self.engines) + held) / count / targets.queue
+            lacking = sum(facts.waiting - facts.fetching for facts in self.engines)
+            signals["queue"] = (lacking + held) / count / targets.queue
         return signals
 
     def _latencies(self, margin: float) -> dict[str, float]:

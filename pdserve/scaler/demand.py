@@ -36,15 +36,17 @@ class PromptClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """One engine. backlog_seconds: of prompts ahead of a new one. busy_seconds: in steps since it started. kv_used,
-    kv_reserved (used, or promised to requests, which are computed elsewhere as yet, if that is more) and kv_total in
-    tokens; kv_total, max_rows and step_tokens are 0 until it has told."""
+    """One engine. waiting and fetching as in LoadSnapshot. backlog_seconds: of prompts ahead of a new one.
+    busy_seconds: in steps since it started. kv_used, kv_reserved (used, or promised to requests, which are computed
+    elsewhere as yet, if that is more) and kv_total in tokens; kv_total, max_rows and step_tokens are 0 until it has
+    told."""
 
     engine_id: str
     role: Role
     state: EngineState
     running: int = 0
     waiting: int = 0
+    fetching: int = 0
     backlog_seconds: float = 0.0
     busy_seconds: float = 0.0
     kv_used: int = 0

@@ -23,6 +23,7 @@ def load_to_proto(load: LoadSnapshot) -> pb.LoadSnapshot:
         number=load.number,
         running=load.running,
         waiting=load.waiting,
+        fetching=load.fetching,
         backlog_tokens=load.backlog_tokens,
         blocks=pb.BlockCounts(
             total=blocks.total,
@@ -50,6 +51,7 @@ def load_from_proto(message: pb.LoadSnapshot) -> LoadSnapshot:
         number=message.number,
         running=message.running,
         waiting=message.waiting,
+        fetching=message.fetching,
         backlog_tokens=message.backlog_tokens,
         blocks=BlockCounts(
             total=blocks.total,

@@ -41,7 +41,7 @@ def test_a_fetched_sequence_goes_on_from_the_first_token_without_computing_the_p
     expected, reason = oracle(request)
     sequence_id = add_fetch(engine, request)
     assert not engine.advance()
-    assert engine.core.load().waiting == 1
+    assert (engine.core.load().waiting, engine.core.load().fetching) == (1, 1)
     event = ready(engine, sequence_id)
     assert sorted(event.fetch_blocks) == [0, 1, 2]
     arrive(engine, event, PROMPT)

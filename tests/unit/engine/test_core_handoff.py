@@ -92,7 +92,7 @@ def test_leases_hold_back_new_prompts_until_one_is_released() -> None:
     engine.run()
     assert engine.answers[first].finished
     assert engine.events(second) == []
-    assert engine.core.load().waiting == 1
+    assert (engine.core.load().waiting, engine.core.load().fetching) == (1, 0)
     engine.core.kv.release(scheduled(engine, first).ticket_id)
     engine.run()
     assert engine.answers[second].finished

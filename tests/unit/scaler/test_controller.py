@@ -73,6 +73,17 @@ def test_each_signal_raises_its_own_pool(measured: dict[str, Any], prefill: int,
     assert [decision.rule for decision in outcome.decisions] == [rule]
 
 
+@pytest.mark.parametrize(("fetching", "engines"), [(0, 3), (2, 2), (6, 2)])
+def test_answers_whose_prompts_are_not_computed_yet_do_not_lack_an_engine_to_decode(
+    fetching: int, engines: int
+) -> None:
+    busy = tuple(facts(Role.DECODE, n, kv_reserved=6000, waiting=6, fetching=fetching) for n in (0, 1))
+    prefills = tuple(facts(Role.PREFILL, n, backlog_seconds=0.7) for n in range(2))
+    story = Story(policy(), prefill=2, decode=2)
+    story.look(Demand(seconds=5.0, engines=(*prefills, *busy)))
+    assert story.counts[Role.DECODE] == engines
+
+
 def test_within_the_dead_band_nothing_changes() -> None:
     story = Story(policy())
     for backlog, kv in ((0.7, 0.6), (0.95, 0.75), (0.65, 0.5)):

@@ -314,7 +314,7 @@ class Stamp(_message.Message):
     def __init__(self, name: _Optional[str] = ..., unix_seconds: _Optional[float] = ...) -> None: ...
 
 class LoadSnapshot(_message.Message):
-    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining", "steps", "tiers", "drain_cause")
+    __slots__ = ("engine_id", "epoch", "number", "running", "waiting", "backlog_tokens", "blocks", "draining", "steps", "tiers", "drain_cause", "fetching")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -326,6 +326,7 @@ class LoadSnapshot(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_CAUSE_FIELD_NUMBER: _ClassVar[int]
+    FETCHING_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     epoch: int
     number: int
@@ -337,7 +338,8 @@ class LoadSnapshot(_message.Message):
     steps: _containers.RepeatedCompositeFieldContainer[StepTally]
     tiers: _containers.RepeatedCompositeFieldContainer[TierTally]
     drain_cause: str
-    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ..., steps: _Optional[_Iterable[_Union[StepTally, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[TierTally, _Mapping]]] = ..., drain_cause: _Optional[str] = ...) -> None: ...
+    fetching: int
+    def __init__(self, engine_id: _Optional[str] = ..., epoch: _Optional[int] = ..., number: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., backlog_tokens: _Optional[int] = ..., blocks: _Optional[_Union[BlockCounts, _Mapping]] = ..., draining: bool = ..., steps: _Optional[_Iterable[_Union[StepTally, _Mapping]]] = ..., tiers: _Optional[_Iterable[_Union[TierTally, _Mapping]]] = ..., drain_cause: _Optional[str] = ..., fetching: _Optional[int] = ...) -> None: ...
 
 class StepTally(_message.Message):
     __slots__ = ("steps", "tokens", "context", "seconds")
