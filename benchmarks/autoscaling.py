@@ -67,8 +67,12 @@ MIXES = {"conversation": (48, 16, 1.4), "synthetic": (48, 16, 1.7), "arxiv1000":
 prefill engines are busy for about 0.7 of the time at the triple rate."""
 
 
-FORECAST = {"bin": 5.0, "half_life": 10.0, "trend_half_life": 10.0, "margin": 0.5}
-"""Of a load that may triple while an engine starts: quick to see a trend, and with half as much again in hand."""
+FORECAST = {"bin": 5.0, "half_life": 10.0, "trend_half_life": 10.0}
+"""Of a load that may triple while an engine starts: quick to see a trend."""
+MARGINS = {"prefill": 0.6, "decode": 0.5}
+"""And with half as much again in hand."""
+DECODE_UP = {"window": 10.0}
+"""A burst of arrivals passes before its answers need room; what is wanted for two looks is meant."""
 KV_TARGETS = {"kv_occupancy": 0.6}
 """A single prompt may take half the KV of an engine, and finds no room where the average is much above that."""
 DRAIN_TIMEOUT = 240.0
@@ -76,16 +80,20 @@ DRAIN_TIMEOUT = 240.0
 
 
 def policy(prefill: int, decode: int) -> Policy:
-    def pool(most: int, **targets: float) -> dict[str, object]:
-        down = {"cooldown": 5.0, "window": 20.0}
-        return {"min": 2, "max": most, "warm_up": WARM_UP, "down": down, "forecast": FORECAST, "targets": targets}
+    def pool(name: str, most: int, up: dict[str, float], **targets: float) -> dict[str, object]:
+        paces = {"up": up, "down": {"cooldown": 5.0, "window": 20.0}}
+        forecast = {**FORECAST, "margin": MARGINS[name]}
+        return {"min": 2, "max": most, "warm_up": WARM_UP, **paces, "forecast": forecast, "targets": targets}
 
     return Policy.model_validate_json(
         json.dumps(
             {
                 "interval": 5.0,
                 "slo": {"ttft": {"seconds": TTFT}, "tpot": {"seconds": TPOT}, "handoff_gap": {"seconds": 2.0}},
-                "pools": {"prefill": pool(prefill, backlog_seconds=3.0), "decode": pool(decode, **KV_TARGETS)},
+                "pools": {
+                    "prefill": pool("prefill", prefill, {}, backlog_seconds=3.0),
+                    "decode": pool("decode", decode, DECODE_UP, **KV_TARGETS),
+                },
                 "total": prefill + decode,
                 "flip": {"enabled": True},
             }

@@ -40,7 +40,7 @@ from tests.deployment import FREE_PORTS, Deployment, deployed, write_config
 TTFT, TPOT = 6.0, 0.15
 STEP = StepCost(base=0.02, per_token=4e-3, per_context=0.0)
 MOST = {"prefill": 4, "decode": 2}
-SHAPE = ((30.0, 1.0, 1.0), (15.0, 1.0, 3.0), (30.0, 3.0, 3.0), (15.0, 3.0, 1.0), (30.0, 1.0, 1.0))
+SHAPE = ((60.0, 1.0, 1.0), (30.0, 1.0, 3.0), (60.0, 3.0, 3.0), (30.0, 3.0, 1.0), (60.0, 1.0, 1.0))
 """(seconds, rate at the beginning, rate at the end), in multiples of the base rate."""
 PROMPTS, ANSWERS = (100, 450), (20, 60)
 SLO = {"ttft": {"seconds": TTFT}, "tpot": {"seconds": TPOT}, "handoff_gap": {"seconds": 1.0}}
