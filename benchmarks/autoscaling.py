@@ -70,7 +70,7 @@ prefill engines are busy for about 0.7 of the time at the triple rate."""
 FORECAST = {"bin": 5.0, "half_life": 10.0, "trend_half_life": 10.0}
 """Of a load that may triple while an engine starts: quick to see a trend."""
 MARGINS = {"prefill": 0.6, "decode": 0.5}
-"""And with half as much again in hand."""
+"""Share that is kept in hand beyond what is expected."""
 DECODE_UP = {"window": 10.0}
 """A burst of arrivals passes before its answers need room; what is wanted for two looks is meant."""
 KV_TARGETS = {"kv_occupancy": 0.6}

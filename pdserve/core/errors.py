@@ -88,7 +88,7 @@ class EngineDied(Unavailable):
 
 
 class EngineSilent(EngineDied):
-    """To a client the same."""
+    """To a client the same as a death, and told by its code."""
 
 
 class Denied(PdserveError):
