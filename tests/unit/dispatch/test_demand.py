@@ -1,5 +1,7 @@
 """What a gateway tells of its load: every request once, and no more memory than is told."""
 
+from dataclasses import replace
+
 import pytest
 
 from pdserve.core.admission import Admission, Rejection
@@ -10,6 +12,7 @@ from pdserve.dispatch.demand import DemandMeter, Held
 from pdserve.dispatch.ledger import EngineLedger
 from pdserve.router.kv_index import KVIndex
 from pdserve.router.pool_model import PoolModel
+from pdserve.rpc import convert
 from pdserve.scaler.demand import MOST_SAMPLES, FirstToken, one_after_another
 from pdserve.telemetry.record import RequestRecord
 from tests.clocks import ManualClock
@@ -91,3 +94,12 @@ def test_samples_that_nobody_asks_for_do_not_pile_up() -> None:
             metered.came(1)
     told = meter.report(STATE, NOBODY)
     assert (told.arrivals, len(told.first_tokens)) == (MOST_SAMPLES + 100, MOST_SAMPLES)
+
+
+def test_sequences_that_fetch_are_told_apart_all_the_way_from_the_engine() -> None:
+    decode = view("d0", Role.DECODE)
+    assert decode.load
+    message = convert.load_to_proto(replace(decode.load, waiting=3, fetching=2))
+    state = cluster(replace(decode, load=convert.load_from_proto(message)))
+    (engine,) = DemandMeter(ManualClock()).report(state, NOBODY).engines
+    assert (engine.waiting, engine.fetching) == (3, 2)
