@@ -21,6 +21,9 @@ from pdserve.kvcache.tier_index import TierIndex
 
 log = structlog.get_logger("pdserve.engine")
 
+_DELETE_PATIENCE = 10.0
+"""Seconds close waits until the tiers have deleted what was computed wrong."""
+
 
 class Tiering:
     """Owns the saves and restores of one engine. on_late may precede on_restored, which comes once per restore."""
@@ -48,6 +51,7 @@ class Tiering:
         self._on_restored = on_restored
         self._on_late = on_late
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deletions: set[asyncio.Task[None]] = set()
 
     @property
     def tallies(self) -> tuple[TierTally, ...]:
@@ -65,7 +69,10 @@ class Tiering:
         return self._choice.choose(tiers, seconds_per_token(self._timer.tallies))
 
     def save(self, event: SaveReady) -> None:
-        self._keep(self._save(event))
+        task = self._keep(self._save(event))
+        if event.wrong:
+            self._deletions.add(task)
+            task.add_done_callback(self._deletions.discard)
 
     def restore(self, event: RestoreReady) -> None:
         self._keep(self._restore(event))
@@ -75,14 +82,18 @@ class Tiering:
         return await self._restored(hashes, blocks, on_late=lambda: None)
 
     async def close(self) -> None:
+        """End what is under way; deletions first, for the next incarnation would find what they leave."""
+        if self._deletions and (await asyncio.wait(self._deletions, timeout=_DELETE_PATIENCE))[1]:
+            log.error("KV computed wrong may still lie in the tiers: empty the disk tier before the next start")
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
+    def _keep(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _save(self, event: SaveReady) -> None:
         try:

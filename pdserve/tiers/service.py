@@ -57,9 +57,16 @@ class LocalTierService:
         return RestoreReceipt(num_blocks=num_blocks, reads=reads, news=self._store.news())
 
     async def close(self) -> None:
-        """Finish what is under way, within CLOSE_DEADLINE; the disk tier stays for the next incarnation."""
-        for pool in (self._saves, self._restores):
-            pool.shutdown(wait=False, cancel_futures=True)
+        """Finish what is under way, within CLOSE_DEADLINE; the disk tier stays for the next incarnation.
+
+        What has not ended by then keeps its file open, and the folder, until it ends with the process."""
+        pools = (self._saves, self._restores)
+        ended = (asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True) for pool in pools)
+        try:
+            async with asyncio.timeout(CLOSE_DEADLINE):
+                await asyncio.gather(*ended)
+        except TimeoutError:
+            return
         await asyncio.to_thread(self._store.close, CLOSE_DEADLINE)
 
 

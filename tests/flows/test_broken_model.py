@@ -1,5 +1,7 @@
 """A model that computes NaN: its request fails, and nobody is given a token drawn from it."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from pdserve.core.endpoint import Role
 from pdserve.core.errors import NotANumber
 from pdserve.core.request import SamplingParams
 from pdserve.tiers.spec import TierSpec
+from pdserve.tiers.store import TierStore
 from tests.checkpoints import make_checkpoint
 from tests.flows.inproc import NodeSpec, PairsOnly, open_cluster
 
@@ -43,12 +46,23 @@ async def test_a_poisoned_weight_fails_the_request_that_meets_it_and_no_other(ch
         await cluster.until_idle()
 
 
+def _after_a_while(save: Callable[..., None]) -> Callable[..., None]:
+    """As on a busy machine, where the engine is told to end before its thread for saves has begun."""
+
+    def later(*args: object) -> None:
+        time.sleep(0.1)
+        save(*args)
+
+    return later
+
+
 @pytest.mark.parametrize("poisoned", [True, False])
 async def test_what_a_failed_request_had_in_a_tier_is_not_found_after_a_restart(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: bool
 ) -> None:
     # Whether restoring is faster than computing depends on the machine: not here.
     monkeypatch.setattr("pdserve.engine.tiering.seconds_per_token", lambda steps: None)
+    monkeypatch.setattr(TierStore, "save", _after_a_while(TierStore.save))
     sound, sampling = [*range(20, 84)], SamplingParams(temperature=0, seed=1, max_tokens=4, ignore_eos=True)
     async with open_cluster(checkpoint, SPECS["unified"]) as cluster:
         block_bytes = cluster.engines["u"].transfer.layout.block_bytes

@@ -3,6 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+from structlog.testing import capture_logs
+
 from pdserve.core.blocks import BlockHash
 from pdserve.core.errors import EngineDied
 from pdserve.core.tiers import RestoreReceipt, SavedBlock, Tier, TierNews, TierRead
@@ -23,6 +26,7 @@ class Service:
     def __init__(self, error: Exception | None = None) -> None:
         self.go = asyncio.Event()
         self.error = error
+        self.deleted: list[BlockHash] = []
 
     async def contents(self) -> TierNews:
         return NEWS
@@ -31,6 +35,7 @@ class Service:
         self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
     ) -> TierNews:
         await self._wait()
+        self.deleted += wrong
         return NEWS
 
     async def restore(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> RestoreReceipt:
@@ -125,3 +130,28 @@ async def test_closing_ends_what_waits() -> None:
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
         await engine.tiering.close()
+
+
+async def test_closing_lets_the_tiers_delete_what_was_computed_wrong() -> None:
+    service = Service()
+    engine = Engine(service)
+    engine.tiering.save(SAVE)
+    engine.tiering.save(SaveReady(blocks=(), used=(), wrong=(A,)))
+    closing = asyncio.create_task(engine.tiering.close())
+    await asyncio.sleep(0)
+    assert not service.deleted
+    assert not closing.done()
+    service.go.set()
+    async with asyncio.timeout(5):
+        await closing
+    assert service.deleted == [A]
+
+
+async def test_closing_says_so_where_the_tiers_do_not_delete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdserve.engine.tiering._DELETE_PATIENCE", 0.01)
+    engine = Engine(Service())
+    engine.tiering.save(SaveReady(blocks=(), used=(), wrong=(A,)))
+    with capture_logs() as logs:
+        async with asyncio.timeout(5):
+            await engine.tiering.close()
+    assert [entry["log_level"] for entry in logs] == ["error"]
