@@ -86,6 +86,7 @@ def run_invariant(step: Step, tuning: Tuning, programs: int) -> list[torch.Tenso
     return list(torch.split(out, step.query_lens.tolist()))
 
 
+@pytest.mark.usefixtures("one_order_of_sums")
 @settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_with_a_fixed_split_batch_chunks_and_programs_change_no_bit(data: st.DataObject) -> None:
@@ -93,6 +94,7 @@ def test_with_a_fixed_split_batch_chunks_and_programs_change_no_bit(data: st.Dat
     check_invariance(data, Tuning(rows=16, kv_tile=16, num_warps=4, num_stages=2), Shape(head_dim=64, kv_heads=1))
 
 
+@pytest.mark.usefixtures("one_order_of_sums")
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @settings(max_examples=4, deadline=None)

@@ -80,6 +80,7 @@ def test_a_workspace_serves_one_product_after_the_other() -> None:
     assert not workspace.counters.any()
 
 
+@pytest.mark.usefixtures("one_order_of_sums")
 @pytest.mark.parametrize("splits", [1, 4])
 def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(splits: int) -> None:
     draws, workspace = Draws(5), kernel.Workspace.on(torch.device("cpu"))

@@ -78,6 +78,7 @@ def test_many_rows_go_through_kernels_of_their_own(load: Load, monkeypatch: pyte
     assert_equals_torch(loaded, load("qwen2"), KVOrder.BLOCK_MAJOR, tokens=2)
 
 
+@pytest.mark.usefixtures("one_order_of_sums")
 def test_deterministic_kernels_give_the_same_bits_in_any_batch_chunking_and_memory_order(load: Load) -> None:
     loaded = load("qwen3", kernels=True, deterministic=True)
     alone = run(loaded, tokens=2)

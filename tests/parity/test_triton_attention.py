@@ -77,6 +77,7 @@ def test_logits_equal_those_of_torch(loaded: LoadedModel, in_torch: LoadedModel)
     torch.testing.assert_close(torch.stack(sequence.logits), torch.stack(expected.logits), atol=1e-4, rtol=0)
 
 
+@pytest.mark.usefixtures("one_order_of_sums")
 def test_deterministic_gives_the_same_bits_in_any_batch_chunking_and_memory_order(loaded: LoadedModel) -> None:
     alone = run(loaded)
     crowded = run(loaded, chunk=7, crowd=2, order=KVOrder.LAYER_MAJOR)
