@@ -89,28 +89,31 @@ class LaunchedGang:
     async def _until_ended(self) -> int:
         ends = [member.end for member in self._members]
         leader = self._leader.end
-        await self._loss()
+        lost = await self._loss()
         if not leader.done():
             await asyncio.wait([leader], timeout=GRACE)
         if leader.done():
             await asyncio.wait(ends, timeout=GRACE)
+        if not self._killed:
+            self._blame(lost)
         self._kill()
         await asyncio.wait([*ends, *(member.answer for member in self._members)])
         return leader.result()
 
-    async def _loss(self) -> None:
-        """Until the leader has ended, or a follower that was not let go: a leader that drains may let its
-        followers go and have more to do."""
+    async def _loss(self) -> "_Member":
+        """Who ended first, without the followers that were let go: a leader that drains may have more to do."""
         left = {member.end: member for member in self._members}
         while True:
             done, _ = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-            lost = [member for member in map(left.pop, done) if not self._let_go(member)]
-            if lost:
-                break
-        if self._killed:
-            return
-        self._first = lost[0]
-        if self._leader not in lost:
+            for member in map(left.pop, done):
+                if not self._let_go(member):
+                    return member
+
+    def _blame(self, first: "_Member") -> None:
+        """One that was killed, while we have killed none, need not be the first whose end is heard of."""
+        killed = [member for member in self._members if member.end.done() and member.end.result() < 0]
+        self._first = killed[0] if killed else first
+        if self._first is not self._leader:
             how = manner_of_end(self._first.end.result())
             _log.warning("a follower is lost, its gang ends", process=self._first.name, gang=self._leader.name, how=how)
 

@@ -40,6 +40,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
             await lead(payload, parent, drain, notices=behaviour == "lead")
         case "follow" | "cling" as behaviour:
             await follow(payload, parent, drain, clings=behaviour == "cling")
+            return
         case "quit":
             parent.ready()
             os._exit(4)
