@@ -65,7 +65,10 @@ async def lead(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event,
     door = socket.socket(fileno=payload["door"])
     await asyncio.start_server(meet, sock=door)
     host, port = door.getsockname()
-    followers = [await met.get() for _ in range(payload["awaited"])]
+    followers: list[str] = []
+    while len(followers) < payload["awaited"]:
+        followers.append(await met.get())
+        print(f"met {followers[-1]}", flush=True)
     parent.ready(door=f"{host}:{port}", followers=" ".join(followers))
     await drain.wait()
     for writer in lines:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +17,8 @@ from pdserve.cluster import gang, ray_launcher
 from pdserve.cluster.launcher import Launched, Launcher, LaunchSpec, Resources
 from pdserve.core.errors import CheckpointError, EngineDied
 from tests.contract.launched_program import MISSED
-from tests.contract.processes import count_fds, descendants, is_gone
+from tests.contract.processes import count_fds, descendants, is_gone, parent_of
+from tests.contract.rooms import rooms
 from tests.contract.test_launchers import launched, spec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,19 +47,6 @@ def _command(pid: int) -> bytes:
 
 def pids(facts: dict[str, Any]) -> list[int]:
     return [int(follower.partition("@")[0]) for follower in facts["followers"].split()]
-
-
-async def rooms() -> list[str]:
-    """Ray's placement groups that are not given back."""
-    if "ray" not in sys.modules:  # it must not be imported before its environment is set
-        return []
-    import ray
-    from ray.util import placement_group_table
-
-    if not ray.is_initialized():
-        return []
-    groups = await asyncio.to_thread(placement_group_table)
-    return [group["name"] for group in groups.values() if group["state"] != "REMOVED"]
 
 
 async def nothing_is_left() -> bool:
@@ -186,6 +173,22 @@ async def test_a_follower_that_dies_before_the_leader_is_ready_is_named(
     assert await nothing_is_left()
 
 
+async def test_a_follower_that_is_killed_is_named_whatever_its_leader_makes_of_it(
+    launcher: Launcher, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with launched(launcher, gang_of(lead(awaited=2), spec("follow"))) as whole:
+        said = ""
+        while "met " not in said:
+            await asyncio.sleep(0.05)
+            said += capfd.readouterr().err
+        [follower] = set(programs()) - {whole.pid}
+        os.kill(follower, signal.SIGKILL)
+        with pytest.raises(EngineDied, match="follower-1 was killed by SIGKILL before leader was ready"):
+            await whole.ready()
+        assert await whole.ended() == MISSED
+    assert await nothing_is_left()
+
+
 async def test_a_follower_that_cannot_be_launched_takes_all_along(launcher: Launcher) -> None:
     unspeakable = spec("follow", what=b"no JSON")
     with pytest.raises((TypeError, EngineDied), match="not JSON serializable"):
@@ -229,3 +232,12 @@ async def test_none_is_started_before_there_is_room_for_all(
         await launching
     assert "waiting for room in the Ray cluster" in "".join(capfd.readouterr())
     assert await nothing_is_left()
+
+
+@pytest.mark.parametrize("launcher", ["ray"], indirect=True)
+async def test_a_gang_with_a_frozen_ray_actor_can_be_killed(launcher: Launcher) -> None:
+    async with met(launcher, gang_of(lead(), spec("follow"), spec("follow"))) as (whole, followers):
+        os.kill(parent_of(followers[0]), signal.SIGSTOP)
+        whole.kill()
+        assert await whole.ended() == -signal.SIGKILL
+        assert all(is_gone(pid, within=1) for pid in followers)
