@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import deque
@@ -17,10 +18,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
-from pdserve.cluster.launcher import LaunchSpec
+from pdserve.cluster.gang import LaunchedGang, address_of, followers_of, open_door
+from pdserve.cluster.launcher import Launched, LaunchSpec, manner_of_end
 from pdserve.core.errors import EngineDied, from_wire
 
 MAX_ANSWER_BYTES = 64 * 1024
+_HOST = "127.0.0.1"
 _KEPT_LINES = 15
 _LINE_BYTES = 8192
 
@@ -44,9 +47,26 @@ class ProcessLauncher:
         self._write = write or write_line
         self._command = command or module_command
 
-    async def launch(self, spec: LaunchSpec) -> "LaunchedProcess":
+    async def launch(self, spec: LaunchSpec) -> Launched:
+        if not spec.followers:
+            return await self.start(spec)
+        with open_door(str(spec.payload.get("host", _HOST))) as door:
+            members = [await self.start(spec, door)]
+            address = address_of(door)
+        try:
+            for follower in followers_of(spec, address):
+                members.append(await self.start(follower))
+        except BaseException:
+            for member in members:
+                member.kill()
+            raise
+        return LaunchedGang(spec, members)
+
+    async def start(self, spec: LaunchSpec, door: socket.socket | None = None) -> "LaunchedProcess":
+        """The process alone, without its followers; a door for them is inherited, and ours stays open."""
         answer_read, answer_write = os.pipe()
         log_read, log_write = os.pipe()
+        inherited = {"door": door.fileno()} if door else {}
         prefix = line_prefix(spec.name) if self._name_lines else ""
         log = _Log(prefix, os.fdopen(log_read, "rb"), self._write)
         try:
@@ -55,7 +75,7 @@ class ProcessLauncher:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=log_write,
                 stderr=log_write,
-                pass_fds=(answer_write,),
+                pass_fds=(answer_write, *inherited.values()),
                 start_new_session=True,
                 env=_environment(spec.threads),
             )
@@ -67,7 +87,7 @@ class ProcessLauncher:
             os.close(log_write)
         launched = LaunchedProcess(spec.name, process, answer_read, log)
         try:
-            await launched.tell({**spec.payload, "ready_fd": answer_write, "parent_pid": os.getpid()})
+            await launched.tell({**spec.payload, **inherited, "ready_fd": answer_write, "parent_pid": os.getpid()})
         except BaseException:
             launched.kill()
             raise
@@ -127,10 +147,9 @@ class LaunchedProcess:
 
     async def _death(self) -> EngineDied:
         code = await self._process.wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         tail = await asyncio.to_thread(self._log.finish)
         said = "; its last words:\n" + "\n".join(f"    {line}" for line in tail) if tail else ""
-        return EngineDied(f"{self._name} {how} before it was ready{said}")
+        return EngineDied(f"{self._name} {manner_of_end(code)} before it was ready{said}")
 
 
 class _Log:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,57 +28,88 @@ _LOST = -signal.SIGKILL
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """An actor and the placement group it has to itself."""
+    """An actor, and the room it is in, alone or with the others of its gang."""
 
     host: Any
-    group: Any
+    room: "Room"
 
 
-def take_place(name: str, bundle: dict[str, float]) -> Place:
-    """Ask Ray for room and an actor in it; both are there before they are granted. Blocks for a moment."""
+class Room:
+    """A placement group with an actor in every bundle; it is given back once all of them have left."""
+
+    def __init__(self, group: Any, hosts: Sequence[Any]) -> None:
+        self.group = group
+        self.places = [Place(host, self) for host in hosts]
+        self._inside = set(self.places)
+
+    def left_by(self, place: Place) -> bool:
+        """Whether it was the last to leave; each leaves once, however often it is told to."""
+        if place not in self._inside:
+            return False
+        self._inside.remove(place)
+        return not self._inside
+
+
+def take_room(name: str, bundles: Sequence[dict[str, float]], strategy: str) -> list[Place]:
+    """Ask Ray for room and an actor in each bundle of it; they are there before all is granted at once.
+    Blocks for a moment."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group(list(bundles), strategy=strategy, name=name)
+    try:
+        return Room(group, [_host(group, index, bundle) for index, bundle in enumerate(bundles)]).places
+    except BaseException:
+        remove_placement_group(group)
+        raise
+
+
+def _host(group: Any, index: int, bundle: dict[str, float]) -> Any:
     import ray
-    from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = placement_group([bundle], strategy="STRICT_PACK", name=name)
     options = {
         "max_restarts": 0,
         "max_task_retries": 0,
         "num_cpus": bundle.get("CPU", 0),
         "num_gpus": bundle.get("GPU", 0),
         "resources": {key: amount for key, amount in bundle.items() if key not in ("CPU", "GPU")},
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
     }
-    return Place(ray.remote(RayHost).options(**options).remote(), group)
+    return ray.remote(RayHost).options(**options).remote()
 
 
 async def start_child(place: Place, spec: LaunchSpec) -> dict[str, Any]:
-    """Start the process once there is room; RayHost.start's facts. Raises EngineDied when that fails."""
+    """Start the process alone once there is room; RayHost.lead's facts if it has followers, else RayHost.start's.
+    Raises EngineDied when that fails."""
     import ray
 
+    start = place.host.lead if spec.followers else place.host.start
     try:
-        facts: dict[str, Any] = await place.host.start.remote(spec.name, spec.module, dict(spec.payload), spec.threads)
+        facts: dict[str, Any] = await start.remote(spec.name, spec.module, dict(spec.payload), spec.threads)
     except ray.exceptions.RayError as error:
         last_line = str(error).strip().rpartition("\n")[2]
         raise EngineDied(f"Ray could not start {spec.name}: {last_line}") from error
     return facts
 
 
-async def leave_place(place: Place, cluster: RayCluster) -> None:
-    """End the actor, its process with it, and give its room back; a cluster that fails has done so."""
+async def leave_places(places: Sequence[Place], cluster: RayCluster) -> None:
+    """End the actors, their processes with them, and give back the room nobody is left in; a cluster that fails has
+    done so."""
     if not cluster.lost.is_set():
         with suppress(EngineDied):
-            await cluster.call(_leave, place)
+            await cluster.call(_leave, places)
 
 
-def _leave(place: Place) -> None:
+def _leave(places: Sequence[Place]) -> None:
     import ray
     from ray.util.placement_group import remove_placement_group
 
-    ray.kill(place.host, no_restart=True)
-    remove_placement_group(place.group)
+    for place in places:
+        ray.kill(place.host, no_restart=True)
+        if place.room.left_by(place):
+            remove_placement_group(place.room.group)
 
 
 class HostedProcess:
@@ -124,7 +156,7 @@ class HostedProcess:
         await asyncio.wait([self._end], timeout=_KILL_ANSWER)
         if self._end.done():
             return
-        await leave_place(self._place, self._cluster)
+        await leave_places([self._place], self._cluster)
         await asyncio.wait([self._end], timeout=_KILL_GIVE_UP)
         self._given_up.set()
 
@@ -135,7 +167,7 @@ class HostedProcess:
         await asyncio.wait([self._answer, self._copying], timeout=_LAST_WORDS)
         for task in (self._answer, self._copying):
             task.cancel()
-        await leave_place(self._place, self._cluster)
+        await leave_places([self._place], self._cluster)
         return _LOST if code is None else code
 
     async def _exit_code(self) -> int | None:

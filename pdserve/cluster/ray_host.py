@@ -6,11 +6,13 @@ this actor's process, and the actor with its Ray node. Requests, tokens and KV n
 
 import asyncio
 import os
+import socket
 from collections import deque
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from pdserve.cluster.gang import address_of, open_door
 from pdserve.cluster.launcher import LaunchSpec
 from pdserve.cluster.process_launcher import LaunchedProcess, ProcessLauncher
 from pdserve.core.errors import PdserveError
@@ -32,13 +34,14 @@ class RayHost:
 
     async def start(self, name: str, module: str, payload: Mapping[str, Any], threads: int) -> dict[str, Any]:
         """Start the child, which serves on this node's address; its pid and this installation's version."""
-        from ray.util import get_node_ip_address
+        return await self._start(LaunchSpec(name=name, module=module, payload=_at_home(payload), threads=threads), None)
 
-        post = asyncio.get_running_loop().call_soon_threadsafe
-        launcher = ProcessLauncher(name_lines=False, write=lambda line: post(self._keep, line))
-        told = {**payload, "host": get_node_ip_address()}
-        self._child = await launcher.launch(LaunchSpec(name=name, module=module, payload=told, threads=threads))
-        return {"pid": self._child.pid, "version": version("pdserve")}
+    async def lead(self, name: str, module: str, payload: Mapping[str, Any], threads: int) -> dict[str, Any]:
+        """Start the child with a door on this node's address; start's facts, and the door's host:port."""
+        told = _at_home(payload)
+        with open_door(told["host"]) as door:
+            spec = LaunchSpec(name=name, module=module, payload=told, threads=threads)
+            return {**await self._start(spec, door), "door": address_of(door)}
 
     async def ready(self) -> dict[str, Any]:
         """{"ready": facts} or {"error": {"code", "message"}}, once the child has answered or ended."""
@@ -69,6 +72,12 @@ class RayHost:
     async def kill(self) -> None:
         self._started().kill()
 
+    async def _start(self, spec: LaunchSpec, door: socket.socket | None) -> dict[str, Any]:
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        launcher = ProcessLauncher(name_lines=False, write=lambda line: post(self._keep, line))
+        self._child = await launcher.start(spec, door)
+        return {"pid": self._child.pid, "version": version("pdserve")}
+
     def _keep(self, line: str) -> None:
         self._lines.append(line)
         self._news.set()
@@ -77,3 +86,10 @@ class RayHost:
         if self._child is None:
             raise RuntimeError("the host was asked about a child it has not started")
         return self._child
+
+
+def _at_home(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """What a child on this node is told."""
+    from ray.util import get_node_ip_address
+
+    return {**payload, "host": get_node_ip_address()}

@@ -1,21 +1,24 @@
 """Launcher of processes on a Ray cluster.
 
-Each is the child of one actor (cluster.ray_host) in a placement group of its own. Ray only finds the
-place and reports deaths: `max_restarts=0`, because the supervisor alone decides what is started again and
-under which epoch. A process without resources, such as the gateway, runs beside the supervisor instead.
+Each is the child of one actor (cluster.ray_host). Its placement group is its own, or its gang's: room is
+granted to a process and its followers together. Ray only finds the place and reports deaths:
+`max_restarts=0`, because the supervisor alone decides what is started again and under which epoch. A
+process without resources, such as the gateway, runs beside the supervisor instead.
 """
 
 import asyncio
 import math
+from collections.abc import Mapping
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
 import structlog
 
+from pdserve.cluster.gang import LaunchedGang, followers_of
 from pdserve.cluster.launcher import Launched, LaunchSpec, Resources
 from pdserve.cluster.process_launcher import ProcessLauncher, line_prefix
-from pdserve.cluster.ray_actor import HostedProcess, Place, leave_place, start_child, take_place
+from pdserve.cluster.ray_actor import HostedProcess, Place, leave_places, start_child, take_room
 from pdserve.cluster.ray_cluster import RayCluster, cluster_resources, require_ray
 from pdserve.config.schema import RayConfig
 from pdserve.core.errors import ConfigError, EngineDied
@@ -59,16 +62,26 @@ class RayLauncher:
         if spec.resources is None:
             return await self._local.launch(spec)
         cluster = await self._open_cluster()
-        bundle = bundle_for(spec.resources, await cluster.call(cluster_resources), self._engines)
-        placing = asyncio.ensure_future(cluster.call(take_place, spec.name, bundle))
+        bundles = self._bundles(spec, spec.resources, await cluster.call(cluster_resources))
+        strategy = self._strategy(spec)
+        needs = {"each": bundles, "placed": strategy} if spec.followers else bundles[0]
+        placing = asyncio.ensure_future(cluster.call(take_room, spec.name, bundles, strategy))
         try:
-            place = await asyncio.shield(placing)
-            facts = await self._start(cluster, place, spec, bundle)
+            places = await asyncio.shield(placing)
+            members = await self._start_all(cluster, places, spec, needs)
         except BaseException:
-            await leave_place(await placing, cluster)
+            await leave_places(await placing, cluster)
             raise
-        prefix = line_prefix(spec.name) if self._name_lines else ""
-        return HostedProcess(spec.name, facts["pid"], place, cluster, prefix)
+        return LaunchedGang(spec, members) if spec.followers else members[0]
+
+    def _bundles(self, spec: LaunchSpec, resources: Resources, offered: dict[str, float]) -> list[dict[str, float]]:
+        """One for each process; a fair share is one process's, as if every engine had as many."""
+        wanted = [resources, *(follower.resources or resources for follower in spec.followers)]
+        return [bundle_for(each, offered, self._engines * len(wanted)) for each in wanted]
+
+    def _strategy(self, spec: LaunchSpec) -> str:
+        """A gang is spread because one machine is too small for it; in a cluster of our own there is no other one."""
+        return "STRICT_SPREAD" if spec.followers and self._config.address is not None else "STRICT_PACK"
 
     async def _open_cluster(self) -> RayCluster:
         async with self._opening:
@@ -80,15 +93,28 @@ class RayLauncher:
                 self._cluster = await RayCluster.open(self._config, cpus=self._cpus, launcher=self._local)
             return self._cluster
 
+    async def _start_all(
+        self, cluster: RayCluster, places: list[Place], spec: LaunchSpec, needs: Mapping[str, Any]
+    ) -> list[HostedProcess]:
+        """The process and its followers. Room is granted to all at once, so that only the first waits for it."""
+        facts = [await self._start(cluster, places[0], spec, needs)]
+        started = [spec, *followers_of(spec, facts[0].get("door", ""))]
+        for place, follower in zip(places[1:], started[1:], strict=True):
+            facts.append(await self._start(cluster, place, follower, needs))
+        return [
+            HostedProcess(each.name, told["pid"], place, cluster, line_prefix(each.name) if self._name_lines else "")
+            for each, told, place in zip(started, facts, places, strict=True)
+        ]
+
     async def _start(
-        self, cluster: RayCluster, place: Place, spec: LaunchSpec, bundle: dict[str, float]
+        self, cluster: RayCluster, place: Place, spec: LaunchSpec, needs: Mapping[str, Any]
     ) -> dict[str, Any]:
         starting = asyncio.create_task(start_child(place, spec))
         lost = asyncio.create_task(cluster.lost.wait())
         try:
             done, _ = await asyncio.wait([starting, lost], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                _log.warning("waiting for room in the Ray cluster", process=spec.name, needs=bundle)
+                _log.warning("waiting for room in the Ray cluster", process=spec.name, needs=needs)
                 await asyncio.wait([starting, lost], return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 raise EngineDied(f"the Ray cluster was lost before {spec.name} was started")

@@ -1,10 +1,14 @@
-"""Fixtures of the transfer suites, parametrised by each module with the kinds of backend it is about."""
+"""Fixtures of the transfer suites, parametrised by each module with the kinds of backend it is about;
+and of the launchers'."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
+import pytest_asyncio
 
+from pdserve.cluster.launcher import Launcher
+from tests.contract.launching_program import open_launcher
 from tests.contract.sources import Driver, InChild
 from tests.contract.transfer_bench import Bench, Kind
 
@@ -32,3 +36,10 @@ def driver(kind: Kind) -> Iterator[Driver]:
 async def bench(kind: Kind, driver: Driver) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         yield Bench(kind, driver, stack)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["process", "ray"])
+async def launcher(request: pytest.FixtureRequest) -> AsyncIterator[Launcher]:
+    """One Ray session for all tests of a module: it takes seconds to start."""
+    async with AsyncExitStack() as held:
+        yield await open_launcher(request.param, held)

@@ -3,12 +3,16 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from pdserve.core.errors import CheckpointError
 from pdserve.launch.child import Parent, run_child
+
+MISSED = 70
+"""Exit code of a leader that has lost a follower."""
 
 
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
@@ -32,9 +36,56 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         case "parental":
             grandchild = await asyncio.create_subprocess_exec("sleep", "600")
             parent.ready(grandchild=grandchild.pid)
+        case "lead" | "deaf" as behaviour:
+            await lead(payload, parent, drain, notices=behaviour == "lead")
+        case "follow" | "cling" as behaviour:
+            await follow(payload, parent, drain, clings=behaviour == "cling")
+            return
+        case "quit":
+            parent.ready()
+            os._exit(4)
         case _:
             parent.ready(address=str(payload.get("address", "")), name=str(payload.get("name", "")))
     await drain.wait()
+
+
+async def lead(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event, notices: bool) -> None:
+    """Ready once as many as payload["awaited"] have come to the door, with what they say of themselves; ends with
+    MISSED when one of them is gone, if it notices. Takes payload["lingers"] seconds after it has let them go."""
+    met: asyncio.Queue[str] = asyncio.Queue()
+    lines: list[asyncio.StreamWriter] = []
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append(writer)
+        met.put_nowait((await reader.readline()).decode().strip())
+        await reader.read()
+        if notices and not drain.is_set():
+            os._exit(MISSED)
+
+    door = socket.socket(fileno=payload["door"])
+    await asyncio.start_server(meet, sock=door)
+    host, port = door.getsockname()
+    followers: list[str] = []
+    while len(followers) < payload["awaited"]:
+        followers.append(await met.get())
+        print(f"met {followers[-1]}", flush=True)
+    parent.ready(door=f"{host}:{port}", followers=" ".join(followers))
+    await drain.wait()
+    for writer in lines:
+        writer.close()
+    await asyncio.sleep(payload.get("lingers", 0))
+
+
+async def follow(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event, clings: bool) -> None:
+    """Says its process id and address to its leader; ends with 0 when the leader hangs up, unless it clings."""
+    host, _, port = payload["leader"].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"{os.getpid()}@{payload.get('host', '')}\n".encode())
+    parent.ready()
+    await reader.read()
+    print("let go", flush=True)
+    if clings:
+        await drain.wait()
 
 
 if __name__ == "__main__":

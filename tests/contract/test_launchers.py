@@ -5,25 +5,17 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-import pytest_asyncio
 
 from pdserve.cluster import ray_launcher
 from pdserve.cluster.launcher import Launched, Launcher, LaunchSpec, Resources
 from pdserve.core.errors import CheckpointError, EngineDied
-from tests.contract.launching_program import open_launcher
 from tests.contract.processes import count_fds, count_files, descendants, environment_of, is_gone, parent_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one Ray session for all: it takes seconds to start
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["process", "ray"])
-async def launcher(request: pytest.FixtureRequest) -> AsyncIterator[Launcher]:
-    async with AsyncExitStack() as held:
-        yield await open_launcher(request.param, held)
 
 
 def spec(behaviour: str, **payload: object) -> LaunchSpec:
