@@ -34,9 +34,13 @@ _CACHES = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")
 class Pod:
     """One container's process."""
 
-    def __init__(self, name: str, ip: str, spec: dict[str, Any], folder: Path, cluster: "Cluster") -> None:
+    def __init__(
+        self, name: str, ip: str, spec: dict[str, Any], folder: Path, cluster: "Cluster", injected: dict[str, str]
+    ) -> None:
+        """injected: variables that an operator puts before the container's own."""
         self.name = name
         self._cluster = cluster
+        self._injected = injected
         self.ip = ip
         (self._container,) = spec["containers"]
         self.grace = spec.get("terminationGracePeriodSeconds", 30)
@@ -48,7 +52,7 @@ class Pod:
 
     def start(self, **environment: str) -> None:
         """Run the container's command."""
-        own: dict[str, str] = {}
+        own = dict(self._injected)
         for entry in self._container["env"]:
             if entry["name"] not in _CACHES:
                 own[entry["name"]] = self._here(self._value(entry), own)
@@ -161,6 +165,9 @@ class Pods:
         for workload in of_kind(self._manifests, "StatefulSet", "Deployment"):
             for number in range(workload["spec"]["replicas"]):
                 self._add(f"{workload['metadata']['name']}-{number}", workload["spec"]["template"]["spec"])
+        for groups in of_kind(self._manifests, "LeaderWorkerSet"):
+            for number in range(groups["spec"]["replicas"]):
+                self._add_group(f"{groups['metadata']['name']}-{number}", groups["spec"]["leaderWorkerTemplate"])
         for service in of_kind(self._manifests, "Service"):
             self._cluster.names.update(self._resolved(service))
         for pod in self.pods.values():
@@ -206,10 +213,17 @@ class Pods:
         for pod in self.pods.values():
             pod.close()
 
-    def _add(self, name: str, spec: dict[str, Any]) -> Pod:
+    def _add(self, name: str, spec: dict[str, Any], **injected: str) -> Pod:
         ip = f"{self._network}.{len(self.pods) + 2}"
-        self.pods[name] = Pod(name, ip, spec, self._folder / name, self._cluster)
+        self.pods[name] = Pod(name, ip, spec, self._folder / name, self._cluster, injected)
         return self.pods[name]
+
+    def _add_group(self, name: str, template: dict[str, Any]) -> None:
+        """As the operator of LeaderWorkerSets makes one."""
+        leader = self._add(name, template["leaderTemplate"]["spec"])
+        for index in range(1, template["size"]):
+            own = {"LWS_LEADER_ADDRESS": leader.ip, "LWS_WORKER_INDEX": str(index)}
+            self._add(f"{name}-{index}", template["workerTemplate"]["spec"], **own)
 
     def _write_files(self, pod: Pod) -> None:
         pod.write("keys/api-keys", self.key)

@@ -30,6 +30,7 @@ def complaints(config: Config) -> list[str]:
         *_ports(config),
         *_routers(config),
         *_pools(config),
+        *_scale_targets(config),
         *_placement(config),
         *_memory(config),
         *_tiers(config),
@@ -107,6 +108,18 @@ def _several_ranks(config: Config, setting: str) -> Iterator[str]:
         yield f"{setting}: several ranks compute together on cpu only; set device to cpu, or this to 1"
     if config.worker is WorkerMode.INPROC:
         yield f"{setting}: each rank needs a process of its own; set worker to auto or process"
+
+
+def _scale_targets(config: Config) -> Iterator[str]:
+    """Only of a LeaderWorkerSet an engine is several pods; elsewhere pods and Ray nodes count as one engine each."""
+    named = {"prefill": config.scaler.kubernetes.prefill, "decode": config.scaler.kubernetes.decode}
+    for role, pool in config.pools.by_role().items():
+        target = named.get(role) or ""
+        if pool.hosts > 1 and target and not target.startswith("LeaderWorkerSet/"):
+            yield (
+                f"scaler.kubernetes.{role}: {target} has a pod for each engine, and pools.{role}.hosts is "
+                f"{pool.hosts}; name a LeaderWorkerSet, or set hosts to 1"
+            )
 
 
 def _placement(config: Config) -> Iterator[str]:

@@ -25,6 +25,8 @@ class PoolConfig(Section):
     engines: Annotated[int, Field(ge=0, le=512)]
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     """Ranks that compute each engine's model together, each in a process of its own; pools may differ."""
+    hosts: Annotated[int, Field(ge=1, le=16)] = 1
+    """Machines, or pods, that each engine's ranks are spread over, as many on each; with 1 they share one."""
     max_tokens_per_step: Positive
     max_rows: Positive
     chunk_size: Positive
@@ -45,7 +47,7 @@ class PoolConfig(Section):
         """max_model_len in tokens, prompt and answer together."""
         return EngineLimits(
             max_model_len=max_model_len,
-            **self.model_dump(exclude={"engines", "tensor_parallel", "domain", "placement"}),
+            **self.model_dump(exclude={"engines", "tensor_parallel", "hosts", "domain", "placement"}),
         )
 
     def domain_of(self, number: int) -> str:

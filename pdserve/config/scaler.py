@@ -8,12 +8,12 @@ from pydantic import AfterValidator, Field
 from pdserve.config.section import NonEmpty, Port, Section
 
 _NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
-_TARGET = re.compile(rf"(StatefulSet|Deployment)/{_NAME}|RayCluster/{_NAME}/{_NAME}")
+_TARGET = re.compile(rf"(StatefulSet|Deployment|LeaderWorkerSet)/{_NAME}|RayCluster/{_NAME}/{_NAME}")
 
 
 def _target(value: str) -> str:
     if not _TARGET.fullmatch(value):
-        raise ValueError("must be StatefulSet/NAME, Deployment/NAME or RayCluster/NAME/GROUP")
+        raise ValueError("must be StatefulSet/NAME, Deployment/NAME, LeaderWorkerSet/NAME or RayCluster/NAME/GROUP")
     return value
 
 
@@ -21,8 +21,9 @@ ScaleTarget = Annotated[str, AfterValidator(_target)]
 
 
 class KubernetesConfig(Section):
-    """What holds the pods of each pool, and how scalers agree on the one that acts. With `pdserve scale` each pod is an
-    engine; with `pdserve serve` each is a Ray node that offers room for one."""
+    """What holds the pods of each pool, and how scalers agree on the one that acts. With `pdserve scale` each pod, or
+    each group of pods of a LeaderWorkerSet, is an engine; with `pdserve serve` each pod is a Ray node that offers room
+    for one."""
 
     namespace: NonEmpty | None = None
     """By default that of the pod's service account, or of the kubeconfig's context."""

@@ -31,6 +31,9 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{name}-head", manifest["spec"]["headGroupSpec"]["template"]
                 for group in manifest["spec"]["workerGroupSpecs"]:
                     yield f"{name}-{group['groupName']}", group["template"]
+            case "LeaderWorkerSet":
+                yield name, manifest["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+                yield f"{name}-host", manifest["spec"]["leaderWorkerTemplate"]["workerTemplate"]
 
 
 def selects(selector: dict[str, str], template: dict[str, Any]) -> bool:

@@ -73,6 +73,24 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"prefill": {"gpus": 2}, "config": {"pools": {"prefill": {"tensor_parallel": 4}}}},
         "prefill.gpus: 2 cannot hold the 4",
     ),
+    (
+        {"prefill": {"gpus": 2}, "config": {"pools": {"prefill": {"tensor_parallel": 8, "hosts": 2}}}},
+        "prefill.gpus: 2 cannot hold the 4 ranks that each pod has of config.pools.prefill.tensor_parallel",
+    ),
+    (
+        {"config": {"pools": {"decode": {"tensor_parallel": 4, "hosts": 3}}}},
+        "config.pools.decode.hosts: 3 hosts cannot have as many each of the 4 ranks",
+    ),
+    ({"config": {"pools": {"prefill": {"hosts": 2}}}}, "config.pools.prefill.hosts: 2 hosts cannot have as many"),
+    ({"config": {"pools": {"decode": {"hosts": 17}}}}, "'/config/pools/decode/hosts': maximum: got 17, want 16"),
+    (
+        {
+            **scaled(),
+            "config": {"pools": {"decode": {"tensor_parallel": 4, "hosts": 2}}},
+            "ray": {"mode": "builtin"},
+        },
+        "config.pools.decode.hosts: with policies in the Ray modes there is a node for each engine, and these take 2",
+    ),
     ({"decode": {"rdma": {"resource": "rdma/hca"}}}, "decode.rdma.resource: network devices serve GPUs"),
     ({"decode": {"gpus": 1}, "config": {"device": "cpu"}}, "decode.gpus: config.device is cpu"),
     ({"keda": {"enabled": True}}, "keda.serverAddress: give the URL"),

@@ -14,6 +14,7 @@ from pdserve.config.schema import Config
 from pdserve.config.times import Times
 from pdserve.core.endpoint import Role
 from pdserve.scaler.load import load_policy
+from tests.chart import leader_worker_set
 from tests.chart.manifests import deciders, named, of_kind, pods, secrets_of, selects
 
 OLDEST, NEWEST = "1.25", "1.37"
@@ -68,6 +69,23 @@ MATRIX: dict[str, dict[str, Any]] = {
     "policies": {"policies": POLICIES, "monitoring": MONITORING},
     "policies on Ray": {"policies": POLICIES, "ray": {"mode": "builtin"}, "monitoring": MONITORING},
     "policies on KubeRay": {"policies": POLICIES, "ray": {"mode": "kuberay"}, "redis": {"mode": "bundled"}},
+    "several hosts": {
+        "config": {
+            "pools": {"prefill": {"tensor_parallel": 2, "hosts": 2}, "decode": {"tensor_parallel": 8, "hosts": 4}}
+        },
+        "prefill": GPU,
+        "decode": {"maxUnavailable": "50%"},
+        "placement": {"domain": "required", "domainLabel": "example.com/nvlink"},
+        "policies": POLICIES,
+    },
+    "several hosts, one pool": {
+        "config": {"pools": {"decode": {"tensor_parallel": 2, "hosts": 2}}},
+        "keda": {"enabled": True, "serverAddress": "http://prometheus:9090"},
+    },
+    "several hosts on Ray": {
+        "config": {"pools": {"decode": {"tensor_parallel": 2, "hosts": 2}}},
+        "ray": {"mode": "builtin"},
+    },
     "bundled Redis": {"redis": {"mode": "bundled"}, "model": {"source": "pvc", "path": "m", "pvc": {"claimName": "c"}}},
     "external Redis": {
         "redis": {
@@ -110,6 +128,9 @@ _VALID: set[tuple[str, str]] = set()
 def test_every_object_is_one_of_kubernetes(manifests: list[Manifest], version: str) -> None:
     for manifest in manifests:
         if manifest["kind"] in FOREIGN or (version, str(manifest)) in _VALID:
+            continue
+        if manifest["kind"] == "LeaderWorkerSet":
+            leader_worker_set.validate(manifest, version)
             continue
         if version == OLDEST and "image" in str(
             [v for _, pod in pods([manifest]) for v in pod["spec"].get("volumes", [])]

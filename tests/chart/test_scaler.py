@@ -29,17 +29,10 @@ def test_it_has_the_rights_it_uses_and_no_others(mode: str) -> None:
     """Of the kinds that hold pods that of the release, and there only its own objects."""
     manifests = render(scaled(mode))
     (role,), (binding,) = of_kind(manifests, "Role"), of_kind(manifests, "RoleBinding")
-    granted = [
-        (Right(group, resource, verb), tuple(rule.get("resourceNames", ())))
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    ]
-    others = {"deployments/scale", *HOLD_PODS.values()} - {HOLD_PODS[mode]}
+    others = {"deployments/scale", "leaderworkersets/scale", *HOLD_PODS.values()} - {HOLD_PODS[mode]}
     called = {right for right in (SCALER_RIGHTS if mode == "none" else NODE_RIGHTS) if right.resource not in others}
-    assert sorted(right for right, _ in granted) == sorted(called)
-    for right, names in granted:
+    assert sorted(right for right, _ in granted(manifests)) == sorted(called)
+    for right, names in granted(manifests):
         assert bool(names) == (right.verb in ("get", "patch", "update")), "objects whose names are known are named"
     assert binding["roleRef"] == {
         "apiGroup": "rbac.authorization.k8s.io",
@@ -50,13 +43,25 @@ def test_it_has_the_rights_it_uses_and_no_others(mode: str) -> None:
 
     told = config_file(manifests, "scaler.yaml" if mode == "none" else "router.yaml")["scaler"]["kubernetes"]
     targets = {told[role].split("/")[1] for role in ("prefill", "decode")}
-    assert targets == _names(granted, HOLD_PODS[mode])
+    assert targets == _names(granted(manifests), HOLD_PODS[mode])
     assert targets <= {manifest["metadata"]["name"] for manifest in of_kind(manifests, "StatefulSet", "RayCluster")}
-    assert _names(granted, "leases") == ({told["lease"]} if mode == "none" else set())
+    assert _names(granted(manifests), "leases") == ({told["lease"]} if mode == "none" else set())
 
 
-def _names(granted: list[tuple[Right, tuple[str, ...]]], resource: str) -> set[str]:
-    return {name for right, names in granted for name in names if right.resource == resource}
+def granted(manifests: list[Manifest]) -> list[tuple[Right, tuple[str, ...]]]:
+    """What the release's Role grants, and on objects of which names."""
+    (role,) = of_kind(manifests, "Role")
+    return [
+        (Right(group, resource, verb), tuple(rule.get("resourceNames", ())))
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+
+
+def _names(rights: list[tuple[Right, tuple[str, ...]]], resource: str) -> set[str]:
+    return {name for right, names in rights for name in names if right.resource == resource}
 
 
 def test_without_a_policy_nobody_has_rights() -> None:

@@ -59,6 +59,16 @@ async def of_pods() -> AsyncIterator[Given]:
 
 
 @asynccontextmanager
+async def of_groups() -> AsyncIterator[Given]:
+    with serving() as (api, kube):
+        api.makes_pods = True
+        for role in ROLES:
+            api.add_scale("leaderworkersets", role.value, 1)
+        cloud = PodCloud(kube, targets("LeaderWorkerSet"), SystemClock(), lambda: True)
+        yield Given(cloud, cloud.look)
+
+
+@asynccontextmanager
 async def of_processes_on_nodes() -> AsyncIterator[Given]:
     async with supervised(*(process(f"{role}-0", role) for role in ROLES)) as engines:
         with serving() as (api, kube):
@@ -70,7 +80,7 @@ async def of_processes_on_nodes() -> AsyncIterator[Given]:
             yield Given(cloud, cloud.look)
 
 
-@pytest.fixture(params=[of_processes, of_pods, of_processes_on_nodes])
+@pytest.fixture(params=[of_processes, of_pods, of_groups, of_processes_on_nodes])
 async def given(request: pytest.FixtureRequest) -> AsyncIterator[Given]:
     async with request.param() as given:
         for role in ROLES:

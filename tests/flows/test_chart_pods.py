@@ -55,6 +55,18 @@ def record(events: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(found)
 
 
+def decoding_pod(release: Pods) -> str:
+    """The one that writes, as soon as it says so."""
+    found: list[str] = []
+
+    def one_decodes() -> bool:
+        found[:] = [name for name, count in _running(release).items() if count and "decode" in name]
+        return len(found) == 1
+
+    _eventually(one_decodes)
+    return found[0]
+
+
 def text(events: list[dict[str, Any]]) -> str:
     return "".join(choice["text"] for event in events for choice in event.get("choices", []))
 
@@ -82,9 +94,7 @@ def test_a_deleted_decode_pod_loses_no_token(release: Pods) -> None:
     whole = list(stream(release, prompt))
     events = stream(release, prompt)
     begun = [next(events) for _ in range(5)]
-    decoding = [name for name, count in _running(release).items() if count and "decode" in name]
-    assert len(decoding) == 1
-    pod = release.pods[decoding[0]]
+    pod = release.pods[decoding_pod(release)]
     with ThreadPoolExecutor(1) as pool:
         rest = pool.submit(list, events)
         pod.delete()

@@ -67,6 +67,14 @@ class Cluster:
         content_type = f"application/{'json' if isinstance(change, list) else 'merge'}-patch+json"
         self._resource(version, kind).patch(change, name=name, namespace=self.namespace, content_type=content_type)
 
+    def delete(self, version: str, kind: str, name: str) -> None:
+        self._resource(version, kind).delete(name=name, namespace=self.namespace)
+
+    def labels_of_pods(self, selector: str) -> list[dict[str, str]]:
+        """Of each pod that the selector chooses."""
+        listed = self._core.list_namespaced_pod(self.namespace, label_selector=selector)
+        return [dict(pod.metadata.labels) for pod in listed.items]
+
     def version(self) -> tuple[int, int]:
         """The server's, (1, 33) say."""
         from kubernetes import client

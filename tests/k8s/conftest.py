@@ -47,7 +47,7 @@ def cluster(server: Server, tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def kinds_of_operators(server: Server) -> Iterator[None]:
-    """KubeRay's, KEDA's and those of the Prometheus operator are known."""
+    """KubeRay's, KEDA's, that of LeaderWorkerSets and those of the Prometheus operator are known."""
     with kinds.defined(server.kubeconfig):
         yield
 

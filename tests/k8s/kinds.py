@@ -11,6 +11,12 @@ _KINDS = (
     ("monitoring.coreos.com", "v1", "PrometheusRule", "prometheusrules"),
 )
 _ANYTHING = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+_LEADER_WORKER_SET = ("leaderworkerset.x-k8s.io", "v1", "LeaderWorkerSet", "leaderworkersets")
+_SCALE = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.hpaPodSelector",
+}
 
 
 @contextmanager
@@ -20,7 +26,8 @@ def defined(kubeconfig: str) -> Iterator[None]:
 
     api = client.ApiextensionsV1Api(config.new_client_from_config(kubeconfig))
     known = {item.metadata.name for item in api.list_custom_resource_definition().items}
-    added = [definition for definition in map(_definition, _KINDS) if definition["metadata"]["name"] not in known]
+    wanted = [*map(_definition, _KINDS), _scaled(_definition(_LEADER_WORKER_SET))]
+    added = [definition for definition in wanted if definition["metadata"]["name"] not in known]
     for definition in added:
         api.create_custom_resource_definition(definition)
     try:
@@ -51,3 +58,13 @@ def _definition(kind: tuple[str, str, str, str]) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _scaled(definition: dict[str, Any]) -> dict[str, Any]:
+    """Its number of replicas, 1 unless somebody says so, is also read and set apart from the rest."""
+    (version,) = definition["spec"]["versions"]
+    version["subresources"]["scale"] = _SCALE
+    schema = version["schema"]["openAPIV3Schema"]
+    replicas = {"type": "integer", "minimum": 0, "default": 1}
+    schema["properties"] = {"spec": {**_ANYTHING, "properties": {"replicas": replicas}}}
+    return definition

@@ -13,6 +13,7 @@ import pytest
 
 from tests.k8s.cluster import Cluster
 from tests.k8s.control_plane import ControlPlane
+from tests.k8s.groups import KIND, VERSION, leader_worker_set, making_groups
 from tests.k8s.nodes import Nodes
 from tests.k8s.scalers import LEASE, Scalers, rules, scaling
 
@@ -145,6 +146,37 @@ def test_a_group_of_a_ray_cluster_is_scaled_wherever_it_stands_and_the_others_st
         finally:
             over.set()
             meddler.join()
+
+
+@pytest.mark.usefixtures("kinds_of_operators")
+def test_groups_of_pods_are_engines_and_one_without_gpus_counts_as_nothing(
+    cluster: Cluster, nodes: Nodes, tmp_path: Path
+) -> None:
+    """Eight GPUs on each of two nodes: two groups of two pods with four each fit."""
+    cluster.create(leader_worker_set("decode", size=2, gpus=4))
+    cluster.create(holder_of_pods("StatefulSet", "prefill"))
+    account = cluster.account("scaler", rules())
+    targets = {"prefill": "StatefulSet/prefill", "decode": "LeaderWorkerSet/decode"}
+
+    def groups() -> int:
+        return int(cluster.get(VERSION, KIND, "decode").spec.replicas)
+
+    with (
+        making_groups(cluster, "decode"),
+        scaling(tmp_path, cluster.namespace, account.kubeconfig, **targets) as scalers,
+    ):
+        scaler = scalers.start()
+        scalers.eventually(lambda: scaler.pool("decode") == (1, 1, 0))
+        scalers.decide(decode=2)
+        scalers.eventually(lambda: groups() == 2 and scaler.pool("decode") == (2, 2, 0))
+        scalers.decide(decode=3)
+        scalers.eventually(lambda: groups() == 3 and scaler.pool("decode") == (3, 2, 0))
+        nodes.offer_gpus(12)
+        scalers.eventually(lambda: scaler.pool("decode") == (3, 3, 0))
+        scalers.decide(decode=1)
+        scalers.eventually(lambda: groups() == 1 and scaler.pool("decode") == (1, 1, 0))
+        scalers.eventually(lambda: len(cluster.labels_of_pods("leaderworkerset.sigs.k8s.io/name=decode")) == 2)
+        scalers.eventually(lambda: ("ScaledDown", KIND) in {(reason, kind) for reason, kind, _ in events(cluster)})
 
 
 def test_while_the_api_server_is_away_nothing_changes_and_then_it_goes_on(

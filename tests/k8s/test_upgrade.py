@@ -6,6 +6,7 @@ import pytest
 
 from deploy.chart import overlaid, values_file
 from tests.k8s.cluster import Cluster
+from tests.k8s.groups import KIND, VERSION
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(900)]
 
@@ -49,6 +50,23 @@ def test_a_policy_that_comes_later_begins_with_the_pods_that_are_there(cluster: 
     scale(cluster, prefill=4, decode=1)
     cluster.upgrade("demo", overlaid(values, POLICIES, OTHER))
     assert pods_of(cluster) == (4, 1)
+
+
+@pytest.mark.usefixtures("kinds_of_operators")
+def test_groups_of_pods_stay_as_many_as_the_scaler_has_made(cluster: Cluster) -> None:
+    pools = {"decode": {"tensor_parallel": 2, "hosts": 2}}
+    values: dict[str, Any] = overlaid(DEMO, {"decode": {"replicas": 2}, "config": {"pools": pools}})
+
+    def groups() -> int:
+        return int(cluster.get(VERSION, KIND, "demo-pdserve-decode").spec.replicas)
+
+    cluster.install("demo", values)
+    assert groups() == 2
+    cluster.upgrade("demo", overlaid(values, POLICIES))
+    assert groups() == 2, "not one, as if nobody had said"
+    cluster.patch(VERSION, KIND, "demo-pdserve-decode", {"spec": {"replicas": 3}})
+    cluster.upgrade("demo", overlaid(values, POLICIES, OTHER))
+    assert groups() == 3
 
 
 def test_ray_nodes_stay_as_many_as_the_scaler_has_made(cluster: Cluster) -> None:

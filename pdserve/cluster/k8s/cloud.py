@@ -1,4 +1,5 @@
-"""Pods as the scaler's cloud: each is an engine, and what holds those of a pool is scaled."""
+"""Pods as the scaler's cloud: each, or each group of a LeaderWorkerSet, is an engine, and what holds those of a pool is
+scaled."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -56,7 +57,8 @@ class PodCloud:
         return {role: self._pools.get(role, Replicas()) for role in Role}
 
     async def scale(self, role: Role, engines: int, victims: tuple[str, ...]) -> None:
-        """Which pods leave is for their holder to say: a StatefulSet's highest numbers. They drain."""
+        """Which pods leave is for their holder to say: the highest numbers of a StatefulSet or a
+        LeaderWorkerSet. They drain."""
         target = self._targets.get(role)
         if target is None:
             raise Unsupported(f"nothing is configured to hold {role} engines", "role")

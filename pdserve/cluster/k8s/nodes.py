@@ -12,7 +12,7 @@ from pdserve.cluster.k8s.target import Held, Target
 from pdserve.cluster.member import Member, Phase
 from pdserve.cluster.plan import Members
 from pdserve.core.endpoint import Role
-from pdserve.core.errors import PdserveError
+from pdserve.core.errors import ConfigError, PdserveError
 from pdserve.scaler.decision import Replicas
 from pdserve.scaler.runner import Cloud
 
@@ -83,6 +83,12 @@ class NodedCloud:
         client: "KubeClient",
         targets: Mapping[Role, Target],
     ) -> None:
+        """Raises ConfigError for targets whose pods are no Ray nodes."""
+        if any(target.kind == "LeaderWorkerSet" for target in targets.values()):
+            raise ConfigError(
+                "scaler.kubernetes: a LeaderWorkerSet holds engines, which `pdserve scale` scales; of Ray nodes name a "
+                "StatefulSet or a RayCluster"
+            )
         self._engines = engines
         self._members = members
         self._client = client

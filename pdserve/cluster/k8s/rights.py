@@ -22,6 +22,8 @@ SCALER_RIGHTS = frozenset(
         Right("coordination.k8s.io", "leases", "create"),
         Right("coordination.k8s.io", "leases", "get"),
         Right("coordination.k8s.io", "leases", "update"),
+        Right("leaderworkerset.x-k8s.io", "leaderworkersets/scale", "get"),
+        Right("leaderworkerset.x-k8s.io", "leaderworkersets/scale", "patch"),
         Right("ray.io", "rayclusters", "get"),
         Right("ray.io", "rayclusters", "patch"),
     }

@@ -7,17 +7,20 @@ from typing import Any
 from pdserve.config.scaler import KubernetesConfig
 from pdserve.core.endpoint import Role
 
-_APPS, _RAY = ("apps", "v1"), ("ray.io", "v1")
+_APPS, _RAY, _LWS = ("apps", "v1"), ("ray.io", "v1"), ("leaderworkerset.x-k8s.io", "v1")
 _RESOURCES = {
     "StatefulSet": (_APPS, "statefulsets"),
     "Deployment": (_APPS, "deployments"),
+    "LeaderWorkerSet": (_LWS, "leaderworkersets"),
     "RayCluster": (_RAY, "rayclusters"),
 }
+SET_LABEL = "leaderworkerset.sigs.k8s.io/name"
+"""Label of every pod of a LeaderWorkerSet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """kind: StatefulSet, Deployment or RayCluster. group: the worker group of a RayCluster."""
+    """kind: StatefulSet, Deployment, LeaderWorkerSet or RayCluster. group: the worker group of a RayCluster."""
 
     kind: str
     name: str
@@ -37,13 +40,14 @@ class Target:
 
     @property
     def has_scale(self) -> bool:
-        """Whether its number of pods is read and set apart from the rest of it."""
+        """Whether its number of pods, or of a LeaderWorkerSet that of groups, is read and set apart from the rest."""
         return self.kind != "RayCluster"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A target as the API server has it. selector: the labels of its pods."""
+    """A target as the API server has it. replicas: pods, or groups of a LeaderWorkerSet. selector: the labels of its
+    pods."""
 
     replicas: int
     selector: str
@@ -63,6 +67,8 @@ def held(target: Target, answer: Mapping[str, Any]) -> Held | None:
     uid = answer["metadata"].get("uid", "")
     if target.has_scale:
         selector = answer.get("status", {}).get("selector", "")
+        if target.kind == "LeaderWorkerSet":  # whose own selector leaves out all but the leaders
+            selector = f"{SET_LABEL}={target.name}"
         return Held(replicas=answer.get("spec", {}).get("replicas", 0), selector=selector, uid=uid)
     for place, group in enumerate(answer["spec"].get("workerGroupSpecs", ())):
         if group["groupName"] == target.group:

@@ -27,9 +27,9 @@ def written(tmp_path: Path, text: str) -> str:
 
 
 def test_it_knows_what_holds_each_pool(tmp_path: Path) -> None:
-    named = {PREFILL: "StatefulSet/p", DECODE: "RayCluster/ray/decode", "policies": written(tmp_path, POOLS)}
+    named = {PREFILL: "LeaderWorkerSet/p", DECODE: "RayCluster/ray/decode", "policies": written(tmp_path, POOLS)}
     assert check(load_config(flags=named)) == {
-        Role.PREFILL: Target("StatefulSet", "p"),
+        Role.PREFILL: Target("LeaderWorkerSet", "p"),
         Role.DECODE: Target("RayCluster", "ray", "decode"),
     }
 
@@ -54,9 +54,10 @@ def test_what_it_cannot_scale_is_said_at_the_start(
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        (PREFILL, "p", "must be StatefulSet/NAME, Deployment/NAME or RayCluster/NAME/GROUP"),
+        (PREFILL, "p", "must be StatefulSet/NAME, Deployment/NAME, LeaderWorkerSet/NAME or RayCluster/NAME/GROUP"),
         (PREFILL, "RayCluster/ray", "must be StatefulSet/NAME"),
         (PREFILL, "DaemonSet/p", "must be StatefulSet/NAME"),
+        (PREFILL, "LeaderWorkerSet/p/0", "must be StatefulSet/NAME"),
         ("scaler.address", "scaler", "scaler.address"),
         ("times.kubernetes_answer", 9.0, "must be at most a third of times.scaler_lease"),
         ("times.scaler_lease", 15.5, "no whole number of seconds"),
@@ -65,6 +66,15 @@ def test_what_it_cannot_scale_is_said_at_the_start(
 def test_mistaken_settings_are_refused(setting: str, value: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(flags={setting: value})
+
+
+@pytest.mark.parametrize("target", ["StatefulSet/p", "Deployment/p", "RayCluster/ray/prefill"])
+def test_pods_that_count_as_one_engine_each_hold_no_engine_of_several_hosts(target: str) -> None:
+    spanning = {"pools.prefill.tensor_parallel": 4, "pools.prefill.hosts": 2, DECODE: target}
+    load_config(flags=spanning)
+    load_config(flags={**spanning, PREFILL: "LeaderWorkerSet/p"})
+    with pytest.raises(ConfigError, match=f"{PREFILL}: {target} has a pod for each engine.*name a LeaderWorkerSet"):
+        load_config(flags={**spanning, PREFILL: target})
 
 
 def test_gateways_tell_the_scaler_they_are_given_or_their_supervisors() -> None:

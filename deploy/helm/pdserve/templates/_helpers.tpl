@@ -36,6 +36,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.policies }}{{ ternary "scaler" "router" (eq .Values.ray.mode "none") }}{{ end -}}
 {{- end }}
 
+{{- /* How many machines each engine of a pool (root, role) is spread over. */}}
+{{- define "pdserve.hosts" -}}
+{{ get (get (default (dict) .root.Values.config.pools) .role | default dict) "hosts" | default 1 | int }}
+{{- end }}
+
+{{- /* What holds the pods of a pool (root, role) in which engines are pods: kind, or kind and version for references. */}}
+{{- define "pdserve.holder" -}}
+{{ ternary "LeaderWorkerSet" "StatefulSet" (gt (int (include "pdserve.hosts" .)) 1) }}
+{{- end }}
+{{- define "pdserve.holderRef" -}}
+{{- $kind := include "pdserve.holder" . -}}
+{apiVersion: {{ ternary "leaderworkerset.x-k8s.io/v1" "apps/v1" (eq $kind "LeaderWorkerSet") }}, kind: {{ $kind }}, name: {{ include "pdserve.name" .root }}-{{ .role }}}
+{{- end }}
+
 {{- define "pdserve.rayHead" -}}
 {{ printf "%s-ray-head%s" (include "pdserve.name" .) (ternary "-svc" "" (eq .Values.ray.mode "kuberay")) }}
 {{- end }}
@@ -107,12 +121,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ toYaml (mergeOverwrite (include "pdserve.engineConfig" . | fromYaml) $own) }}
 {{- end }}
 
-{{- /* The number of a pool's pods (root, role); empty where it is not the chart's to say. A number that Helm has once set it
-must go on setting, to what a scaler has made of it: left out, Kubernetes would make it 1. Ray nodes begin with those
-the first engines need. */}}
+{{- /* The number of a pool's pods, or groups of them (root, role); empty where it is not the chart's to say. A number that
+Helm has once set it must go on setting, to what a scaler has made of it: left out, Kubernetes would make it 1. Ray nodes
+begin with those the first engines need: each takes one for each of its hosts. */}}
 {{- define "pdserve.replicas" -}}
 {{- $v := .root.Values -}}
-{{- $number := (index $v .role).replicas -}}
+{{- $number := int (index $v .role).replicas -}}
+{{- if ne $v.ray.mode "none" }}{{ $number = mul $number (include "pdserve.hosts" .) }}{{ end -}}
 {{- if not (or $v.policies $v.hpa.enabled $v.keda.enabled) -}}
 {{ $number }}
 {{- else if eq $v.ray.mode "kuberay" -}}
@@ -122,7 +137,8 @@ the first engines need. */}}
 {{- end -}}
 {{ $number }}
 {{- else -}}
-{{- $live := lookup "apps/v1" "StatefulSet" .root.Release.Namespace (printf "%s-%s" (include "pdserve.name" .root) .role) -}}
+{{- $ref := ternary (include "pdserve.holderRef" . | fromYaml) (dict "apiVersion" "apps/v1" "kind" "StatefulSet") (eq $v.ray.mode "none") -}}
+{{- $live := lookup $ref.apiVersion $ref.kind .root.Release.Namespace (printf "%s-%s" (include "pdserve.name" .root) .role) -}}
 {{- if and $live (ne (dig "metadata" "annotations" "pdserve.dev/replicas" "" $live) "theirs") -}}
 {{ int $live.spec.replicas }}
 {{- else if ne $v.ray.mode "none" -}}
@@ -134,7 +150,8 @@ the first engines need. */}}
 {{- define "pdserve.scaleTargets" -}}
 {{- $name := include "pdserve.name" . -}}
 {{- range $role := list "prefill" "decode" }}
-{{ $role }}: {{ if eq $.Values.ray.mode "kuberay" }}{{ printf "RayCluster/%s-ray/%s" $name $role }}{{ else }}{{ printf "StatefulSet/%s-%s" $name $role }}{{ end }}
+{{- $kind := ternary (include "pdserve.holder" (dict "root" $ "role" $role)) "StatefulSet" (eq $.Values.ray.mode "none") }}
+{{ $role }}: {{ if eq $.Values.ray.mode "kuberay" }}{{ printf "RayCluster/%s-ray/%s" $name $role }}{{ else }}{{ printf "%s/%s-%s" $kind $name $role }}{{ end }}
 {{- end }}
 {{- end }}
 
@@ -301,7 +318,8 @@ resources:
   limits: {{- merge (deepCopy $devices) (default (dict) .resources.limits) | toYaml | nindent 4 }}
 {{- end }}
 
-{{- /* Probes of root on a named port. Startup takes as long as weights may take to load. */}}
+{{- /* Probes of root on a named port. Startup takes as long as weights may take to load; ready is who has said so for
+`settled` seconds. */}}
 {{- define "pdserve.probes" -}}
 {{- $probes := .root.Values.probes -}}
 startupProbe:
@@ -314,6 +332,9 @@ readinessProbe:
   periodSeconds: {{ $probes.periodSeconds }}
   timeoutSeconds: {{ $probes.timeoutSeconds }}
   failureThreshold: 1
+  {{- with .settled }}
+  successThreshold: {{ add1 (ceil (divf . $probes.periodSeconds)) }}
+  {{- end }}
 livenessProbe:
   httpGet: {path: /live, port: {{ .port }}}
   periodSeconds: {{ $probes.periodSeconds }}

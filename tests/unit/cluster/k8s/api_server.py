@@ -14,7 +14,9 @@ from urllib.parse import parse_qs, urlsplit
 from kubernetes import client
 
 from pdserve.cluster.k8s.client import KubeClient
+from pdserve.cluster.k8s.pods import GROUP_LABEL, INDEX_LABEL
 from pdserve.cluster.k8s.rights import Right
+from pdserve.cluster.k8s.target import SET_LABEL
 
 NAMESPACE = "test"
 _PATH = re.compile(
@@ -27,7 +29,7 @@ Json = dict[str, Any]
 
 class ApiServer:
     """Of the namespace NAMESPACE. Pods are those in `pods`; with `makes_pods`, what is scaled has as many ready ones
-    as it asks for."""
+    as it asks for, or groups of two if it is a LeaderWorkerSet."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -43,7 +45,7 @@ class ApiServer:
         self._version = 0
 
     def add_scale(self, resource: str, name: str, replicas: int) -> None:
-        """resource: statefulsets or deployments."""
+        """resource: statefulsets, deployments or leaderworkersets."""
         metadata = {"name": name, "uid": f"uid-{name}"}
         status = {"selector": f"pool={name}"}
         spec = {"replicas": replicas} if replicas else {}
@@ -55,8 +57,7 @@ class ApiServer:
         self.objects["rayclusters", name] = {"metadata": metadata, "spec": {"workerGroupSpecs": specs}}
 
     def replicas(self, resource: str, name: str) -> int:
-        found: int = self.objects[resource, name]["spec"].get("replicas", 0)
-        return found
+        return _replicas(self.objects[resource, name])
 
     def answer(self, method: str, url: str, body: Any) -> tuple[int, Json]:
         parts = urlsplit(url)
@@ -106,9 +107,11 @@ class ApiServer:
         labels = dict(part.split("=") for part in selector.split(","))
         if not self.makes_pods:
             return [pod for pod in self.pods if labels.items() <= pod["metadata"]["labels"].items()]
-        value = labels["pool"]
-        holders = [each for (_, name), each in self.objects.items() if name == value]
-        return [pod(f"{value}-{n}", value) for each in holders for n in range(each["spec"].get("replicas", 0))]
+        (value,) = labels.values()
+        numbers = [n for (_, name), each in self.objects.items() if name == value for n in range(_replicas(each))]
+        if SET_LABEL in labels:
+            return [each for number in numbers for each in group(number, value)]
+        return [pod(f"{value}-{n}", value) for n in numbers]
 
 
 def pod(name: str, pool: str, *, ip: str = "", phase: str = "Running", deleted: bool = False, **status: Any) -> Json:
@@ -120,6 +123,15 @@ def pod(name: str, pool: str, *, ip: str = "", phase: str = "Running", deleted: 
     return {"metadata": metadata, "status": {"phase": phase, "podIP": ip, "conditions": ready, **status}}
 
 
+def group(number: int, pool: str) -> list[Json]:
+    """The ready pods of an engine on two hosts, its leader first."""
+    leader, host = pod(f"{pool}-{number}", pool), pod(f"{pool}-{number}-1", pool)
+    for index, each in enumerate((leader, host)):
+        own = {SET_LABEL: pool, GROUP_LABEL: str(number), INDEX_LABEL: str(index)}
+        each["metadata"]["labels"] |= own
+    return [leader, host]
+
+
 def unschedulable(name: str, pool: str) -> Json:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
     return pod(name, pool, phase="Pending", conditions=[condition])
@@ -127,6 +139,11 @@ def unschedulable(name: str, pool: str) -> Json:
 
 def starting(name: str, pool: str) -> Json:
     return pod(name, pool, phase="Pending", conditions=[{"type": "Ready", "status": "False"}])
+
+
+def _replicas(holder: Json) -> int:
+    found: int = holder["spec"].get("replicas", 0)
+    return found
 
 
 def _patched(before: Json, changes: list[Json]) -> Json | None:

@@ -16,6 +16,7 @@ from tests.unit.cluster.k8s.api_server import ApiServer, pod, serving
 
 STATEFUL = Target("StatefulSet", "prefill")
 DEPLOYMENT = Target("Deployment", "decode")
+SPANNING = Target("LeaderWorkerSet", "spanning")
 GROUP = Target("RayCluster", "ray", "decode")
 LEASE: dict[str, Any] = {"metadata": {"name": "leader"}, "spec": {"holderIdentity": "a"}}
 
@@ -25,13 +26,14 @@ def served() -> Iterator[tuple[ApiServer, KubeClient]]:
     with serving() as (api, kube):
         api.add_scale("statefulsets", "prefill", 1)
         api.add_scale("deployments", "decode", 0)
+        api.add_scale("leaderworkersets", "spanning", 3)
         api.add_ray_cluster("ray", other=1, decode=2)
         yield api, kube
 
 
 async def everything(kube: KubeClient) -> set[str]:
     """Use each method; the names of those used."""
-    for target in (STATEFUL, DEPLOYMENT, GROUP):
+    for target in (STATEFUL, DEPLOYMENT, SPANNING, GROUP):
         found = await kube.look(target)
         await kube.scale(target, 3, place=found.place)
     await kube.pods("pool=prefill")
@@ -53,17 +55,20 @@ async def test_all_it_ever_asks_is_what_the_rights_name(served: tuple[ApiServer,
 
 async def test_each_kind_is_read_and_scaled(served: tuple[ApiServer, KubeClient]) -> None:
     api, kube = served
-    found = {target: await kube.look(target) for target in (STATEFUL, DEPLOYMENT, GROUP)}
+    found = {target: await kube.look(target) for target in (STATEFUL, DEPLOYMENT, SPANNING, GROUP)}
     assert {target.kind: each.replicas for target, each in found.items()} == {
         "StatefulSet": 1,
         "Deployment": 0,
+        "LeaderWorkerSet": 3,
         "RayCluster": 2,
     }
     assert (found[STATEFUL].selector, found[STATEFUL].uid) == ("pool=prefill", "uid-prefill")
+    assert found[SPANNING].selector == "leaderworkerset.sigs.k8s.io/name=spanning", "not its leaders only"
     assert found[GROUP].selector == "ray.io/cluster=ray,ray.io/group=decode"
     for target, each in found.items():
         await kube.scale(target, 5, place=each.place)
     assert api.replicas("statefulsets", "prefill") == api.replicas("deployments", "decode") == 5
+    assert api.replicas("leaderworkersets", "spanning") == 5
     other, decode = api.objects["rayclusters", "ray"]["spec"]["workerGroupSpecs"]
     assert (other["replicas"], decode["replicas"]) == (1, 5)
     with pytest.raises(Conflict):

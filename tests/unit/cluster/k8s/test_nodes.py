@@ -10,7 +10,7 @@ from pdserve.cluster.k8s.nodes import NodedCloud
 from pdserve.cluster.k8s.target import Target
 from pdserve.cluster.member import Member, Phase
 from pdserve.core.endpoint import Role
-from pdserve.core.errors import Unavailable
+from pdserve.core.errors import ConfigError, Unavailable
 from pdserve.scaler.decision import Replicas
 from tests.unit.cluster.k8s.api_server import ApiServer, Json, pod, serving, unschedulable
 
@@ -152,3 +152,11 @@ async def test_nodes_that_cannot_be_seen_are_not_changed(bench: Bench) -> None:
     with pytest.raises(Unavailable):
         await bench.cloud.look()
     assert bench.nodes == (2, 1)
+
+
+def test_groups_of_pods_are_no_ray_nodes(bench: Bench) -> None:
+    with (
+        serving() as (_, kube),
+        pytest.raises(ConfigError, match="a LeaderWorkerSet holds engines, which `pdserve scale` scales"),
+    ):
+        NodedCloud(bench.engines, dict, kube, {Role.PREFILL: Target("LeaderWorkerSet", "p")})
