@@ -53,6 +53,9 @@ class Hosts:
         """Host NAME is the namespace PREFIX + NAME."""
         return f"{self._tag}-"
 
+    def address(self, name: str) -> str:
+        return f"{self._subnet}.{self._numbers[name]}"
+
     @contextmanager
     def cut(self, *lines: tuple[str, str]) -> Iterator[None]:
         """Lose whatever the first host of each line sends to the second, until the context is left."""
@@ -74,7 +77,7 @@ class Hosts:
             _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", space)
             _ip("link", "set", port, "master", self._tag, "up")
             _ip("-n", space, "link", "set", "eth0", "address", self._mac(name), "addrgenmode", "none")
-            _ip("-n", space, "addr", "add", f"{self._address(name)}/24", "dev", "eth0")
+            _ip("-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
             _ip("-n", space, "link", "set", "eth0", "up")
             _ip("-n", space, "link", "set", "lo", "up")
 
@@ -86,11 +89,8 @@ class Hosts:
             _ip("link", "del", self._tag)
 
     def _neighbour(self, host: str, other: str, mac: str) -> None:
-        entry = (self._address(other), "lladdr", mac, "dev", "eth0", "nud", "permanent")
+        entry = (self.address(other), "lladdr", mac, "dev", "eth0", "nud", "permanent")
         _ip("-n", f"{self.prefix}{host}", "neigh", "replace", *entry)
-
-    def _address(self, name: str) -> str:
-        return f"{self._subnet}.{self._numbers[name]}"
 
     def _mac(self, name: str) -> str:
         return f"02:00:00:00:00:{self._numbers[name]:02x}"

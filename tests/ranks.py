@@ -22,7 +22,7 @@ def on_ranks(world_size: int, work: Callable[[ParallelContext], _T]) -> list[_T]
 
     def run(rank: int) -> _T:
         single_thread()
-        return work(GlooRanks(store, rank, world_size, TIMEOUT))
+        return work(GlooRanks(store, rank, world_size, "127.0.0.1", TIMEOUT))
 
     with ThreadPoolExecutor(world_size) as threads:
         return [future.result() for future in [threads.submit(run, rank) for rank in range(world_size)]]

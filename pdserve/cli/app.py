@@ -103,6 +103,9 @@ def engine(
     host: Annotated[str, typer.Option(help="Address at which gateways and other engines reach it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Its port for them.")] = 8100,
     probe_port: Annotated[int, typer.Option(help="HTTP port of /live and /ready.")] = 8101,
+    gang_port: Annotated[
+        int, typer.Option(help="Port for `pdserve rank-host`, where its ranks have several hosts.")
+    ] = 8102,
     device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
 ) -> None:
     """Start one engine, for `pdserve route` to find at its address; SIGTERM drains it."""
@@ -115,8 +118,31 @@ def engine(
     if role not in tuple(Role):
         raise ConfigError(f"--role: must be {', '.join(Role)}, not {role!r}")
     effective = _load(config, env={}, flags={"device": device})
-    place = EnginePlace(name=name or socket.gethostname(), role=Role(role), host=host, port=port, probe_port=probe_port)
+    place = EnginePlace(
+        name=name or socket.gethostname(),
+        role=Role(role),
+        host=host,
+        port=port,
+        probe_port=probe_port,
+        gang_port=gang_port,
+    )
     raise typer.Exit(run_engine(effective, place))
+
+
+@app.command("rank-host")
+def rank_host(
+    config: ConfigFile = None,
+    leader: Annotated[str, typer.Option(help="HOST:PORT, its port the --gang-port of the `pdserve engine`.")] = "",
+    index: Annotated[int, typer.Option(help="Which host of the engine's ranks this is, from 1 on.")] = 1,
+    host: Annotated[str, typer.Option(help="Address at which the engine's other ranks reach these.")] = "127.0.0.1",
+    probe_port: Annotated[int, typer.Option(help="HTTP port of /live and /ready.")] = 8101,
+) -> None:
+    """Start some of an engine's ranks for a `pdserve engine` on another machine (pools.<role>.hosts); SIGTERM lets it
+    drain."""
+    from pdserve.launch.lone_rank_host import HostPlace, run_rank_host
+
+    place = HostPlace(number=index, leader=leader, host=host, probe_port=probe_port)
+    raise typer.Exit(run_rank_host(_load(config, env={}), place))
 
 
 @app.command()

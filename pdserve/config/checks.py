@@ -97,6 +97,11 @@ def _pools(config: Config) -> Iterator[str]:
                 f"pools.{role}.max_rows: {pool.max_rows} rows cannot each have a token in a step of "
                 f"max_tokens_per_step {pool.max_tokens_per_step}; lower max_rows or raise max_tokens_per_step"
             )
+        if pool.tensor_parallel % pool.hosts:
+            yield (
+                f"pools.{role}.hosts: {pool.tensor_parallel} ranks of tensor_parallel cannot be spread evenly over "
+                f"{pool.hosts} hosts; choose a divisor"
+            )
         if pool.tensor_parallel > 1:
             yield from _several_ranks(config, f"pools.{role}.tensor_parallel")
     if pools.prefill.engines and not pools.decode.accepts_handoff:

@@ -9,10 +9,11 @@ from pdserve.core.endpoint import EngineLimits, Role
 
 
 class PlacementConfig(Section):
-    """What each engine takes of the Ray node it is placed on; the process launcher has no use for it."""
+    """What each engine takes of the Ray node it is placed on, or of each of its nodes; the process launcher has no use
+    for it."""
 
     cpus: Annotated[float, Field(ge=0)] | None = None
-    """By default one for each rank."""
+    """By default one for each rank that is there."""
     gpus: Annotated[float, Field(ge=0)] | None = None
     """A fraction lets engines share a GPU. By default none on cpu, otherwise a fair share of what there is."""
     resources: dict[NonEmpty, Annotated[float, Field(gt=0)]] = Field(default={})
@@ -40,8 +41,8 @@ class PoolConfig(Section):
 
     @property
     def cpus(self) -> float:
-        """Of the Ray node, for each engine."""
-        return self.tensor_parallel if self.placement.cpus is None else self.placement.cpus
+        """Of each Ray node it is on, for each engine."""
+        return self.tensor_parallel // self.hosts if self.placement.cpus is None else self.placement.cpus
 
     def limits(self, max_model_len: int) -> EngineLimits:
         """max_model_len in tokens, prompt and answer together."""

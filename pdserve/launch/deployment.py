@@ -38,10 +38,11 @@ def desired_gateway(config: Config, registry_address: str, owner: str = "", sock
     return wanted
 
 
-def desired_engine(config: Config, engine_id: str, role: Role, host: str, port: int) -> Desired:
-    """One engine on this machine that listens on host:port."""
-    payload = _told(config, engine_id, role) | {"host": host, "port": port}
-    return Desired(id=engine_id, role=role, launch=partial(_engine_spec, payload, None))
+def desired_engine(config: Config, engine_id: str, role: Role, host: str, port: int, gang_port: int) -> Desired:
+    """One engine on this machine that listens on host:port; hosts of its ranks elsewhere, which others start, come to
+    gang_port."""
+    payload = _told(config, engine_id, role) | {"host": host, "port": port, "gang_port": gang_port}
+    return Desired(id=engine_id, role=role, launch=partial(_engine_spec, payload, None, 1))
 
 
 def _engines(config: Config) -> list[Desired]:
@@ -54,8 +55,9 @@ def _engines(config: Config) -> list[Desired]:
 
 def engine(config: Config, engine_id: str, role: Role) -> Desired:
     """An engine of a pool. Those of a pool that spans domains are spread over them by the number in their name."""
-    resources = _resources(config.pools.by_role()[role], config.device)
-    return Desired(id=engine_id, role=role, launch=partial(_engine_spec, _told(config, engine_id, role), resources))
+    pool = config.pools.by_role()[role]
+    spec = partial(_engine_spec, _told(config, engine_id, role), _resources(pool, config.device), pool.hosts)
+    return Desired(id=engine_id, role=role, launch=spec)
 
 
 def _told(config: Config, engine_id: str, role: Role) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def _told(config: Config, engine_id: str, role: Role) -> dict[str, Any]:
 def unflippable(config: Config) -> str:
     """Why engines of this deployment cannot take the other role; empty when they can."""
     prefill, decode = config.pools.prefill, config.pools.decode
-    for setting in ("tensor_parallel", "prefix_caching", "depth"):
+    for setting in ("tensor_parallel", "hosts", "prefix_caching", "depth"):
         if getattr(prefill, setting) != getattr(decode, setting):
             return f"engines cannot change roles while {setting} of pools.prefill and pools.decode differ"
     return ""
@@ -85,11 +87,23 @@ def _resources(pool: PoolConfig, device: Device) -> Resources:
     return Resources(cpus=pool.cpus, gpus=gpus, custom=placement.resources)
 
 
-def _engine_spec(payload: dict[str, Any], resources: Resources | None, epoch: int) -> LaunchSpec:
+def _engine_spec(payload: dict[str, Any], resources: Resources | None, hosts: int, epoch: int) -> LaunchSpec:
+    """hosts: machines the launcher is to spread the engine over."""
+    name, threads = payload["engine_id"], payload["config"]["threads"]
     return LaunchSpec(
-        name=payload["engine_id"],
+        name=name,
         module="pdserve.launch.engine",
         payload=payload | {"epoch": epoch},
-        threads=payload["config"]["threads"],
+        threads=threads,
         resources=resources,
+        followers=tuple(
+            LaunchSpec(
+                name=f"{name}/{number}",
+                module="pdserve.launch.rank_host",
+                payload={"number": number, "config": payload["config"]},
+                threads=threads,
+                resources=resources,
+            )
+            for number in range(1, hosts)
+        ),
     )

@@ -18,6 +18,7 @@ from pdserve.engine.server import EngineServer, grpc_links
 from pdserve.launch.addresses import address_in
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.device import find_device
+from pdserve.launch.door import open_door
 from pdserve.launch.sizing import worker_mode, worker_spec
 from pdserve.telemetry.logs import configure_logs
 from pdserve.worker.service import WorkerHandle, open_worker
@@ -38,10 +39,12 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     if folder := os.environ.get(failpoints.ENVIRONMENT):
         failpoints.arm(Path(folder), payload["engine_id"])
     device = find_device(config.device)
-    ranks = config.pools.by_role()[Role(payload["role"])].tensor_parallel
+    pool = config.pools.by_role()[Role(payload["role"])]
+    ranks = pool.tensor_parallel
     spec = replace(worker_spec(config, payload["engine_id"], payload["epoch"], device, ranks), host=host)
     mode = worker_mode(config.worker, device, ranks)
-    worker = await open_worker(spec, "process" if mode is WorkerMode.PROCESS else "inproc", config.times)
+    door = await open_door(payload, spec, pool.hosts)
+    worker = await open_worker(spec, "process" if mode is WorkerMode.PROCESS else "inproc", config.times, door)
     try:
         await _serve(payload, config, host, worker, parent, drain)
     finally:

@@ -20,8 +20,9 @@ async def open_launcher(config: Config) -> AsyncIterator[Launcher]:
     if config.launcher is schema.Launcher.PROCESS or config.only == "router":
         yield ProcessLauncher(name_lines=name_lines)
         return
+    pools = config.pools.by_role()
     most = most_engines(config)
-    cpus = sum(count * config.pools.by_role()[role].cpus for role, count in most.items())
+    cpus = sum(count * pools[role].hosts * pools[role].cpus for role, count in most.items())
     async with RayLauncher(config.ray, cpus=cpus, engines=sum(most.values()), name_lines=name_lines) as launcher:
         yield launcher
 

@@ -1,4 +1,4 @@
-"""Ranks in processes of one machine, over gloo: TCP on the loopback address."""
+"""Ranks in processes of one machine or several, over gloo: TCP, which authenticates nobody."""
 
 from datetime import timedelta
 from typing import Any
@@ -8,8 +8,6 @@ from torch import Tensor, distributed
 
 from pdserve.core.errors import EngineDied
 
-LOOPBACK = "127.0.0.1"
-
 _c10d: Any = distributed
 """Without the type stubs of torch, which leave most of it out."""
 
@@ -18,13 +16,14 @@ class GlooRanks:
     """Implements ParallelContext. A collective whose peers are gone, or silent for `timeout` seconds, raises
     EngineDied.
 
-    store is the c10d store where the ranks find each other. Creation returns when all have come.
+    store is the c10d store where the ranks find each other, address where the others reach this one. Creation returns
+    when all have come.
     """
 
-    def __init__(self, store: Any, rank: int, world_size: int, timeout: float) -> None:
+    def __init__(self, store: Any, rank: int, world_size: int, address: str, timeout: float) -> None:
         self.rank, self.world_size = rank, world_size
         options = _c10d.ProcessGroupGloo._Options()
-        options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+        options._devices = [_c10d.ProcessGroupGloo.create_device(hostname=address)]
         options._timeout = timedelta(seconds=timeout)
         try:
             self._group = _c10d.ProcessGroupGloo(store, rank, world_size, options)
@@ -60,11 +59,12 @@ class GlooRanks:
         return EngineDied(f"rank {self.rank} lost the other ranks: {first_line}")
 
 
-def meeting_place(port: int, listener: int | None, world_size: int, timeout: float) -> Any:
-    """The c10d store at a port of this machine. listener, rank 0's alone, is the listening socket's descriptor, which
-    the store takes over."""
+def meeting_place(at: tuple[str, int], listener: int | None, world_size: int, timeout: float) -> Any:
+    """The c10d store at host and port. listener, rank 0's alone, is the listening socket's descriptor, which the store
+    takes over. Raises EngineDied when nobody is there within timeout seconds."""
+    host, port = at
     return _c10d.TCPStore(
-        LOOPBACK,
+        host,
         port,
         world_size=world_size,
         is_master=listener is not None,

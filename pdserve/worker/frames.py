@@ -206,10 +206,15 @@ def error_of(code: str, message: str) -> Exception:
     return ValueError(message) if code == VALUE_ERROR else from_wire(code, message)
 
 
-def write_frame(writer: asyncio.StreamWriter, frame: Command | Answer) -> None:
+def write_frame(writer: asyncio.StreamWriter, frame: msgspec.Struct) -> None:
     """Queue a frame. What is under way is bounded by the callers: two steps, and pulls into owned blocks."""
+    writer.write(framed(frame))
+
+
+def framed(frame: msgspec.Struct) -> bytes:
+    """As it goes over the socket."""
     data = _encode(frame)
-    writer.write(_LENGTH.pack(len(data)) + data)
+    return _LENGTH.pack(len(data)) + data
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
@@ -219,7 +224,7 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
         if length > MAX_FRAME_BYTES:
             raise MalformedMessage(f"a frame of {length} bytes cannot be right")
         return await reader.readexactly(length)
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (asyncio.IncompleteReadError, OSError):
         return None
 
 

@@ -2,20 +2,24 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 from pdserve.config.times import Times
 from pdserve.core.batch import Batch, StepOutput
-from pdserve.core.errors import EngineDied
+from pdserve.core.errors import ConfigError, EngineDied
 from pdserve.core.layout import KVLayout
 from pdserve.core.protocols import ModelInfo, StepHandle
 from pdserve.transfer.stats import TransferStats, total_stats
 from pdserve.worker.gang_tiers import GangTiers
 from pdserve.worker.gang_transfer import GangTransfer
+from pdserve.worker.rank_door import RankDoor
 from pdserve.worker.remote import RemoteExecutor, RemoteWorker
 from pdserve.worker.spec import RankPlace, WorkerSpec
+
+LOOPBACK = "127.0.0.1"
+"""Where ranks of one machine meet: gloo authenticates nobody."""
 
 REASON_DEADLINE = 2.0
 """Seconds until the end of a rank is known after others have noticed it."""
@@ -27,8 +31,9 @@ class WorkerGang:
     A rank that ends takes the others with it: they may be waiting for it in the midst of a step, for ever.
     """
 
-    def __init__(self, ranks: Sequence[RemoteWorker]) -> None:
+    def __init__(self, ranks: Sequence[RemoteWorker], door: RankDoor | None = None) -> None:
         self.ranks = tuple(ranks)
+        self._door = door
         self.transfer = GangTransfer([rank.transfer for rank in ranks])
         tiers = [rank.tiers for rank in ranks if rank.tiers]
         self.tiers = GangTiers(tiers) if tiers else None
@@ -36,17 +41,25 @@ class WorkerGang:
         self.executor = GangExecutor([rank.executor for rank in ranks], self._death)
 
     @classmethod
-    async def open(cls, spec: WorkerSpec, times: Times) -> "WorkerGang":
-        """Start a process per rank and load each one's part of the model within times.start_timeout.
+    async def open(cls, spec: WorkerSpec, times: Times, door: RankDoor | None = None) -> "WorkerGang":
+        """Start a process per rank and load each one's part of the model within times.start_timeout. With a door, which
+        is the gang's from now on, only the first ranks are on this machine, and the hosts of the others come there.
 
         Raises CheckpointError or ConfigError as the ranks do, EngineDied when one ends or is late.
         """
-        with closing(socket.create_server(("127.0.0.1", 0))) as meeting:
-            port = meeting.getsockname()[1]
-            places = [RankPlace(rank=0, port=port, listener=meeting.fileno())]
-            places += [RankPlace(rank=rank, port=port, listener=None) for rank in range(1, spec.tensor_parallel)]
-            specs = [replace(spec, place=place) for place in places]
-            return cls(await _all_or_none([RemoteWorker.open(one, times) for one in specs]))
+        address = spec.host if door else LOOPBACK
+        try:
+            with closing(socket.create_server((address, 0))) as meeting:
+                ranks = await _all_or_none(_openings(spec, times, address, meeting, door))
+            gang = cls(ranks, door)
+            if odd := _odd_one(ranks):
+                await gang.close()
+                raise ConfigError(odd)
+            return gang
+        except BaseException:
+            if door:
+                await door.close()
+            raise
 
     @property
     def info(self) -> ModelInfo:
@@ -69,6 +82,8 @@ class WorkerGang:
     async def close(self) -> None:
         self._death.cancel()
         await asyncio.gather(*(rank.close() for rank in self.ranks))
+        if self._door:
+            await self._door.close()
 
     async def _die_together(self) -> EngineDied:
         watches = {asyncio.create_task(rank.death()): rank for rank in self.ranks}
@@ -120,6 +135,42 @@ def _own(handle: StepHandle) -> _GangStep:
     if not isinstance(handle, _GangStep):
         raise TypeError(f"{handle!r} is not a handle of this executor")
     return handle
+
+
+def _openings(
+    spec: WorkerSpec, times: Times, address: str, meeting: socket.socket, door: RankDoor | None
+) -> list[Coroutine[None, None, RemoteWorker]]:
+    """One per rank. They meet at the socket, which the first one inherits; address is this machine's."""
+
+    def place(rank: int, at: str) -> WorkerSpec:
+        listener = None if rank else meeting.fileno()
+        where = RankPlace(rank=rank, meeting=meeting.getsockname()[:2], listener=listener, address=at)
+        return replace(spec, place=where)
+
+    async def elsewhere(rank: int, door: RankDoor) -> RemoteWorker:
+        link = await door.meet(rank, times.start_timeout)
+        at = door.address(rank)
+        return await RemoteWorker.begin(link, replace(place(rank, at), host=at), times)
+
+    ranks = range(spec.tensor_parallel)
+    here = ranks[: door.ranks_each] if door else ranks
+    openings = [RemoteWorker.open(place(rank, address), times) for rank in here]
+    if door:
+        openings += [elsewhere(rank, door) for rank in ranks[door.ranks_each :]]
+    return openings
+
+
+def _odd_one(ranks: Sequence[RemoteWorker]) -> str:
+    """Why the ranks, perhaps on several machines, cannot be one worker; empty if they can."""
+    first = ranks[0].info
+    for number, rank in enumerate(ranks):
+        if rank.info.revision != first.revision:
+            return (
+                f"rank {number} has loaded another model, or revision of it, than rank 0; give all hosts the same files"
+            )
+        if rank.info.numerics != first.numerics:
+            return f"rank {number} rounds as {rank.info.numerics} and rank 0 as {first.numerics}; use hosts of one kind"
+    return ""
 
 
 async def _all_or_none(openings: Sequence[Awaitable[RemoteWorker]]) -> list[RemoteWorker]:

@@ -1,10 +1,7 @@
 """The engine's end of the conversation with its worker process."""
 
 import asyncio
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import count
 from typing import Any, TypeVar
@@ -12,15 +9,10 @@ from typing import Any, TypeVar
 from pdserve.config.times import Times
 from pdserve.core.errors import EngineDied, MalformedMessage
 from pdserve.worker.frames import Answer, Close, Command, Ping, decode, error_of, read_frame, write_frame
+from pdserve.worker.rank_process import REAP_DEADLINE, LocalProcess, RankProcess
 
 CLOSE_DEADLINE = 5.0
 """Seconds a worker process gets to end by itself."""
-
-LINGER_DEADLINE = 1.0
-"""Seconds a process that closed its socket gets to be gone."""
-
-REAP_DEADLINE = 5.0
-"""Seconds the kernel gets to end a killed process."""
 
 _T = TypeVar("_T")
 
@@ -28,9 +20,7 @@ _T = TypeVar("_T")
 class WorkerLink:
     """Owns the process. Every future it gives out is answered, or fails with EngineDied when the process ends."""
 
-    def __init__(
-        self, process: "subprocess.Popen[bytes]", reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, process: RankProcess, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -44,12 +34,10 @@ class WorkerLink:
 
     @classmethod
     async def spawn(cls, threads: int, inherited: tuple[int, ...] = ()) -> "WorkerLink":
-        """Start an empty worker process, with so many threads for the libraries that read it from the environment.
-
-        inherited are descriptors it gets under the same numbers."""
+        """Start an empty worker process on this machine; threads and inherited as in LocalProcess.start."""
         ours, theirs = socket.socketpair()
         with theirs:
-            process = _start_process(theirs.fileno(), threads, inherited)
+            process = LocalProcess.start(theirs.fileno(), threads, inherited)
         return cls(process, *await asyncio.open_connection(sock=ours))
 
     @property
@@ -137,7 +125,7 @@ class WorkerLink:
             self._verdict = f"answered nonsense ({error}) and "
         finally:
             self._writer.close()
-            how = await self._reap()
+            how = await self._process.gone()
             self._fail_all(EngineDied(f"the worker process {self.pid} {self._verdict}{how}"))
 
     def _deliver(self, reply: Answer) -> None:
@@ -163,23 +151,3 @@ class WorkerLink:
         for future, _ in waiting.values():
             if not future.done():
                 future.set_exception(death)
-
-    async def _reap(self) -> str:
-        """How the process ended, in words. It cannot be talked to any more, so it ends now if it has not."""
-        try:
-            code = await asyncio.to_thread(self._process.wait, LINGER_DEADLINE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = await asyncio.to_thread(self._process.wait, REAP_DEADLINE)
-        return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-
-
-def _start_process(fd: int, threads: int, inherited: tuple[int, ...]) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "pdserve.worker.remote_main", str(fd), str(os.getpid())],
-        pass_fds=(fd, *inherited),
-        stdin=subprocess.DEVNULL,
-        # The engine's stdout belongs to the engine; libraries that print in a worker reach its log.
-        stdout=2,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
-    )

@@ -122,10 +122,11 @@ def _build(spec: WorkerSpec) -> tuple[Worker, KVMemory]:
 
 def _meet(spec: WorkerSpec) -> ParallelContext | None:
     """Wait for the other ranks of the worker; None when there are none."""
-    if spec.place is None:
+    place = spec.place
+    if place is None:
         return None
-    store = meeting_place(spec.place.port, spec.place.listener, spec.tensor_parallel, STEP_DEADLINE)
-    return GlooRanks(store, spec.place.rank, spec.tensor_parallel, STEP_DEADLINE)
+    store = meeting_place(place.meeting, place.listener, spec.tensor_parallel, STEP_DEADLINE)
+    return GlooRanks(store, place.rank, spec.tensor_parallel, place.address, STEP_DEADLINE)
 
 
 def _tier_name(spec: WorkerSpec) -> str:

@@ -31,13 +31,18 @@ class RemoteWorker:
 
     @classmethod
     async def open(cls, spec: WorkerSpec, times: Times) -> "RemoteWorker":
-        """Start the process and load the model within times.start_timeout. From then on it is killed when it is
+        """Start the process on this machine, and begin."""
+        listener = None if spec.place is None else spec.place.listener
+        link = await WorkerLink.spawn(spec.threads, () if listener is None else (listener,))
+        return await cls.begin(link, spec, times)
+
+    @classmethod
+    async def begin(cls, link: WorkerLink, spec: WorkerSpec, times: Times) -> "RemoteWorker":
+        """Have an empty worker process load the model within times.start_timeout. From then on it is killed when it is
         silent for times.fence.
 
         Raises CheckpointError or ConfigError as the worker does, EngineDied when the process ends or is late.
         """
-        listener = None if spec.place is None else spec.place.listener
-        link = await WorkerLink.spawn(spec.threads, () if listener is None else (listener,))
         try:
             started = await link.call(lambda reply: Start(reply, spec), Started, times.start_timeout)
         except BaseException:

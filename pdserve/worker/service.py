@@ -1,7 +1,7 @@
 """Opening a worker, in this process or in one of its own. Imports torch only when the worker runs here."""
 
 from collections.abc import Awaitable
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pdserve.config.times import Times
 from pdserve.core.errors import ConfigError, EngineDied
@@ -10,6 +10,9 @@ from pdserve.core.protocols import CheckedTransfer, Executor, ModelInfo
 from pdserve.core.tiers import TierService
 from pdserve.transfer.stats import TransferStats
 from pdserve.worker.spec import WorkerSpec
+
+if TYPE_CHECKING:
+    from pdserve.worker.rank_door import RankDoor
 
 __all__ = ["WorkerHandle", "WorkerMode", "WorkerSpec", "open_worker"]
 
@@ -54,12 +57,15 @@ class WorkerHandle(Protocol):
         ...
 
 
-async def open_worker(spec: WorkerSpec, mode: WorkerMode, times: Times | None = None) -> WorkerHandle:
+async def open_worker(
+    spec: WorkerSpec, mode: WorkerMode, times: Times | None = None, door: "RankDoor | None" = None
+) -> WorkerHandle:
     """Load the model and start the transfer backends, on the running event loop.
 
     "process" keeps the computation's GIL, torch and NIXL out of this process, and is what several ranks need;
-    "inproc" spares a process. Raises CheckpointError or ConfigError for what the operator can mend, EngineDied when
-    a worker process ends or is not ready within times.start_timeout. One that is silent for times.fence is killed.
+    "inproc" spares a process. door: where hosts of ranks come to that are not on this machine; the worker's from now
+    on. Raises CheckpointError or ConfigError for what the operator can mend, EngineDied when a worker process ends or
+    is not ready within times.start_timeout. One that is silent for times.fence is killed.
     """
     times = times or Times()
     if spec.tensor_parallel > 1:
@@ -67,7 +73,7 @@ async def open_worker(spec: WorkerSpec, mode: WorkerMode, times: Times | None = 
 
         if mode == "inproc":
             raise ConfigError(f"tensor_parallel {spec.tensor_parallel} needs a process per rank: set worker to process")
-        return await WorkerGang.open(spec, times)
+        return await WorkerGang.open(spec, times, door)
     if mode == "process":
         from pdserve.worker.remote import RemoteWorker
 

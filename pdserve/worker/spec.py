@@ -13,15 +13,16 @@ STEP_DEADLINE = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlace:
-    """One rank's place among the workers that compute a model together, all on one machine.
+    """One rank's place among the workers that compute a model together.
 
-    They meet at a TCP port of it. listener is the descriptor of the socket that listens there: rank 0 inherits it,
-    the others have none.
+    They meet at a TCP port of rank 0's machine. listener is the descriptor of the socket that listens there: rank 0
+    inherits it, the others have none. address is where the others reach this rank.
     """
 
     rank: int
-    port: int
+    meeting: tuple[str, int]
     listener: int | None
+    address: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,6 @@ def test_a_leader_is_the_engine_and_other_hosts_dial_it() -> None:
     told = dict(zip(host["args"][2::2], host["args"][3::2], strict=True))
     assert host["args"][:2] == ["rank-host", whole["args"][1]]
     assert told == {
-        "--role": "decode",
         "--index": "$(LWS_WORKER_INDEX)",
         "--leader": "$(LWS_LEADER_ADDRESS):8102",
         "--host": "$(POD_IP)",

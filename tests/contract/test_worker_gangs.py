@@ -169,7 +169,7 @@ async def test_what_a_rank_refuses_ends_the_others(spec: WorkerSpec, tmp_path: P
 
 
 async def test_a_rank_takes_no_device_it_cannot_share_a_model_on(spec: WorkerSpec) -> None:
-    place = RankPlace(rank=0, port=1, listener=None)
+    place = RankPlace(rank=0, meeting=("127.0.0.1", 1), listener=None, address="127.0.0.1")
     with pytest.raises(ConfigError, match="several ranks compute together on cpu only, and this is cuda"):
         await LocalWorker.open(replace(spec, tensor_parallel=2, place=place, device="cuda"))
 

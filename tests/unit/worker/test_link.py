@@ -14,6 +14,7 @@ from pdserve.config.times import Times
 from pdserve.core.errors import EngineDied
 from pdserve.worker.frames import Answer, Command, Ping, answer, decode_command, read_frame, write_frame
 from pdserve.worker.link import WorkerLink
+from pdserve.worker.rank_process import LocalProcess
 
 TIMES = replace(Times(), heartbeat=0.2, fence=0.4)
 INTERVAL = TIMES.heartbeat / 2
@@ -27,7 +28,7 @@ async def watched(obey: Obey) -> AsyncIterator[tuple[WorkerLink, "subprocess.Pop
     """A watched link to a process that does nothing, for which `obey` answers over a socket of the test's."""
     ours, theirs = socket.socketpair()
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # noqa: ASYNC220
-    link = WorkerLink(process, *await asyncio.open_connection(sock=ours))
+    link = WorkerLink(LocalProcess(process), *await asyncio.open_connection(sock=ours))
     reader, writer = await asyncio.open_connection(sock=theirs)
 
     async def serve() -> None:
