@@ -30,13 +30,16 @@ _log = structlog.get_logger(__name__)
 
 
 class RankHost:
-    """Serves the incarnations of one engine, one after the other."""
+    """Serves the incarnations of one engine, one after the other, for as long as its machine stays. The name of another
+    machine's engine may come to be that of a new one, while this host waits to be replaced, too: it does not follow."""
 
     def __init__(self, leader: str, number: int, address: str) -> None:
         """leader: the engine's door, host:port. number: as in Introduction, and address. Raises MalformedMessage."""
         self._leader = split_address(leader)
         self._number = number
         self._address = address
+        self._machine = ""
+        """The address at which it has first served."""
         self._told = ""
         self.serves = False
         """Whether ranks run here."""
@@ -80,13 +83,15 @@ class RankHost:
             reader, writer = await asyncio.open_connection(*self._leader)
         ranks: dict[int, asyncio.subprocess.Process] = {}
         try:
+            door = writer.get_extra_info("peername")
+            if self._machine not in ("", door[0]):
+                raise Unavailable(f"the engine is at {door[0]} now and was at {self._machine}; start this host anew")
             keep_watch(writer.get_extra_info("socket"))
             write_frame(writer, Introduction(self._number, self._address, version("pdserve")))
             duty = await hear(reader, Duty)
             if duty.refusal:
                 raise Unavailable(duty.refusal)
-            self.serves = True
-            door = writer.get_extra_info("peername")
+            self.serves, self._machine = True, door[0]
             for rank in duty.ranks:
                 ranks[rank] = await _start(rank, duty.threads, door)
             self._told = ""

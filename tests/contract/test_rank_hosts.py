@@ -160,6 +160,30 @@ async def test_a_host_serves_one_incarnation_after_the_other(spec: WorkerSpec) -
             await until_idle(host)
 
 
+async def test_a_host_does_not_follow_an_engine_to_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a group of pods is replaced, and the old host is still there when the new leader is."""
+    first, second = socket.create_server(("127.0.0.1", 0)), socket.create_server((OTHER_HOST, 0))
+    behind_the_name = [first.getsockname(), second.getsockname()]
+    dial = asyncio.open_connection
+
+    async def dial_by_name(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        assert (host, port) == ("leader", 8102)
+        return await dial(*behind_the_name[0])
+
+    monkeypatch.setattr("pdserve.worker.rank_host.asyncio.open_connection", dial_by_name)
+    door = await RankDoor.open(first, hosts=2, ranks=2, threads=1)
+    async with hosting("leader:8102") as (host, _):
+        await door.meet(1, 10)
+        del behind_the_name[0]
+        await door.close()
+        await until_idle(host)
+        other = await RankDoor.open(second, hosts=2, ranks=2, threads=1)
+        with pytest.raises(EngineDied, match="did not come"):
+            await other.meet(1, 2)
+        assert not host.serves
+    await other.close()
+
+
 async def test_a_host_that_is_to_stop_lets_its_engine_go_on(spec: WorkerSpec) -> None:
     door, leader = await open_door()
     host, stop = RankHost(leader, 1, OTHER_HOST), asyncio.Event()
