@@ -221,7 +221,7 @@ def memory(blocks: int, engines: int, seed: int) -> dict[str, float]:
 
 
 def _made(rng: Random, each: int, total: int) -> Iterator[tuple[BlockHash, ...]]:
-    for _ in range(total // each):
+    for _ in range(-(-total // each)):
         random = rng.randbytes(16 * each)
         yield tuple(random[at : at + 16] for at in range(0, 16 * each, 16))
 
