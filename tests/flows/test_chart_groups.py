@@ -11,7 +11,7 @@ from deploy.chart import overlaid, values_file
 from tests.flows.test_chart_pods import decoding_pod, record, stream, text
 from tests.pods import Pod, Pods, running
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 VALUES = overlaid(
     values_file("cpu-demo"),
