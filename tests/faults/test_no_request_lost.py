@@ -23,7 +23,7 @@ EVERYWHERE = [("prefill-0", p) for p in PREFILL_POINTS] + [("decode-0", p) for p
 BEFORE_DURING_AFTER_HANDOFF = [
     ("prefill-0", "last_chunk", "kill"),
     ("decode-0", "transferring", "kill"),
-    ("decode-0", "decoding", "stop"),
+    pytest.param("decode-0", "decoding", "stop", marks=pytest.mark.slow),
 ]
 POOLS = {
     "prefill": {"engines": 2, "chunk_size": 64, "max_tokens_per_step": 128, "prefix_caching": False},

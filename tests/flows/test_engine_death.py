@@ -115,7 +115,11 @@ def test_the_other_pool_takes_over_with_the_same_tokens(checkpoint: Path, with_f
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("victim", "blow"),
-    [("prefill-0", "kill"), ("decode-0", "kill"), pytest.param("decode-0", "stop", marks=pytest.mark.slow)],
+    [
+        ("prefill-0", "kill"),
+        pytest.param("decode-0", "kill", marks=pytest.mark.slow),
+        pytest.param("decode-0", "stop", marks=pytest.mark.slow),
+    ],
 )
 def test_without_fallback_every_waiting_client_gets_a_clear_error_in_time(
     without_fallback: Running, victim: str, blow: str
