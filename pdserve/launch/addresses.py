@@ -13,6 +13,7 @@ _IFREQ_BYTES = 40
 _IFREQ_ADDRESS = slice(20, 24)
 """struct ifreq, netdevice(7): a name of 16 bytes, then a sockaddr_in whose address follows family and port."""
 _MOST_ADDRESSES = 1024
+_LOOPBACK = "127.0.0.1"
 
 
 def address_in(network: IPv4Network) -> str:
@@ -25,6 +26,12 @@ def address_in(network: IPv4Network) -> str:
         f"engine_network: this machine has no address in {network}, only {', '.join(map(str, ours)) or 'none at all'}; "
         "name the network that joins the machines of your engines"
     )
+
+
+def own_address(network: IPv4Network | None, given: str | None) -> str:
+    """Where others reach a child of a launcher: this machine's address in the network its operator names, else what the
+    launcher gives, else the loopback address. Raises ConfigError as address_in does."""
+    return address_in(network) if network else given or _LOOPBACK
 
 
 def local_addresses() -> tuple[IPv4Address, ...]:

@@ -102,7 +102,6 @@ def _engine_spec(payload: dict[str, Any], resources: Resources | None, hosts: in
                 module="pdserve.launch.rank_host",
                 payload={"number": number, "config": payload["config"]},
                 threads=threads,
-                resources=resources,
             )
             for number in range(1, hosts)
         ),

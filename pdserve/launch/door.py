@@ -9,7 +9,7 @@ from pdserve.worker.rank_door import RankDoor
 from pdserve.worker.spec import WorkerSpec
 
 
-async def open_door(payload: Mapping[str, Any], spec: WorkerSpec, hosts: int) -> RankDoor | None:
+async def open_rank_door(payload: Mapping[str, Any], spec: WorkerSpec, hosts: int) -> RankDoor | None:
     """None for an engine on one machine. Raises ConfigError where nobody could come in."""
     if hosts == 1:
         return None

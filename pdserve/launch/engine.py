@@ -15,16 +15,14 @@ from pdserve.core.endpoint import Endpoint, EngineState, Role
 from pdserve.engine.engine import Engine
 from pdserve.engine.pair_checker import PairChecker
 from pdserve.engine.server import EngineServer, grpc_links
-from pdserve.launch.addresses import address_in
+from pdserve.launch.addresses import own_address
 from pdserve.launch.child import Parent, run_child
 from pdserve.launch.device import find_device
-from pdserve.launch.door import open_door
+from pdserve.launch.door import open_rank_door
 from pdserve.launch.sizing import worker_mode, worker_spec
 from pdserve.telemetry.logs import configure_logs
 from pdserve.worker.service import WorkerHandle, open_worker
 
-_HOST = "127.0.0.1"
-"""Where an engine listens unless its operator or its launcher names an address others reach it at."""
 DOMAIN_ENVIRONMENT = "PDSERVE_DOMAIN"
 """Names the fast network of the machine an engine runs on; comes before what the configuration says."""
 _STOP_GRACE = 0.2
@@ -34,7 +32,7 @@ _STOP_GRACE = 0.2
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
     """Open the worker, serve until told to drain, drain. Raises EngineDied when the engine is lost."""
     config = from_wire(json.dumps(payload["config"]))
-    host = address_in(config.engine_network) if config.engine_network else payload.get("host", _HOST)
+    host = own_address(config.engine_network, payload.get("host"))
     configure_logs(json=config.log.format == "json", level=config.log.level)
     if folder := os.environ.get(failpoints.ENVIRONMENT):
         failpoints.arm(Path(folder), payload["engine_id"])
@@ -43,7 +41,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     ranks = pool.tensor_parallel
     spec = replace(worker_spec(config, payload["engine_id"], payload["epoch"], device, ranks), host=host)
     mode = worker_mode(config.worker, device, ranks)
-    door = await open_door(payload, spec, pool.hosts)
+    door = await open_rank_door(payload, spec, pool.hosts)
     worker = await open_worker(spec, "process" if mode is WorkerMode.PROCESS else "inproc", config.times, door)
     try:
         await _serve(payload, config, host, worker, parent, drain)

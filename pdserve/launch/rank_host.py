@@ -8,12 +8,10 @@ from typing import Any
 
 from pdserve.config.schema import from_wire
 from pdserve.core.errors import Unavailable
-from pdserve.launch.addresses import address_in
+from pdserve.launch.addresses import own_address
 from pdserve.launch.child import Parent, run_child
 from pdserve.telemetry.logs import configure_logs
 from pdserve.worker.rank_host import RankHost
-
-_HOST = "127.0.0.1"
 
 
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
@@ -21,7 +19,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     Raises Unavailable when the engine cannot be reached, or will not have this host."""
     config = from_wire(json.dumps(payload["config"]))
     configure_logs(json=config.log.format == "json", level=config.log.level)
-    host = address_in(config.engine_network) if config.engine_network else payload.get("host", _HOST)
+    host = own_address(config.engine_network, payload.get("host"))
     leader = payload["leader"]
     try:
         await RankHost(leader, payload["number"], host).serve(on_start=parent.ready)

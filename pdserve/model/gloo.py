@@ -61,7 +61,7 @@ class GlooRanks:
 
 def meeting_place(at: tuple[str, int], listener: int | None, world_size: int, timeout: float) -> Any:
     """The c10d store at host and port. listener, rank 0's alone, is the listening socket's descriptor, which the store
-    takes over. Raises EngineDied when nobody is there within timeout seconds."""
+    takes over. Raises torch's RuntimeError when nobody is there within timeout seconds."""
     host, port = at
     return _c10d.TCPStore(
         host,

@@ -21,7 +21,7 @@ from pdserve.worker.hosting import (
     keep_watch,
     split_address,
 )
-from pdserve.worker.rank_process import worker_command, worker_environment
+from pdserve.worker.rank_process import REAP_DEADLINE, worker_command, worker_environment
 
 _REDIAL = 0.5
 """Seconds after the engine was not there, or has left."""
@@ -147,7 +147,9 @@ async def _tell_end(writer: asyncio.StreamWriter, rank: int, process: asyncio.su
 async def _end(ranks: dict[int, asyncio.subprocess.Process]) -> None:
     for process in ranks.values():
         _kill(process)
-    await asyncio.gather(*(process.wait() for process in ranks.values()))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REAP_DEADLINE):
+            await asyncio.gather(*(process.wait() for process in ranks.values()))
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

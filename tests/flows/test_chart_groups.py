@@ -4,6 +4,8 @@ and probes."""
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -41,34 +43,45 @@ def test_helm_test_passes_with_decode_engines_of_two_pods(release: Pods) -> None
     assert "disaggregated" in pod.said()
 
 
-def test_a_deleted_group_loses_no_token_and_its_hosts_stay_until_it_has_drained(release: Pods) -> None:
-    prompt = [7 + 13 * n % 500 for n in range(80)]
-    whole = list(stream(release, prompt))
+@dataclass
+class Answer:
+    """One that is being written, by a leader and its other host. whole: what it says when nothing happens."""
+
+    whole: str
+    begun: list[dict[str, Any]]
+    events: Iterator[dict[str, Any]]
+    leader: Pod
+    host: Pod
+
+
+def begin(release: Pods, prompt: list[int]) -> Answer:
+    whole = text(list(stream(release, prompt)))
     events = stream(release, prompt)
     begun = [next(events) for _ in range(5)]
     leader = release.pods[decoding_pod(release)]
-    host = release.pods[GROUPS[leader.name]]
+    return Answer(whole, begun, events, leader, release.pods[GROUPS[leader.name]])
+
+
+def test_a_deleted_group_loses_no_token_and_its_hosts_stay_until_it_has_drained(release: Pods) -> None:
+    answer = begin(release, [7 + 13 * n % 500 for n in range(80)])
+    leader, host = answer.leader, answer.host
     with ThreadPoolExecutor(1) as pool:
-        rest = pool.submit(list, events)
+        rest = pool.submit(list, answer.events)
         host.delete()
         leader.delete()
         assert (leader.ended(), host.ended()) == (0, 0), leader.said() + host.said()
-        told = [*begun, *rest.result(60)]
-    assert text(told) == text(whole)
+        told = [*answer.begun, *rest.result(60)]
+    assert text(told) == answer.whole
     assert {move["reason"] for move in record(told)["migrations"]} == {"drain"}
     start(leader, host)
 
 
 def test_a_host_that_dies_takes_its_engine_and_the_answer_goes_on_elsewhere(release: Pods) -> None:
-    prompt = [11 + 17 * n % 500 for n in range(80)]
-    whole = list(stream(release, prompt))
-    events = stream(release, prompt)
-    begun = [next(events) for _ in range(5)]
-    leader = release.pods[decoding_pod(release)]
-    host = release.pods[GROUPS[leader.name]]
+    answer = begin(release, [11 + 17 * n % 500 for n in range(80)])
+    leader, host = answer.leader, answer.host
     assert host.process
     host.process.send_signal(signal.SIGKILL)
-    assert text([*begun, *events]) == text(whole)
+    assert text([*answer.begun, *answer.events]) == answer.whole
     leader.until("readinessProbe", 503)
     host.close()
     start(host)
