@@ -15,10 +15,10 @@ import pytest
 
 from pdserve.config.times import Times
 from pdserve.core.endpoint import new_epoch
-from pdserve.core.errors import CheckpointError, ConfigError, EngineDied
+from pdserve.core.errors import CheckpointError, ConfigError, EngineDied, MalformedMessage
 from pdserve.worker.frames import framed, read_frame, write_frame
 from pdserve.worker.gang import WorkerGang
-from pdserve.worker.hosting import Duty, Introduction, RankHere, hear
+from pdserve.worker.hosting import Duty, Introduction, KillRank, RankHere, hear
 from pdserve.worker.link import WorkerLink
 from pdserve.worker.rank_door import RankDoor
 from pdserve.worker.rank_host import RankHost
@@ -239,6 +239,36 @@ async def test_whoever_says_what_does_not_belong_is_hung_up_on(said: bytes) -> N
         async with asyncio.timeout(5):
             assert await read_frame(reader) is None
     await door.close()
+
+
+async def test_a_host_that_talks_nonsense_is_hung_up_on() -> None:
+    door, leader = await open_door()
+    async with dialled(leader) as (reader, writer):
+        write_frame(writer, Introduction(1, OTHER_HOST, VERSION))
+        await hear(reader, Duty)
+        write_frame(writer, Duty(refusal="this is no word of a host"))
+        async with asyncio.timeout(5):
+            assert await read_frame(reader) is None
+    await door.close()
+
+
+async def test_an_engine_that_wants_a_foreign_rank_killed_is_left_with_its_ranks() -> None:
+    ended = asyncio.Event()
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if isinstance(await hear(reader, Introduction | RankHere), Introduction):  # type: ignore[arg-type]
+            write_frame(writer, Duty(ranks=(1,)))
+            write_frame(writer, KillRank(7))
+            while await read_frame(reader) is not None:
+                pass
+            ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(lead, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        with pytest.raises(MalformedMessage, match="a rank killed that is not here"):
+            await asyncio.wait_for(RankHost(f"{host}:{port}", 1, OTHER_HOST).serve(), 15)
+        await asyncio.wait_for(ended.wait(), 5)
 
 
 @asynccontextmanager

@@ -129,6 +129,10 @@ def test_memory_sizes_may_have_units(tmp_path: Path) -> None:
             "device: cuda\npools: {prefill: {tensor_parallel: 2}}",
             "pools.prefill.tensor_parallel: several ranks compute together on cpu only",
         ),
+        (
+            "pools: {decode: {tensor_parallel: 4, hosts: 3}}",
+            "pools.decode.hosts: 4 ranks of tensor_parallel cannot be spread evenly over 3 hosts; choose a divisor",
+        ),
         ("kv: {num_blocks: 8}", "kv.num_blocks: 8 blocks of 16 tokens do not hold one request of max_model_len 2048"),
     ],
 )

@@ -156,3 +156,15 @@ def test_engines_have_their_pools_domains_in_turn() -> None:
     assert told == ["a", "b", "a", "c", "c", None]
     [prefill, *_] = desired(Config(), "127.0.0.1:5")
     assert prefill.launch(1).payload["domain"] == ""
+
+
+def test_an_engine_of_several_hosts_has_a_follower_for_each_but_its_own() -> None:
+    pools = '{"decode": {"tensor_parallel": 6, "hosts": 3}}'
+    [prefill, decode, _] = desired(config(f'{{"pools": {pools}, "threads": 2}}'), "127.0.0.1:5")
+    assert prefill.launch(1).followers == ()
+    spec = decode.launch(1)
+    assert [(each.name, each.payload["number"], each.threads) for each in spec.followers] == [
+        ("decode-0/1", 1, 2),
+        ("decode-0/2", 2, 2),
+    ]
+    assert spec.resources == Resources(cpus=2, gpus=None)
