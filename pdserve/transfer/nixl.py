@@ -8,6 +8,8 @@ What NIXL 1.5 does, and what follows:
 * Its Python front fixes the progress thread's delay to 0, which keeps one core busy in every idle worker.
   With a delay that thread sleeps on UCX's event descriptor instead and loses no speed; the setting
   exists only in the bindings, so these are used directly.
+* Over TCP, UCX connects inside the call that makes a peer known and waits there, for minutes where the peer cannot
+  be reached, and meanwhile no read of any other peer goes on. It is told not to wait.
 * UCX logs to stdout unless told otherwise; it is told.
 """
 
@@ -31,6 +33,8 @@ PROGRESS_DELAY_US = 10_000
 
 _PACKAGES = ("nixl_cu13", "nixl_cu12", "nixl")
 
+_UCX_SETTINGS = {"UCX_LOG_FILE": "stderr", "UCX_TCP_CONN_NB": "y"}
+"""For whatever the environment does not set."""
 
 _Word = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -87,7 +91,8 @@ class Bindings:
 
 def load_bindings() -> Bindings:
     """Raises ConfigError when it is not installed."""
-    os.environ.setdefault("UCX_LOG_FILE", "stderr")
+    for name, value in _UCX_SETTINGS.items():
+        os.environ.setdefault(name, value)
     reasons = []
     for package in _PACKAGES:
         try:

@@ -11,7 +11,11 @@ from pdserve.core.errors import EngineDied, MalformedMessage
 from pdserve.worker.frames import decode, read_frame, write_frame
 from pdserve.worker.hosting import Duty, Introduction, KillRank, RankEnded, RankHere, hear, keep_watch
 from pdserve.worker.link import WorkerLink
-from pdserve.worker.rank_process import LINGER_DEADLINE, REAP_DEADLINE, in_words
+from pdserve.worker.rank_process import LINGER_DEADLINE, in_words
+
+HOST_DEADLINE = 2.0
+"""Seconds a host gets to end a rank and say so. One that is lost with its machine says nothing; the kernel would take
+four seconds more to find out."""
 
 _log = structlog.get_logger(__name__)
 
@@ -114,6 +118,7 @@ class _HostLine:
             rank: asyncio.get_running_loop().create_future() for rank in ranks
         }
         """None: lost with its machine."""
+        self._killed: set[int] = set()
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Until either side hangs up."""
@@ -128,15 +133,19 @@ class _HostLine:
             self.close()
 
     def kill(self, rank: int) -> None:
-        if not self._codes[rank].done():
+        if not self._codes[rank].done() and rank not in self._killed:
+            self._killed.add(rank)
             write_frame(self._writer, KillRank(rank))
 
     async def gone(self, rank: int) -> str:
         """How a rank that has closed its connection ended."""
-        await asyncio.wait({self._codes[rank]}, timeout=LINGER_DEADLINE)
-        self.kill(rank)
-        await asyncio.wait({self._codes[rank]}, timeout=REAP_DEADLINE)
-        code = self._codes[rank].result() if self._codes[rank].done() else None
+        if rank not in self._killed:
+            await asyncio.wait({self._codes[rank]}, timeout=LINGER_DEADLINE)
+            self.kill(rank)
+        await asyncio.wait({self._codes[rank]}, timeout=HOST_DEADLINE)
+        if not self._codes[rank].done():
+            return f"on {self.address} is lost: its host answers nothing"
+        code = self._codes[rank].result()
         return f"on {self.address} " + ("was lost with its host" if code is None else in_words(code))
 
     def close(self) -> None:

@@ -37,14 +37,15 @@ class InProcess:
 
 
 class InChild:
-    """A source host in its own process. Killed with `end`; its stdout is kept for inspection."""
+    """A source host in its own process, started by the prefix. Killed with `end`; its stdout is kept for
+    inspection."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, env: Mapping[str, str], prefix: tuple[str, ...] = ()) -> None:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(ANSWER_DEADLINE)
         self._stdout = os.memfd_create("stdout")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.contract.source_host", str(theirs.fileno())],
+            [*prefix, sys.executable, "-m", "tests.contract.source_host", str(theirs.fileno())],
             cwd=ROOT,
             env=os.environ | dict(env),
             pass_fds=(theirs.fileno(),),

@@ -20,7 +20,7 @@ from pdserve.worker.frames import framed, read_frame, write_frame
 from pdserve.worker.gang import WorkerGang
 from pdserve.worker.hosting import Duty, Introduction, KillRank, RankHere, hear
 from pdserve.worker.link import WorkerLink
-from pdserve.worker.rank_door import RankDoor
+from pdserve.worker.rank_door import HOST_DEADLINE, RankDoor
 from pdserve.worker.rank_host import RankHost
 from pdserve.worker.remote import RemoteWorker
 from pdserve.worker.service import WorkerHandle, WorkerSpec, open_worker
@@ -249,6 +249,19 @@ async def test_a_host_that_talks_nonsense_is_hung_up_on() -> None:
         write_frame(writer, Duty(refusal="this is no word of a host"))
         async with asyncio.timeout(5):
             assert await read_frame(reader) is None
+    await door.close()
+
+
+async def test_a_rank_whose_host_answers_nothing_is_given_up_before_the_kernel_gives_the_host_up() -> None:
+    door, leader = await open_door()
+    async with dialled(leader) as (reader, writer), dialled(leader) as (_, rank):
+        write_frame(writer, Introduction(1, OTHER_HOST, VERSION))
+        await hear(reader, Duty)
+        write_frame(rank, RankHere(1, 77))
+        link = await door.meet(1, 5)
+        link.kill()
+        death = await asyncio.wait_for(link.ended(), HOST_DEADLINE + 1)
+        assert str(death) == f"the worker process 77 on {OTHER_HOST} is lost: its host answers nothing"
     await door.close()
 
 

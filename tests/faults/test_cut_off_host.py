@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 NOTICED_WITHIN = 8.0
-"""The kernel gives a silent line up after four seconds; then processes have to end."""
+"""Four seconds of silence, whoever notices first: the kernel or the engine, which then asks the host for two more."""
 
 
 @contextmanager
