@@ -13,9 +13,6 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Self
 
-THIS_MACHINE = "this machine"
-"""Outside all namespaces, to be named in lines like a host."""
-
 _PER_PROCESS = 4
 _numbers = count()
 _NOWHERE = "02:00:00:00:00:fe"
@@ -38,8 +35,7 @@ class Hosts:
         self._tag = f"pd{number}"
         self._subnet = f"198.{18 + number // 256 % 2}.{number % 256}"
         self.network = f"{self._subnet}.0/24"
-        self._hosts = names
-        self._numbers = {name: number for number, name in enumerate((THIS_MACHINE, *names), start=1)}
+        self._numbers = {name: number for number, name in enumerate(names, start=10)}
 
     def __enter__(self) -> Self:
         try:
@@ -73,25 +69,20 @@ class Hosts:
 
     def _build(self) -> None:
         _ip("link", "add", self._tag, "type", "bridge")
+        _ip("addr", "add", f"{self._subnet}.1/24", "dev", self._tag)
         _ip("link", "set", self._tag, "up")
-        self._plug_in(THIS_MACHINE)
-        for name in self._hosts:
-            _ip("netns", "add", f"{self.prefix}{name}")
-            self._plug_in(name)
-            self._inside(name, "link", "set", "lo", "up")
-
-    def _plug_in(self, name: str) -> None:
-        """Connect to the bridge; not by an address of the bridge itself, which UCX would not use."""
-        port, device = self._port(name), self._device(name)
-        there = () if name == THIS_MACHINE else ("netns", f"{self.prefix}{name}")
-        _ip("link", "add", port, "type", "veth", "peer", "name", device, *there)
-        _ip("link", "set", port, "master", self._tag, "up")
-        self._inside(name, "link", "set", device, "address", self._mac(name), "addrgenmode", "none")
-        self._inside(name, "addr", "add", f"{self.address(name)}/24", "dev", device)
-        self._inside(name, "link", "set", device, "up")
+        for name in self._numbers:
+            space, port = f"{self.prefix}{name}", self._port(name)
+            _ip("netns", "add", space)
+            _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", space)
+            _ip("link", "set", port, "master", self._tag, "up")
+            _ip("-n", space, "link", "set", "eth0", "address", self._mac(name), "addrgenmode", "none")
+            _ip("-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
+            _ip("-n", space, "link", "set", "eth0", "up")
+            _ip("-n", space, "link", "set", "lo", "up")
 
     def _take_down(self) -> None:
-        removals = [("netns", "del", f"{self.prefix}{name}") for name in self._hosts]
+        removals = [("netns", "del", f"{self.prefix}{name}") for name in self._numbers]
         # By themselves: a namespace lives on for as long as its last connection takes to end.
         removals += [("link", "del", self._port(name)) for name in self._numbers]
         for removal in (*removals, ("link", "del", self._tag)):
@@ -99,18 +90,12 @@ class Hosts:
                 _ip(*removal)
 
     def _neighbour(self, host: str, other: str, mac: str) -> None:
-        entry = (self.address(other), "lladdr", mac, "dev", self._device(host), "nud", "permanent")
-        self._inside(host, "neigh", "replace", *entry)
-
-    def _inside(self, name: str, *arguments: str) -> None:
-        _ip(*(() if name == THIS_MACHINE else ("-n", f"{self.prefix}{name}")), *arguments)
+        entry = (self.address(other), "lladdr", mac, "dev", "eth0", "nud", "permanent")
+        _ip("-n", f"{self.prefix}{host}", "neigh", "replace", *entry)
 
     def _port(self, name: str) -> str:
         """The bridge's end of a host's line."""
         return f"{self._tag}.{self._numbers[name]}"
-
-    def _device(self, name: str) -> str:
-        return f"{self.prefix}here" if name == THIS_MACHINE else "eth0"
 
     def _mac(self, name: str) -> str:
         return f"02:00:00:00:00:{self._numbers[name]:02x}"

@@ -1,4 +1,4 @@
-"""A process that holds KV memories for others to read, driven by lines of JSON over an inherited socket.
+"""A process that holds KV memories for others to read, and reads others', driven by lines of JSON over an inherited socket.
 
 Its stdout stays unused, so that a test can see whether a library wrote there.
 """
@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pdserve.core.errors import TransferError
 from pdserve.core.layout import KVLayout
+from pdserve.core.protocols import PeerAddress, PullSpec
 from pdserve.transfer.backends import make_backends
 from pdserve.transfer.memory import HostMemory
 from pdserve.transfer.probe import PROBE_AREA_BYTES
@@ -41,11 +43,23 @@ class Write(msgspec.Struct, tag=True):
     data: bytes
 
 
+class Connect(msgspec.Struct, tag=True):
+    index: int
+    peer: PeerAddress
+
+
+class Read(msgspec.Struct, tag=True):
+    """Answered with the code of the error it ends with; empty when the bytes are there."""
+
+    index: int
+    spec: PullSpec
+
+
 class CpuSeconds(msgspec.Struct, tag=True):
     pass
 
 
-Command = Open | Digest | Write | CpuSeconds
+Command = Open | Digest | Write | Connect | Read | CpuSeconds
 
 
 class Host:
@@ -70,6 +84,14 @@ class Host:
             case Write(index, offset, data):
                 self._opened[index][1].array[offset : offset + len(data)] = np.frombuffer(data, dtype=np.uint8)
                 return None
+            case Connect(index, peer):
+                return await self._opened[index][0].connect(peer)
+            case Read(index, spec):
+                try:
+                    await self._opened[index][0].pull(spec).wait()
+                except TransferError as error:
+                    return error.code
+                return ""
             case CpuSeconds():
                 return time.process_time()
 

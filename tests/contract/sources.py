@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdserve.core.layout import KVLayout
-from pdserve.core.protocols import PeerAddress
-from tests.contract.source_host import Command, CpuSeconds, Digest, Host, Open, Write
+from pdserve.core.protocols import PeerAddress, PullSpec
+from tests.contract.source_host import Command, Connect, CpuSeconds, Digest, Host, Open, Read, Write
 
 ROOT = Path(__file__).parents[2]
 ANSWER_DEADLINE = 30.0
@@ -97,6 +97,13 @@ class Source:
 
     async def write(self, offset: int, data: bytes) -> None:
         await self.driver.ask(Write(self._index, offset, data))
+
+    async def connect(self, peer: PeerAddress) -> None:
+        await self.driver.ask(Connect(self._index, peer))
+
+    async def read(self, spec: PullSpec) -> str:
+        """The code of the error it ended with; empty when the bytes are there."""
+        return str(await self.driver.ask(Read(self._index, spec)))
 
     async def cpu_seconds(self) -> float:
         return float(await self.driver.ask(CpuSeconds()))
