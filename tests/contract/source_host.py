@@ -1,4 +1,5 @@
-"""A process that holds KV memories for others to read, and reads others', driven by lines of JSON over an inherited socket.
+"""A process that holds KV memories for others to read, and reads others'. It is driven by lines of JSON over an
+inherited socket.
 
 Its stdout stays unused, so that a test can see whether a library wrote there.
 """
