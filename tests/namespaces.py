@@ -53,6 +53,10 @@ class Hosts:
         """Host NAME is the namespace PREFIX + NAME."""
         return f"{self._tag}-"
 
+    def on(self, name: str) -> tuple[str, ...]:
+        """What a command begins with, to run on a host."""
+        return "ip", "netns", "exec", f"{self.prefix}{name}"
+
     def address(self, name: str) -> str:
         return f"{self._subnet}.{self._numbers[name]}"
 

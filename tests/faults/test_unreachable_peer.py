@@ -22,7 +22,7 @@ LAYOUT = kv_layout(4)
 
 
 async def opened_on(bench: Bench, hosts: Hosts, name: str) -> Source:
-    child = InChild(bench.kind.env, ("ip", "netns", "exec", f"{hosts.prefix}{name}"))
+    child = InChild(bench.kind.env, hosts.on(name))
     bench.stack.callback(child.end)
     return await bench.source(LAYOUT, driver=child, engine_id=name)
 
