@@ -1,5 +1,6 @@
 """A transfer backend whose reads a test can hold back, fail or damage."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from threading import Event
 
@@ -37,9 +38,10 @@ class FaultyBackend:
     def metadata(self) -> bytes:
         return self.inner.metadata()
 
-    def connect(self, peer_id: str, metadata: bytes) -> None:
-        self.inner.connect(peer_id, metadata)
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
+        connected = self.inner.connect(peer_id, metadata)
         self.connected.append(peer_id)
+        return connected
 
     def post(self, peer_id: str, plan: ReadPlan) -> Transfer:
         self.posted += 1

@@ -12,6 +12,7 @@ read in flight: neither releasing its handle nor dropping the peer stops the byt
 through our own hands before they reach the blocks, cancel is a fence and a quarantine ends at once.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -22,6 +23,14 @@ from numpy.typing import NDArray
 from pdserve.transfer.memory import KVMemory
 
 Offsets = NDArray[np.uint64]
+
+CONNECTED: "Future[None]" = Future()
+CONNECTED.set_result(None)
+
+
+def refused(connecting: "Future[None]") -> bool:
+    """Whether a connect has ended without making the peer readable."""
+    return connecting.done() and connecting.exception() is not None
 
 
 class TransferState(Enum):
@@ -99,9 +108,10 @@ class TransferBackend(Protocol):
         """What a peer's connect needs to read our memory."""
         ...
 
-    def connect(self, peer_id: str, metadata: bytes) -> None:
-        """Make a peer readable; replaces what was connected under this peer_id. Raises TransferFailed, and
-        MalformedMessage for metadata that is none."""
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
+        """Begin to make a peer readable; replaces what was connected under this peer_id. Never waits for the peer,
+        because reads from others would wait, too: the future ends once it is readable (CONNECTED where that is at
+        once), or with TransferFailed. Raises TransferFailed, and MalformedMessage for metadata that is none."""
         ...
 
     def post(self, peer_id: str, plan: ReadPlan) -> Transfer:

@@ -6,7 +6,7 @@ incarnation nor a stranger is served. Bytes are copied several times on the way.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hmac import compare_digest
 from secrets import token_bytes
@@ -14,11 +14,11 @@ from secrets import token_bytes
 import msgspec
 import numpy as np
 
-from pdserve.core.errors import ConfigError, PdserveError, StaleEpoch, TransferFailed
+from pdserve.core.errors import ConfigError, StaleEpoch, TransferFailed
 from pdserve.core.msgpack import Natural, unpack
 from pdserve.rpc.byte_stream import SpanReader, SpanServer
 from pdserve.rpc.generated.pdserve.v1 import kv_pb2 as pb
-from pdserve.transfer.base import ReadPlan
+from pdserve.transfer.base import CONNECTED, ReadPlan, refused
 from pdserve.transfer.memory import KVMemory
 from pdserve.transfer.spans import read_pieces, spans_fit
 from pdserve.transfer.staged import StagedRead
@@ -53,6 +53,7 @@ class _Peer:
     reader: SpanReader
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "kv-grpc-read"))
     """Reads of one peer take turns: they would share one connection anyway."""
+    greeting: "Future[None]" = CONNECTED
 
     def close(self) -> None:
         self.reader.close()
@@ -81,21 +82,16 @@ class GrpcStreamBackend:
     def metadata(self) -> bytes:
         return msgspec.msgpack.encode(PeerServer(self._address, self._epoch, self._token))
 
-    def connect(self, peer_id: str, metadata: bytes) -> None:
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
         self.disconnect(peer_id)
         server = unpack(metadata, PEER_SERVER)
-        peer = _Peer(server, SpanReader(server.address))
-        try:
-            for _ in peer.reader.read(server.request([], []), CONNECT_LIMIT):
-                raise TransferFailed(f"{peer_id} sent bytes nobody asked for")
-        except PdserveError:
-            peer.close()
-            raise
-        self._peers[peer_id] = peer
+        peer = self._peers[peer_id] = _Peer(server, SpanReader(server.address))
+        peer.greeting = peer.thread.submit(_greet, peer)
+        return peer.greeting
 
     def post(self, peer_id: str, plan: ReadPlan) -> "StagedRead[np.ndarray]":
         peer = self._peers.get(peer_id)
-        if peer is None:
+        if peer is None or refused(peer.greeting):
             raise TransferFailed(f"gRPC is not connected to {peer_id}")
         if not spans_fit(self._memory.nbytes, plan.local, plan.lengths):
             raise TransferFailed(f"a span reaches beyond the {self._memory.nbytes} bytes of the target memory")
@@ -123,6 +119,12 @@ class GrpcStreamBackend:
         if not spans_fit(self._memory.nbytes, offsets, lengths):
             raise TransferFailed(f"the spans asked for do not lie in {self._memory.nbytes} bytes of KV memory")
         yield from read_pieces(self._memory, offsets, lengths, PIECE_BYTES)
+
+
+def _greet(peer: _Peer) -> None:
+    """By a read of nothing. Raises TransferFailed when the peer does not know this reader, or does not answer."""
+    for _ in peer.reader.read(peer.server.request([], []), CONNECT_LIMIT):
+        raise TransferFailed("the peer sent bytes nobody asked for")
 
 
 def _fetch(peer: _Peer, plan: ReadPlan, read: "StagedRead[np.ndarray]") -> None:

@@ -69,9 +69,10 @@ class Lane:
     async def connect(self) -> None:
         """Make the peer readable over this lane. Raises TransferFailed."""
         try:
-            connecting = asyncio.wrap_future(self.pump.connect(self.key, self.offer.metadata))
+            begun = self.pump.connect(self.key, self.offer.metadata)
             async with asyncio.timeout(CONNECT_DEADLINE):
-                await connecting
+                reached = await asyncio.wrap_future(begun)
+                await asyncio.wrap_future(reached)
         except TimeoutError:
             raise TransferFailed("no answer") from None
         self.broken_at = None

@@ -1,9 +1,10 @@
 """Workers in one process: the reader finds the peer's memory in a registry and copies."""
 
+from concurrent.futures import Future
 from secrets import token_bytes
 
 from pdserve.core.errors import TransferFailed, Unsupported
-from pdserve.transfer.base import ReadPlan
+from pdserve.transfer.base import CONNECTED, ReadPlan
 from pdserve.transfer.copying import Copied, copy_plan
 from pdserve.transfer.memory import HostMemory, KVMemory
 
@@ -31,10 +32,11 @@ class LoopbackBackend:
     def metadata(self) -> bytes:
         return self._token
 
-    def connect(self, peer_id: str, metadata: bytes) -> None:
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
         if metadata not in self._fabric:
             raise TransferFailed(f"{peer_id} is not in this process")
         self._peers[peer_id] = metadata
+        return CONNECTED
 
     def post(self, peer_id: str, plan: ReadPlan) -> Copied:
         remote = self._fabric.get(self._peers.get(peer_id, b""))

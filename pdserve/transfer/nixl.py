@@ -16,6 +16,7 @@ What NIXL 1.5 does, and what follows:
 import importlib
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ import numpy as np
 
 from pdserve.core.errors import ConfigError, TransferFailed
 from pdserve.core.msgpack import unpack
-from pdserve.transfer.base import Offsets, ReadPlan, TransferState
+from pdserve.transfer.base import CONNECTED, Offsets, ReadPlan, TransferState
 from pdserve.transfer.memory import KVMemory, MemoryKind
 
 PROGRESS_DELAY_US = 10_000
@@ -135,7 +136,7 @@ class NixlBackend:
             PeerMemory(self._agent.getLocalMD(), memory.kind, memory.address, memory.nbytes, memory.device_id)
         )
 
-    def connect(self, peer_id: str, metadata: bytes) -> None:
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
         self.disconnect(peer_id)
         peer = unpack(metadata, PEER_MEMORY)
         try:
@@ -145,6 +146,7 @@ class NixlBackend:
         except self._bindings.errors as error:
             self.disconnect(peer_id)
             raise TransferFailed(f"NIXL cannot connect to {peer_id}: {_words(error)}") from error
+        return CONNECTED
 
     def post(self, peer_id: str, plan: ReadPlan) -> NixlTransfer:
         if peer_id not in self._peers:

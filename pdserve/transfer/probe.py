@@ -47,6 +47,7 @@ class Prober:
         if memory.nbytes >= kv_bytes + PROBE_AREA_BYTES:
             self.offset = kv_bytes
             memory.write(self.offset, probe_pattern(epoch))
+        self._turn = asyncio.Lock()
         self._landing: asyncio.Future[str] | None = None
         """The last read; until it is over it may still write."""
 
@@ -58,16 +59,17 @@ class Prober:
         fastest is the best time of LARGE_BYTES over another backend. Raises TransferFailed when the pattern does not
         come within PROBE_DEADLINE, or not as it is.
         """
-        if self.offset is None or (self._landing is not None and not self._landing.done()):
-            return None
-        expected = probe_pattern(epoch)
-        small = large = inf
-        for _ in range(READS):
-            small = min(small, await self._read(pump, peer_id, remote_offset, expected[:SMALL_BYTES]))
-            large = min(large, await self._read(pump, peer_id, remote_offset, expected))
-            if fastest is not None and large > HOPELESS * fastest:
-                break
-        return LinkSpeed.measured(small, large)
+        async with self._turn:
+            if self.offset is None or (self._landing is not None and not self._landing.done()):
+                return None
+            expected = probe_pattern(epoch)
+            small = large = inf
+            for _ in range(READS):
+                small = min(small, await self._read(pump, peer_id, remote_offset, expected[:SMALL_BYTES]))
+                large = min(large, await self._read(pump, peer_id, remote_offset, expected))
+                if fastest is not None and large > HOPELESS * fastest:
+                    break
+            return LinkSpeed.measured(small, large)
 
     async def _read(self, pump: TransferPump, peer_id: str, remote_offset: int, expected: NDArray[np.uint8]) -> float:
         """Seconds until the bytes were there."""

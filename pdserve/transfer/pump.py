@@ -93,15 +93,15 @@ class TransferPump:
             future.set_exception(RuntimeError(f"the {self.name} backend is closed"))
         return future
 
-    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
-        """Make a peer readable. Fails with TransferFailed, also while reads of an earlier connection under
-        this peer_id have not ended."""
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[Future[None]]":
+        """Begin to make a peer readable; the inner future is the backend's. Fails with TransferFailed, also while reads
+        of an earlier connection under this peer_id have not ended."""
 
-        def job(backend: TransferBackend) -> None:
+        def job(backend: TransferBackend) -> "Future[None]":
             if peer_id in self._busy():
                 raise TransferFailed(f"earlier reads from {peer_id} have not ended; connect again when they have")
             self._leaving.discard(peer_id)
-            backend.connect(peer_id, metadata)
+            return backend.connect(peer_id, metadata)
 
         return self.call(job)
 

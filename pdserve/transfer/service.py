@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -68,7 +69,8 @@ class LocalTransferService:
         self._stats = StatsCounter()
         self._peers: dict[tuple[str, int], _Peer] = {}
         self._pulls: set[LocalPull] = set()
-        self._connecting = asyncio.Lock()
+        self._connecting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By engine: one that does not answer keeps nobody from the others."""
         self._digests = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-digest")
 
     @classmethod
@@ -122,7 +124,7 @@ class LocalTransferService:
 
     async def connect(self, peer: PeerAddress) -> str:
         """Connects to every rank of the peer; of several backends, names those in use, joined by +."""
-        async with self._connecting:
+        async with self._connecting[peer.engine_id]:
             if peer.layout_hash != self.layout.wire_hash:
                 raise LayoutMismatch(
                     f"{peer.engine_id} keeps KV in another form: both engines must run the same model revision, "
@@ -132,7 +134,7 @@ class LocalTransferService:
             return "+".join(dict.fromkeys(names))
 
     async def disconnect(self, engine_id: str) -> None:
-        async with self._connecting:
+        async with self._connecting[engine_id]:
             for key in [key for key in self._peers if key[0] == engine_id]:
                 self._drop(key, TransferFailed(f"{engine_id} was disconnected"))
 

@@ -3,6 +3,7 @@
 import fcntl
 import mmap
 import os
+from concurrent.futures import Future
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from pdserve.core.errors import TransferFailed, Unsupported
 from pdserve.core.msgpack import unpack
-from pdserve.transfer.base import ReadPlan
+from pdserve.transfer.base import CONNECTED, ReadPlan
 from pdserve.transfer.copying import Copied, copy_plan
 from pdserve.transfer.memory import HEADER_BYTES, NONCE_BYTES, SEALS, HostMemory, KVMemory
 
@@ -45,11 +46,12 @@ class SharedMemoryBackend:
         memory = self._memory
         return msgspec.msgpack.encode(_PeerMemory(os.getpid(), memory.fd, memory.nbytes, memory.nonce))
 
-    def connect(self, peer_id: str, metadata: bytes) -> None:
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
         try:
             self._peers[peer_id] = _map_peer(unpack(metadata, _PEER_MEMORY))
         except (OSError, ValueError) as error:
             raise TransferFailed(f"cannot map the memory of {peer_id}: {error}") from error
+        return CONNECTED
 
     def post(self, peer_id: str, plan: ReadPlan) -> Copied:
         if peer_id not in self._peers:

@@ -9,7 +9,7 @@ reads of that peer, and the thread that waits in gloo is left to itself.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from secrets import token_bytes
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import msgspec
 
 from pdserve.core.errors import ConfigError, TransferFailed
 from pdserve.core.msgpack import Natural, Port, unpack
-from pdserve.transfer.base import ReadPlan
+from pdserve.transfer.base import CONNECTED, ReadPlan, refused
 from pdserve.transfer.communicator import (
     Communicator,
     GroupKind,
@@ -117,6 +117,8 @@ class _Peer:
     thread: ThreadPoolExecutor
     """Reads of one peer take turns on its pair."""
     pair: "Pair | None" = None
+    meeting: "Future[None]" = CONNECTED
+    """Of its first pair."""
     reads: "list[StagedRead[Tensor]]" = field(default_factory=list)
     """Those that are not over."""
     ended: bool = False
@@ -167,15 +169,15 @@ class TwoSidedBackend:
     def metadata(self) -> bytes:
         return msgspec.msgpack.encode(self._description)
 
-    def connect(self, peer_id: str, metadata: bytes) -> None:
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
         self.disconnect(peer_id)
-        server = unpack(metadata, PEER_SERVER)
-        pair = self._open(server)
-        self._new_peer(peer_id, server).adopt(pair)
+        peer = self._new_peer(peer_id, unpack(metadata, PEER_SERVER))
+        peer.meeting = peer.thread.submit(self._meet, peer)
+        return peer.meeting
 
     def post(self, peer_id: str, plan: ReadPlan) -> "StagedRead[Tensor]":
         peer = self._peers.get(peer_id)
-        if peer is None:
+        if peer is None or refused(peer.meeting):
             raise TransferFailed(f"{self.name} is not connected to {peer_id}")
         if not spans_fit(self._memory.numel(), plan.local, plan.lengths):
             raise TransferFailed(f"a span reaches beyond the {self._memory.numel()} bytes of the target memory")
@@ -204,6 +206,9 @@ class TwoSidedBackend:
     def _new_peer(self, peer_id: str, server: PeerServer) -> _Peer:
         peer = self._peers[peer_id] = _Peer(server, ThreadPoolExecutor(1, f"kv-{self.name}-read"))
         return peer
+
+    def _meet(self, peer: _Peer) -> None:
+        peer.adopt(self._open(peer.server))
 
     def _open(self, server: PeerServer) -> Pair:
         try:

@@ -85,6 +85,24 @@ async def test_a_peer_that_resumed_is_readable_again(bench: Bench) -> None:
     np.testing.assert_array_equal(by_block(BIG, memory.array)[:32], by_block(BIG, source.bytes)[:32])
 
 
+async def test_a_peer_that_is_frozen_when_it_is_connected_holds_up_no_other(bench: Bench) -> None:
+    well, another = await bench.source(BIG), await bench.source(BIG, engine_id="another")
+    frozen, peer = await bench.doomed_source(BIG, "frozen")
+    service, _ = await bench.target(BIG)
+    await service.connect(well.address)
+    spec = await spec_for(well, (0,), (0,))
+    from_another = await spec_for(another, (1,), (1,))
+    peer.signal(signal.SIGSTOP)
+    connecting = asyncio.ensure_future(service.connect(frozen.address))
+    async with asyncio.timeout(2):
+        await pull(service, spec)
+        await service.connect(another.address)
+        await pull(service, from_another)
+    peer.signal(signal.SIGCONT)
+    await asyncio.wait_for(connecting, 10)
+    await pull(service, await spec_for(frozen, (2,), (2,)))
+
+
 async def _pulled(source: Source, service: LocalTransferService) -> bool:
     """Whether one pull of everything works; the peer may take a moment to come round."""
     try:

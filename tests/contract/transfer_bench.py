@@ -57,11 +57,11 @@ class Bench:
         command = Open(engine_id, epoch, layout, (self.kind.backend,), fill=epoch)
         return await Source.open(driver or self.driver, command)
 
-    async def doomed_source(self, layout: KVLayout) -> tuple[Source, InChild]:
+    async def doomed_source(self, layout: KVLayout, engine_id: str = "p") -> tuple[Source, InChild]:
         """A source in a process of its own, for the test to kill or freeze."""
         child = InChild(self.kind.env)
         self.stack.callback(child.end)
-        return await self.source(layout, driver=child), child
+        return await self.source(layout, driver=child, engine_id=engine_id), child
 
     async def target(self, layout: KVLayout) -> tuple[LocalTransferService, HostMemory]:
         memory, epoch = HostMemory(layout.total_bytes), next(_EPOCHS)

@@ -1,13 +1,14 @@
 """A transfer backend whose reads end when the model check says so: at once, late, in parts, damaged or never."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pdserve.core.errors import TransferFailed
 from pdserve.simulator.node import Node
-from pdserve.transfer.base import ReadPlan, TransferState
+from pdserve.transfer.base import CONNECTED, ReadPlan, TransferState
 from pdserve.transfer.memory import HostMemory, KVMemory
 from tests.model_check.device import LAYOUT
 
@@ -100,8 +101,9 @@ class Backend:
     def metadata(self) -> bytes:
         return self._key
 
-    def connect(self, peer_id: str, metadata: bytes) -> None:
+    def connect(self, peer_id: str, metadata: bytes) -> "Future[None]":
         self._peers[peer_id] = self._fabric.sides[metadata]
+        return CONNECTED
 
     def post(self, peer_id: str, plan: ReadPlan) -> Read:
         if peer_id not in self._peers:

@@ -57,7 +57,7 @@ def test_another_epoch_or_a_wrong_token_connects_nobody(ends: tuple[TransferBack
     source, target = ends
     for changes in ({"epoch": 3}, {"token": bytes(16)}, {"token": b""}):
         with pytest.raises(TransferFailed):
-            target.connect("p", altered(source.metadata(), **changes))
+            target.connect("p", altered(source.metadata(), **changes)).result(SOON)
     with pytest.raises(MalformedMessage):
         target.connect("p", b"\xc1")
     with pytest.raises(TransferFailed, match="not connected"):
@@ -68,7 +68,7 @@ def test_spans_outside_the_memory_are_refused_and_the_next_read_works(
     ends: tuple[TransferBackend, TransferBackend],
 ) -> None:
     source, target = ends
-    target.connect("p", source.metadata())
+    target.connect("p", source.metadata()).result(SOON)
     for offset in (NBYTES, NBYTES - 15, 2**64 - 8):
         assert end_of(target.post("p", plan(offset))) is TransferState.ERROR
     assert end_of(target.post("p", plan(NBYTES - 16))) is TransferState.DONE
@@ -76,7 +76,7 @@ def test_spans_outside_the_memory_are_refused_and_the_next_read_works(
 
 def test_no_bytes_are_no_problem(ends: tuple[TransferBackend, TransferBackend]) -> None:
     source, target = ends
-    target.connect("p", source.metadata())
+    target.connect("p", source.metadata()).result(SOON)
     assert end_of(target.post("p", plan(0, length=0))) is TransferState.DONE
 
 
@@ -100,7 +100,7 @@ def test_a_gloo_source_survives_whatever_connects_to_it() -> None:
         with socket.create_connection(("127.0.0.1", port), SOON) as line:
             line.sendall(greeting)
             assert hung_up(line), "the source hangs up"
-    target.connect("p", source.metadata())
+    target.connect("p", source.metadata()).result(SOON)
     assert end_of(target.post("p", plan(0))) is TransferState.DONE
     target.close()
     source.close()

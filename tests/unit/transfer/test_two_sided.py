@@ -50,7 +50,7 @@ def test_reads_of_a_source_that_has_gone_end_at_once_though_the_library_waits(mo
         raise RuntimeError("timed out")
 
     with opened(1) as source, opened(2) as target:
-        target.connect("source", source.metadata())
+        target.connect("source", source.metadata()).result(30)
         monkeypatch.setattr(Communicator, "wait", wait)
         reads = [post(target), post(target)]
         assert waits.wait(30)
@@ -70,7 +70,7 @@ def test_a_source_that_could_not_take_a_target_on_takes_the_next(monkeypatch: py
 
     with opened(1) as source, opened(2) as first, opened(3) as second:
         monkeypatch.setattr(socket.socket, "accept", refuse_first)
-        first.connect("source", source.metadata())
-        second.connect("source", source.metadata())
+        first.connect("source", source.metadata()).result(30)
+        second.connect("source", source.metadata()).result(30)
         assert not refusals
         assert ended(post(second)) is TransferState.DONE
