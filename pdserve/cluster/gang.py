@@ -13,8 +13,9 @@ from typing import Any
 
 import structlog
 
-from pdserve.cluster.launcher import Launched, LaunchSpec, manner_of_end
+from pdserve.cluster.launcher import Launched, LaunchSpec
 from pdserve.core.errors import DeadlineExceeded, EngineDied, PdserveError, TransferError, Unavailable
+from pdserve.core.exit_code import manner_of_end
 
 GRACE = 2.0
 """Seconds after the first end for a leader to end with a reason of its own, and then for its followers."""

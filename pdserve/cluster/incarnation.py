@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing, suppress
-from signal import Signals
 
 from pdserve.cluster.heartbeat import SignsOfLife
 from pdserve.cluster.launcher import Launched, Launcher, LaunchSpec
 from pdserve.cluster.plan import BecameReady, Ended, Event, Heard, Spawned
 from pdserve.core.errors import CheckpointError, ConfigError, MalformedMessage, PdserveError, StaleEpoch
+from pdserve.core.exit_code import manner_of_end
 
 _RECONNECT = 0.2
 """Seconds before a heartbeat session that ended is opened again."""
@@ -94,7 +94,7 @@ class Incarnation:
             listening.cancel()
             with suppress(asyncio.CancelledError):
                 await listening
-        self._emit_end(f"killed by {Signals(-code).name}" if code < 0 else f"exited with code {code}")
+        self._emit_end(manner_of_end(code))
 
     async def _listen(self, address: str) -> None:
         while not self._over:  # a cancellation that meets the end of a call may be lost in grpc

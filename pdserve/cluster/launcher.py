@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from signal import Signals
 from typing import Any, Protocol
 
 
@@ -85,8 +84,3 @@ class Launcher(Protocol):
         """Raises OSError or a PdserveError when the process cannot be started; waits, without a deadline,
         until there is room for it and all its followers."""
         ...
-
-
-def manner_of_end(code: int) -> str:
-    """What `Launched.ended` tells, as the end of a sentence about the process."""
-    return f"was killed by {Signals(-code).name}" if code < 0 else f"exited with code {code}"

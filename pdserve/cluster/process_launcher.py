@@ -19,8 +19,9 @@ from contextlib import suppress
 from typing import IO, Any
 
 from pdserve.cluster.gang import LaunchedGang, address_of, followers_of, open_door
-from pdserve.cluster.launcher import Launched, LaunchSpec, manner_of_end
+from pdserve.cluster.launcher import Launched, LaunchSpec
 from pdserve.core.errors import EngineDied, from_wire
+from pdserve.core.exit_code import manner_of_end
 
 MAX_ANSWER_BYTES = 64 * 1024
 _HOST = "127.0.0.1"

@@ -8,10 +8,11 @@ from importlib.metadata import version
 import structlog
 
 from pdserve.core.errors import EngineDied, MalformedMessage
+from pdserve.core.exit_code import manner_of_end
 from pdserve.worker.frames import decode, read_frame, write_frame
 from pdserve.worker.hosting import Duty, Introduction, KillRank, RankEnded, RankHere, hear, keep_watch
 from pdserve.worker.link import WorkerLink
-from pdserve.worker.rank_process import LINGER_DEADLINE, in_words
+from pdserve.worker.rank_process import LINGER_DEADLINE
 
 HOST_DEADLINE = 2.0
 """Seconds a host gets to end a rank and say so. One that is lost with its machine says nothing; the kernel would take
@@ -146,7 +147,7 @@ class _HostLine:
         if not self._codes[rank].done():
             return f"on {self.address} is lost: its host answers nothing"
         code = self._codes[rank].result()
-        return f"on {self.address} " + ("was lost with its host" if code is None else in_words(code))
+        return f"on {self.address} " + ("was lost with its host" if code is None else manner_of_end(code))
 
     def close(self) -> None:
         self._writer.close()

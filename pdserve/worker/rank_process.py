@@ -7,6 +7,8 @@ import sys
 from collections.abc import Awaitable
 from typing import Protocol
 
+from pdserve.core.exit_code import manner_of_end
+
 LINGER_DEADLINE = 1.0
 """Seconds a process that closed its socket gets to be gone."""
 
@@ -66,7 +68,7 @@ class LocalProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = await asyncio.to_thread(self._process.wait, REAP_DEADLINE)
-        return in_words(code)
+        return manner_of_end(code)
 
 
 def worker_command(fd: int) -> tuple[str, ...]:
@@ -76,8 +78,3 @@ def worker_command(fd: int) -> tuple[str, ...]:
 
 def worker_environment(threads: int) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-
-
-def in_words(code: int) -> str:
-    """An exit code, negative for a signal."""
-    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -104,7 +104,7 @@ async def test_a_rank_s_death_elsewhere_is_told_as_it_was_and_is_the_death_of_al
     async with opened(spec) as (gang, host):
         os.kill(gang.ranks[1].pid, signal.SIGKILL)
         death = str(await asyncio.wait_for(gang.death(), 10))
-        assert f"{gang.ranks[1].pid} on {OTHER_HOST} was killed by signal 9" in death
+        assert f"{gang.ranks[1].pid} on {OTHER_HOST} was killed by SIGKILL" in death
         assert all(is_gone(rank.pid, 5) for rank in gang.ranks)
     await until_idle(host)
 

@@ -191,7 +191,7 @@ async def test_a_killed_worker_ends_what_waits_and_leaves_its_disk_to_the_next(
     waiting = asyncio.ensure_future(worker.tiers.restore((name(0),), (1,)))
     await asyncio.sleep(0)
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(EngineDied, match="killed by signal 9"):
+    with pytest.raises(EngineDied, match="killed by SIGKILL"):
         await waiting
     with pytest.raises(EngineDied):
         await worker.tiers.save(((name(0), 0),), ())
