@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx
 
 from tests.contract.processes import descendants, is_gone
+from tests.waiting import eventually
 
 START_TIMEOUT = 90.0
 FREE_PORTS = ("--port", "0", "--grpc-port", "0", "--admin-port", "0")
@@ -73,15 +74,8 @@ class Deployment:
 
     def eventually(self, holds: Callable[[], bool], within: float = 30.0) -> None:
         """Ask until a condition holds; fails with the log when it does not in time."""
-        deadline = time.monotonic() + within
-        while time.monotonic() < deadline:
-            try:
-                if holds():
-                    return
-            except httpx.HTTPError:
-                pass  # no gateway at this moment
-            time.sleep(0.1)
-        raise AssertionError(f"did not happen within {within:g} s; log:\n{self.log.read_text(encoding='utf-8')}")
+        # Where there is no gateway at a moment, there may be one at the next.
+        eventually(holds, within, lambda: f"log:\n{self.log.read_text(encoding='utf-8')}", (httpx.HTTPError,))
 
     def is_ready(self) -> bool:
         return httpx.get(f"{self.url}/ready", timeout=10).status_code == 200

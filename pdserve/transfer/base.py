@@ -26,6 +26,7 @@ Offsets = NDArray[np.uint64]
 
 CONNECTED: "Future[None]" = Future()
 CONNECTED.set_result(None)
+"""What connect returns for a peer that is readable at once."""
 
 
 def refused(connecting: "Future[None]") -> bool:

@@ -221,13 +221,9 @@ async def test_a_host_that_does_not_belong_is_told_why(word: Introduction, why: 
 
 
 async def test_a_host_that_is_there_already_is_not_taken_on_again() -> None:
-    door, leader = await open_door()
-    async with dialled(leader) as (reader, writer), dialled(leader) as (second, secondly):
-        write_frame(writer, Introduction(1, OTHER_HOST, VERSION))
-        assert (await hear(reader, Duty)).ranks == (1,)
+    async with taken_on() as (_, leader, _, _), dialled(leader) as (second, secondly):
         write_frame(secondly, Introduction(1, OTHER_HOST, VERSION))
         assert "has, or has had, a host 1" in (await hear(second, Duty)).refusal
-    await door.close()
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", framed(RankHere(1, 5)), framed(RankHere(7, 5)), b""])
@@ -242,27 +238,19 @@ async def test_whoever_says_what_does_not_belong_is_hung_up_on(said: bytes) -> N
 
 
 async def test_a_host_that_talks_nonsense_is_hung_up_on() -> None:
-    door, leader = await open_door()
-    async with dialled(leader) as (reader, writer):
-        write_frame(writer, Introduction(1, OTHER_HOST, VERSION))
-        await hear(reader, Duty)
+    async with taken_on() as (_, _, reader, writer):
         write_frame(writer, Duty(refusal="this is no word of a host"))
         async with asyncio.timeout(5):
             assert await read_frame(reader) is None
-    await door.close()
 
 
 async def test_a_rank_whose_host_answers_nothing_is_given_up_before_the_kernel_gives_the_host_up() -> None:
-    door, leader = await open_door()
-    async with dialled(leader) as (reader, writer), dialled(leader) as (_, rank):
-        write_frame(writer, Introduction(1, OTHER_HOST, VERSION))
-        await hear(reader, Duty)
+    async with taken_on() as (door, leader, _, _), dialled(leader) as (_, rank):
         write_frame(rank, RankHere(1, 77))
         link = await door.meet(1, 5)
         link.kill()
         death = await asyncio.wait_for(link.ended(), HOST_DEADLINE + 1)
         assert str(death) == f"the worker process 77 on {OTHER_HOST} is lost: its host answers nothing"
-    await door.close()
 
 
 async def test_an_engine_that_wants_a_foreign_rank_killed_is_left_with_its_ranks() -> None:
@@ -282,6 +270,19 @@ async def test_an_engine_that_wants_a_foreign_rank_killed_is_left_with_its_ranks
         with pytest.raises(MalformedMessage, match="a rank killed that is not here"):
             await asyncio.wait_for(RankHost(f"{host}:{port}", 1, OTHER_HOST).serve(), 15)
         await asyncio.wait_for(ended.wait(), 5)
+
+
+@asynccontextmanager
+async def taken_on() -> AsyncIterator[tuple[RankDoor, str, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A door, its address, and the line of a host that was taken on there and has said nothing since."""
+    door, leader = await open_door()
+    try:
+        async with dialled(leader) as (reader, writer):
+            write_frame(writer, Introduction(1, OTHER_HOST, VERSION))
+            assert (await hear(reader, Duty)).ranks == (1,)
+            yield door, leader, reader, writer
+    finally:
+        await door.close()
 
 
 @asynccontextmanager

@@ -57,9 +57,11 @@ class Bench:
         command = Open(engine_id, epoch, layout, (self.kind.backend,), fill=epoch)
         return await Source.open(driver or self.driver, command)
 
-    async def doomed_source(self, layout: KVLayout, engine_id: str = "p") -> tuple[Source, InChild]:
-        """A source in a process of its own, for the test to kill or freeze."""
-        child = InChild(self.kind.env)
+    async def doomed_source(
+        self, layout: KVLayout, engine_id: str = "p", prefix: tuple[str, ...] = ()
+    ) -> tuple[Source, InChild]:
+        """A source in a process of its own, started by the prefix, for the test to kill, freeze or cut off."""
+        child = InChild(self.kind.env, prefix)
         self.stack.callback(child.end)
         return await self.source(layout, driver=child, engine_id=engine_id), child
 

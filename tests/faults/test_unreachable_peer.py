@@ -5,7 +5,6 @@ import asyncio
 
 import pytest
 
-from tests.contract.sources import InChild, Source
 from tests.contract.transfer_bench import Bench, Kind, spec_for
 from tests.kv_layouts import kv_layout
 from tests.namespaces import Hosts, missing
@@ -21,15 +20,10 @@ pytestmark = [
 LAYOUT = kv_layout(4)
 
 
-async def opened_on(bench: Bench, hosts: Hosts, name: str) -> Source:
-    child = InChild(bench.kind.env, hosts.on(name))
-    bench.stack.callback(child.end)
-    return await bench.source(LAYOUT, driver=child, engine_id=name)
-
-
 async def test_reads_from_other_peers_go_on_while_one_cannot_be_connected(bench: Bench) -> None:
     with Hosts(("well", "lost", "reader")) as hosts:
-        well, lost, reader = [await opened_on(bench, hosts, name) for name in ("well", "lost", "reader")]
+        sources = [await bench.doomed_source(LAYOUT, name, hosts.on(name)) for name in ("well", "lost", "reader")]
+        well, lost, reader = [source for source, _ in sources]
         await reader.connect(well.address)
         assert await reader.read(await spec_for(well, (0,), (0,))) == ""
         with hosts.cut(("lost", "reader")):

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from pdserve.launch.running import EXIT_FORCED
-from tests.checkpoints import make_checkpoint
 from tests.contract.processes import descendants, is_gone
-from tests.deployment import write_config
-from tests.lone_processes import ready, running, until
+from tests.lone_processes import engine, rank_host, ready, running, two_hosts, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -18,17 +16,10 @@ ENGINE, OTHER = "127.0.73.1", "127.0.73.2"
 
 
 def test_one_signal_waits_for_the_engine_and_the_second_does_not(tmp_path: Path) -> None:
-    settings = {
-        "model": str(make_checkpoint(tmp_path / "qwen3", "qwen3")),
-        "device": "cpu",
-        "kv": {"num_blocks": 256},
-        "pools": {"decode": {"tensor_parallel": 2, "hosts": 2}},
-    }
-    config, log = str(write_config(tmp_path / "engine.yaml", settings)), tmp_path / "log"
-    host = ("rank-host", config, "--leader", f"{ENGINE}:8102", "--host", OTHER)
+    config, log = two_hosts(tmp_path), tmp_path / "log"
+    host = rank_host(config, ENGINE, OTHER)
     with ExitStack() as held:
-        engine = ("engine", config, "--role", "decode", "--name", "d0", "--host", ENGINE)
-        held.enter_context(running(log, *engine))
+        held.enter_context(running(log, *engine(config, ENGINE)))
         with running(log, *host) as leaving:
             until(lambda: ready(ENGINE) and ready(OTHER), 60, log)
             (rank,) = descendants(leaving.pid)

@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from pdserve.cluster.scaling import explain_scaling, report_demand
 from pdserve.core.errors import PdserveError
 from tests.deployment import SERVE
 from tests.unit.scaler.policies import demand
+from tests.waiting import eventually
 
 LEASE = 6.0
 SCALE = [*SERVE[: SERVE.index("serve")], "scale"]
@@ -110,13 +110,7 @@ class Scalers:
         return scaler
 
     def eventually(self, holds: Callable[[], bool], within: float = 60.0) -> None:
-        deadline = time.monotonic() + within
-        while True:
-            with suppress(PdserveError):
-                if holds():
-                    return
-            assert time.monotonic() < deadline, "\n".join(scaler.said() for scaler in self.all)
-            time.sleep(0.1)
+        eventually(holds, within, lambda: "\n".join(scaler.said() for scaler in self.all), (PdserveError,))
 
 
 @contextmanager

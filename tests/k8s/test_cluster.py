@@ -1,7 +1,5 @@
 """What tests rely on: a scheduler that counts GPUs, controllers, rights, and a server that returns with its memory."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,15 +7,9 @@ import pytest
 from tests.k8s.cluster import Cluster
 from tests.k8s.control_plane import ControlPlane
 from tests.k8s.nodes import Nodes
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(300)]
-
-
-def eventually(holds: Callable[[], bool], within: float = 60.0) -> None:
-    deadline = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def sleepers(replicas: int, gpus: int) -> dict[str, Any]:
