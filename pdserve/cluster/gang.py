@@ -6,6 +6,7 @@ each must notice when the other's end of the connection closes: that is how the 
 """
 
 import asyncio
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,6 +57,7 @@ class LaunchedGang:
         self._leader = self._members[0]
         self._draining = False
         self._killed = False
+        self._leader_killed = False
         self._first = self._leader
         self._end = asyncio.create_task(self._until_ended())
 
@@ -81,6 +83,7 @@ class LaunchedGang:
 
     def kill(self) -> None:
         self._killed = True
+        self._leader_killed |= not self._leader.end.done()
         self._kill()
 
     def _kill(self) -> None:
@@ -99,7 +102,12 @@ class LaunchedGang:
             self._blame(lost)
         self._kill()
         await asyncio.wait([*ends, *(member.answer for member in self._members)])
-        return leader.result()
+        return self._code(leader.result())
+
+    def _code(self, told: int) -> int:
+        """The leader's. On another machine than a follower's it may see that one's end before it is killed itself, and
+        fails of it: then it counts as killed all the same."""
+        return -signal.SIGKILL if self._leader_killed and told > 0 else told
 
     async def _loss(self) -> "_Member":
         """Who ended first, without the followers that were let go: a leader that drains may have more to do."""

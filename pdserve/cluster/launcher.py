@@ -73,7 +73,8 @@ class Launched(Protocol):
         ...
 
     def kill(self) -> None:
-        """End it, its workers and its followers at once. Does nothing when it has ended."""
+        """End it, its workers and its followers at once; one that fails of that itself counts as killed. Does nothing
+        when it has ended."""
         ...
 
 

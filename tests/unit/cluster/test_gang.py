@@ -15,13 +15,14 @@ KILLED = -signal.SIGKILL
 
 
 class Played:
-    """A launched process that ends when the test says so, or is killed."""
+    """A launched process that ends when the test says so, or is killed while it can be reached."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.asked = False
+        self.reached = True
 
     async def ready(self) -> dict[str, Any]:
         return await asyncio.shield(self._answer)
@@ -33,7 +34,8 @@ class Played:
         self.asked = True
 
     def kill(self) -> None:
-        self.end(KILLED)
+        if self.reached:
+            self.end(KILLED)
 
     def serve(self) -> None:
         self._answer.set_result({"pid": self.pid})
@@ -115,6 +117,24 @@ async def test_a_gang_that_was_killed_blames_no_follower() -> None:
     with pytest.raises(EngineDied, match="process 0 said nothing"):
         await whole.ready()
     assert not leader.asked
+
+
+async def test_a_leader_that_fails_of_the_killing_of_its_followers_was_killed() -> None:
+    whole, leader, _, _ = play()
+    leader.serve()
+    leader.reached = False
+    whole.kill()
+    leader.end(70)
+    assert await whole.ended() == KILLED
+
+
+@pytest.mark.parametrize("code", [0, 78])
+async def test_a_kill_that_comes_too_late_changes_no_exit_code(code: int) -> None:
+    whole, leader, _, _ = play()
+    leader.end(code)
+    await heard()
+    whole.kill()
+    assert await whole.ended() == code
 
 
 async def test_followers_that_were_let_go_do_not_end_the_drain_but_one_that_fails_does() -> None:
