@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Protocol
 
 from pdserve.core.exit_code import manner_of_end
@@ -29,7 +30,8 @@ class RankProcess(Protocol):
         ...
 
     def gone(self) -> Awaitable[str]:
-        """It cannot be talked to any more, so it ends now if it has not; how it ended, in words."""
+        """It cannot be talked to any more, so it ends now if it has not; how it ended, in words. Never longer than
+        REAP_DEADLINE after it was killed: one that hangs in a driver is told as not ended."""
         ...
 
 
@@ -63,12 +65,12 @@ class LocalProcess:
         self._process.kill()
 
     async def gone(self) -> str:
-        try:
-            code = await asyncio.to_thread(self._process.wait, LINGER_DEADLINE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = await asyncio.to_thread(self._process.wait, REAP_DEADLINE)
-        return manner_of_end(code)
+        with suppress(subprocess.TimeoutExpired):
+            return manner_of_end(await asyncio.to_thread(self._process.wait, LINGER_DEADLINE))
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            return manner_of_end(await asyncio.to_thread(self._process.wait, REAP_DEADLINE))
+        return f"was killed, but did not end within {REAP_DEADLINE:g} s"
 
 
 def worker_command(fd: int) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from pdserve.worker.link import WorkerLink
 from pdserve.worker.rank_process import LocalProcess
 
 TIMES = replace(Times(), heartbeat=0.2, fence=0.4)
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 INTERVAL = TIMES.heartbeat / 2
 """Between two looks at a worker; after three without a sign of life it is killed."""
 
@@ -27,7 +28,7 @@ Obey = Callable[[Command, Callable[[Answer], None]], None]
 async def watched(obey: Obey) -> AsyncIterator[tuple[WorkerLink, "subprocess.Popen[bytes]"]]:
     """A watched link to a process that does nothing, for which `obey` answers over a socket of the test's."""
     ours, theirs = socket.socketpair()
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # noqa: ASYNC220
+    process = subprocess.Popen(SLEEP)  # noqa: ASYNC220
     link = WorkerLink(LocalProcess(process), *await asyncio.open_connection(sock=ours))
     reader, writer = await asyncio.open_connection(sock=theirs)
 
@@ -65,3 +66,24 @@ async def test_a_worker_that_answers_nothing_is_killed() -> None:
                 await asyncio.sleep(0.01)
     with pytest.raises(EngineDied, match=r"answered nothing for 0\.4 s and was killed by SIGKILL"):
         await answered
+
+
+class Unending(subprocess.Popen[bytes]):
+    """A process whose end nobody lives to see, like one that hangs in a driver."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        if timeout is None:
+            return super().wait()
+        raise subprocess.TimeoutExpired(self.args, timeout)
+
+
+async def test_whoever_waits_for_a_worker_that_cannot_be_ended_is_told() -> None:
+    ours, theirs = socket.socketpair()
+    process = Unending(SLEEP)
+    link = WorkerLink(LocalProcess(process), *await asyncio.open_connection(sock=ours))
+    _, answered = link.expect(type(None))
+    theirs.close()
+    with pytest.raises(EngineDied, match="was killed, but did not end within 5 s"):
+        await asyncio.wait_for(answered, 20)
+    await link.close()
+    process.wait()
