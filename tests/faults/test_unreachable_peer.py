@@ -27,10 +27,10 @@ async def test_reads_from_other_peers_go_on_while_one_cannot_be_connected(bench:
         await reader.connect(well.address)
         assert await reader.read(await spec_for(well, (0,), (0,))) == ""
         with hosts.cut(("lost", "reader")):
-            await asyncio.wait_for(reader.connect(lost.address), 1)
+            await asyncio.wait_for(reader.connect(lost.address), 5)
             assert await reader.read(await spec_for(lost, (1,), (1,), deadline=1.5)) == "transfer_timeout"
             for block in (2, 3):
-                assert await asyncio.wait_for(reader.read(await spec_for(well, (block,), (block,))), 1) == ""
+                assert await asyncio.wait_for(reader.read(await spec_for(well, (block,), (block,))), 5) == ""
         async with asyncio.timeout(20):
             while await reader.read(await spec_for(lost, (0,), (0,), deadline=1.5)):
                 await reader.connect(lost.address)

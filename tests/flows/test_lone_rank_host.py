@@ -28,7 +28,7 @@ def test_one_signal_waits_for_the_engine_and_the_second_does_not(tmp_path: Path)
             assert ready(ENGINE)
             leaving.send_signal(signal.SIGTERM)
             assert leaving.wait(10) == EXIT_FORCED
-            assert is_gone(rank, 1)
+            assert is_gone(rank, 5)
         until(lambda: not ready(ENGINE), 10, log)
         held.enter_context(running(log, *host))
         until(lambda: ready(ENGINE) and ready(OTHER), 60, log)
