@@ -48,8 +48,10 @@ from pdserve.core.clock import Clock
 from pdserve.core.errors import (
     Cancelled,
     LayoutMismatch,
+    LeaseExpired,
     MalformedMessage,
     PdserveError,
+    TransferError,
     TransferFailed,
     from_wire,
 )
@@ -283,7 +285,7 @@ class HandoffTarget:
             case HandoffDone():
                 self._take_done(fetch, news)
             case TicketGone():
-                raise from_wire(news.code, f"{fetch.ticket.engine_id}: {news.message}")
+                raise _end_of_ticket(news, fetch.ticket.engine_id)
             case PdserveError():
                 raise news
         return None
@@ -324,3 +326,9 @@ class HandoffTarget:
 
     def _stamp(self, fetch: _Fetch, name: str) -> None:
         fetch.stamps.append((name, self._clock.unix()))
+
+
+def _end_of_ticket(gone: TicketGone, source: str) -> PdserveError:
+    """A source may end it because it dies. Its target lives, and must not report that death as if it were its own."""
+    error = from_wire(gone.code, f"{source}: {gone.message}")
+    return error if isinstance(error, TransferError | Cancelled) else LeaseExpired(str(error))

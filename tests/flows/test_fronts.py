@@ -142,8 +142,11 @@ def test_without_the_gateway_fronts_say_so_and_serve_as_soon_as_there_is_another
         [gateway] = processes(deployment, "gateway")
         streams = begin_all(deployment, LONG, pool, api_key=MANY)
         os.kill(gateway, signal.SIGKILL)
-        ended = [one and (one.error or {}).get("code") for one in finished(streams)]
-        assert ended == ["unavailable"] * STREAMS
+        ended = [one.result() for one in streams]
+        whole = [one for one in ended if one.error is None]
+        assert [len(one.logprobs) for one in whole] == [LONGER] * len(whole)
+        cut_off = [one.error["code"] for one in ended if one.error]
+        assert set(cut_off) == {"unavailable"}
     assert httpx.get(f"{deployment.url}/ready", timeout=10).status_code == 503
     assert deployment.complete([1, 2, 3]).status_code in (401, 503)
     deployment.eventually(deployment.is_ready)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pdserve.config.times import Times
+from pdserve.core.cluster import Mode
 from pdserve.core.endpoint import BlockCounts, EngineLimits, Role
-from pdserve.core.errors import DigestMismatch, TransferFailed, TransferTimeout
+from pdserve.core.errors import DigestMismatch, EngineDied, LeaseExpired, TransferFailed, TransferTimeout
 from pdserve.core.request import SamplingParams
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.transfer.loopback import LoopbackBackend
@@ -136,6 +137,26 @@ async def test_a_defect_in_the_transfer_ends_the_request_instead_of_hanging_it(
             await asyncio.wait_for(faulty.cluster.answer(PROMPT, GREEDY), 10)
     await faulty.cluster.until_idle()
     await faulty.cluster.answer(PROMPT, GREEDY)
+
+
+async def test_a_source_that_dies_of_its_worker_as_it_hands_over_takes_no_blameless_target_along(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dead(*_: object) -> bytes:
+        raise EngineDied("the worker process 7 was killed by SIGKILL")
+
+    specs = {"p": NodeSpec(role=Role.PREFILL), "d": NodeSpec(role=Role.DECODE)}
+    async with open_cluster(checkpoint, specs) as cluster:
+        whole = await cluster.answer(PROMPT, GREEDY, salt=b"before")
+        monkeypatch.setattr(LocalTransferService, "digest", dead)
+        answer = await cluster.answer(PROMPT, GREEDY)
+        [failed] = answer.record.failed
+        assert (failed.route.mode, failed.code) == (Mode.DISAGGREGATED, LeaseExpired.code)
+        assert failed.message == "p: the worker process 7 was killed by SIGKILL"
+        assert answer.record.route
+        assert answer.record.route.decode.engine_id == "d"
+        assert answer.token_ids == whole.token_ids
+        await cluster.until_idle()
 
 
 async def test_a_client_that_leaves_during_a_pull_leaves_its_blocks_quarantined_until_it_lands(

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ ASKS = [
     )
     for length in (40, 150)
 ]
+LASTING = replace(ASKS[0], sampling=replace(ASKS[0].sampling, max_tokens=600))
+"""Still under way when its client has seen the first token and a process is killed of it."""
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +83,14 @@ def test_an_engine_on_two_hosts_says_what_one_says(deployment: Deployment, wante
 
 
 def test_a_host_killed_amid_an_answer_ends_its_engine_and_the_answer_goes_on_elsewhere(
-    deployment: Deployment, wanted: list[RequestOutput]
+    deployment: Deployment, checkpoint: Path, wanted: list[RequestOutput]
 ) -> None:
+    whole = expected(checkpoint, [LASTING])
     deployment.eventually(deployment.is_ready)
     engine, host = deployment.engines()["decode-0"], rank_host(deployment)
     processes = [host, *descendants(host), engine["pid"], *descendants(engine["pid"])]
-    stream = ask(deployment, ASKS[0], on_begin=lambda: os.kill(host, signal.SIGKILL))
-    check([stream], wanted[:1])
+    stream = ask(deployment, LASTING, on_begin=lambda: os.kill(host, signal.SIGKILL))
+    check([stream], whole)
     assert stream.record["failed_attempts"]
     assert all(is_gone(pid, 10) for pid in processes)
 

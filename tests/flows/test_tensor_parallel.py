@@ -29,6 +29,8 @@ def make_ask(length: int, **sampling: float) -> Ask:
 
 
 ASKS = [make_ask(50), make_ask(120, temperature=0.8), make_ask(333, temperature=1.1, top_p=0.9)]
+LASTING = [replace(one, sampling=replace(one.sampling, max_tokens=600)) for one in ASKS]
+"""Still under way when a client has seen the first token and something is killed of it."""
 
 
 @pytest.fixture(
@@ -115,13 +117,14 @@ def test_a_history_is_fetched_back_however_many_ranks_hold_it(deployment: Deploy
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("victim", [pytest.param("prefill-0", marks=pytest.mark.slow), "decode-0"])
 def test_a_rank_killed_amid_an_answer_ends_its_engine_and_the_answer_goes_on_elsewhere(
-    deployment: Deployment, wanted: list[RequestOutput], victim: str
+    deployment: Deployment, checkpoint: Path, victim: str
 ) -> None:
+    wanted = expected(checkpoint, LASTING)
     deployment.eventually(deployment.is_ready)
     before = deployment.engines()[victim]["epoch"]
     kill = once(lambda: os.kill(ranks_of(deployment, victim)[-1], signal.SIGKILL))
-    with ThreadPoolExecutor(len(ASKS)) as clients:
-        futures = [clients.submit(ask, deployment, one, on_begin=kill) for one in ASKS]
+    with ThreadPoolExecutor(len(LASTING)) as clients:
+        futures = [clients.submit(ask, deployment, one, on_begin=kill) for one in LASTING]
         streams = [future.result() for future in futures]
     assert not [problem for s, answer in zip(streams, wanted, strict=True) if (problem := difference(s, answer))]
     assert victim.startswith("prefill") or any(stream.record["failed_attempts"] for stream in streams)
