@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
+import structlog
 import uvloop
 
 from pdserve.core.errors import PdserveError
@@ -16,6 +17,8 @@ from pdserve.core.parent_death import die_with_parent
 EXIT_FAILED = 1
 EXIT_REFUSED = 78
 """EX_CONFIG: the answer said why."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Parent:
@@ -52,8 +55,8 @@ Main = Callable[[Mapping[str, Any], Parent, asyncio.Event], Awaitable[None]]
 def run_child(main: Main) -> NoReturn:
     """Run a child's main until it returns, then exit the process.
 
-    A PdserveError before the answer becomes the answer; any other error ends the process with a
-    traceback on stderr.
+    A PdserveError before the answer becomes the answer, and a line of the log after it; any other error ends the
+    process with a traceback on stderr.
     """
     payload: dict[str, Any] = json.load(sys.stdin)
     die_with_parent(int(payload["parent_pid"]))
@@ -63,7 +66,8 @@ def run_child(main: Main) -> NoReturn:
             runner.run(_until_done(main, payload, parent))
     except PdserveError as error:
         if parent.answered:
-            raise
+            _log.error("this process ends", cause=str(error), code=error.code)
+            sys.exit(EXIT_FAILED)
         parent.refuse(error)
         sys.exit(EXIT_REFUSED)
     sys.exit(0)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from pdserve.core.errors import CheckpointError
+from pdserve.core.errors import CheckpointError, EngineDied
 from pdserve.launch.child import Parent, run_child
 
 MISSED = 70
@@ -22,6 +22,9 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         case "crash":
             print("something is wrong", file=sys.stderr)
             os._exit(3)
+        case "lose":
+            parent.ready()
+            raise EngineDied("its worker was killed")
         case "nonsense":
             os.write(payload["ready_fd"], b"[1, 2]\n")
         case "silent":

@@ -76,6 +76,17 @@ async def test_a_death_before_ready_tells_the_exit_code_and_the_last_words(launc
             await child.ready()
 
 
+async def test_a_child_that_fails_after_it_was_ready_says_why_in_one_line(
+    launcher: Launcher, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with launched(launcher, spec("lose")) as child:
+        await child.ready()
+        assert await child.ended() == 1
+    said = "".join(capfd.readouterr())
+    assert "its worker was killed" in said
+    assert "Traceback" not in said
+
+
 async def test_a_child_that_never_answers_keeps_ready_waiting_until_it_is_killed(launcher: Launcher) -> None:
     async with launched(launcher, spec("silent")) as child:
         waiting = asyncio.ensure_future(child.ready())
