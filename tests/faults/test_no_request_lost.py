@@ -23,7 +23,7 @@ EVERYWHERE = [("prefill-0", p) for p in PREFILL_POINTS] + [("decode-0", p) for p
 BEFORE_DURING_AFTER_HANDOFF = [
     ("prefill-0", "last_chunk", "kill"),
     ("decode-0", "transferring", "kill"),
-    pytest.param("decode-0", "decoding", "stop", marks=pytest.mark.slow),
+    ("decode-0", "decoding", "stop"),
 ]
 POOLS = {
     "prefill": {"engines": 2, "chunk_size": 64, "max_tokens_per_step": 128, "prefix_caching": False},
@@ -106,6 +106,7 @@ def test_frozen(bench: Bench, victim: str, point: str) -> None:
     strike(bench, victim, point, "stop")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("bench", ["ray"], indirect=True)
 @pytest.mark.parametrize(("victim", "point", "blow"), BEFORE_DURING_AFTER_HANDOFF)
