@@ -1,8 +1,8 @@
 """Named places in an engine's life at which a test makes its process die, freeze or wait, exactly there.
 
 Inert unless a process calls `arm` with a folder. Then reaching point POINT on engine ENGINE looks for the file
-FOLDER/ENGINE.POINT, takes it (so that it acts once) and does what it says: `kill` or `stop`. Points, in the order in
-which a request passes them:
+FOLDER/ENGINE.POINT, takes it (so that it acts once) and does what it says: `kill` or `stop`, to this process or to the
+one whose id follows. Points, in the order in which a request passes them:
 
     queued         accepted, nothing computed
     leased         ticket issued, prompt not computed
@@ -59,7 +59,8 @@ def arm(folder: Path, engine_id: str) -> None:
 def reach(point: str) -> None:
     """The process is at a point."""
     if order := _take_order(point):
-        os.kill(os.getpid(), _SIGNALS[order])
+        blow, _, pid = order.partition(" ")
+        os.kill(int(pid) if pid else os.getpid(), _SIGNALS[blow])
 
 
 def held(point: str) -> bool:

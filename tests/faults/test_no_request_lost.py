@@ -12,6 +12,7 @@ import pytest
 from pdserve import RequestOutput, SamplingParams
 from pdserve.core.failpoints import ENVIRONMENT
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.contract.processes import descendants
 from tests.deployment import Deployment, deployed, write_config
 from tests.streams import Ask, Stream, ask_all, expected
 from tests.strikes import order_strike
@@ -34,6 +35,8 @@ EXTRA_PAUSE = {"kill": 4.0, "stop": 6.0}
 """Seconds a client may wait for a chunk. A frozen engine is told by 3 s of silence."""
 PASSED_OVER = 60.0
 """Seconds within which an engine gets requests again that was thought slow."""
+WORKERS = "workers"
+"""The bench whose engines have a worker process each, as with GPUs."""
 under_every_launcher = pytest.mark.parametrize(
     "bench", ["process", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
 )
@@ -70,7 +73,7 @@ def make_asks(streams: int = STREAMS, max_tokens: int = 24) -> list[Ask]:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """A deployment under the launcher that the test names."""
+    """A deployment under the launcher that the test names, or with workers in processes of their own."""
     folder = tmp_path_factory.mktemp("no_request_lost")
     checkpoint = make_checkpoint(folder / "model", "qwen3")
     failpoints = folder / "failpoints"
@@ -79,6 +82,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     settings = {
         "model": str(checkpoint),
         "device": "cpu",
+        "worker": "process" if request.param == WORKERS else "auto",
         "routing": {"decode_local_below": 0},
         "kv": {"num_blocks": 2048},
         "pools": POOLS,
@@ -87,7 +91,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     }
     config = write_config(folder / "cluster.yaml", settings)
     env = {ENVIRONMENT: str(failpoints)}
-    with deployed(folder / "serve.log", str(config), "--launcher", request.param, env=env) as deployment:
+    launcher = "process" if request.param == WORKERS else request.param
+    with deployed(folder / "serve.log", str(config), "--launcher", launcher, env=env) as deployment:
         yield Bench(deployment, failpoints, asks, expected(checkpoint, asks))
 
 
@@ -114,7 +119,23 @@ def test_lost_under_ray(bench: Bench, victim: str, point: str, blow: str) -> Non
     strike(bench, victim, point, blow)
 
 
-def strike(bench: Bench, victim: str, point: str, blow: str) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("bench", [WORKERS], indirect=True)
+@pytest.mark.parametrize(
+    ("victim", "point", "blow"),
+    [
+        *((*where, "kill") for where in EVERYWHERE),
+        ("prefill-0", "last_chunk", "stop"),
+        ("decode-0", "decoding", "stop"),
+    ],
+)
+def test_lost_worker(bench: Bench, victim: str, point: str, blow: str) -> None:
+    strike(bench, victim, point, blow, worker=True)
+
+
+def strike(bench: Bench, victim: str, point: str, blow: str, *, worker: bool = False) -> None:
+    """worker: it is not the engine itself that suffers the blow."""
     deployment = bench.deployment
 
     def whole() -> bool:
@@ -127,7 +148,9 @@ def strike(bench: Bench, victim: str, point: str, blow: str) -> None:
         )
 
     deployment.eventually(whole)
-    order, until = order_strike(bench.failpoints, victim, point, blow), time.monotonic() + PASSED_OVER
+    whom = descendants(deployment.engines()[victim]["pid"]) if worker else []
+    order = order_strike(bench.failpoints, victim, point, " ".join([blow, *map(str, whom)]))
+    until = time.monotonic() + PASSED_OVER
     with ThreadPoolExecutor(STREAMS) as pool:
         streams = [future.result() for future in ask_all(deployment, bench.asks, pool)]
         # An engine that has just been slow, for want of a processor, gets nothing for a while.
