@@ -121,8 +121,9 @@ class Pull(Protocol):
     """A pull under way.
 
     wait returns the receipt, or raises a TransferError: TransferTimeout at the deadline, TransferFailed,
-    DigestMismatch, or TransferFailed after cancel(). Whatever wait did, the target blocks may still be
-    written until settled() returns; settled never raises and may take as long as the peer lives.
+    DigestMismatch, or TransferFailed after cancel(); or EngineDied because our own worker is gone. Whatever
+    wait did, the target blocks may still be written until settled() returns; settled never raises and may take
+    as long as the peer lives.
     """
 
     def wait(self) -> Awaitable[PullReceipt]: ...
@@ -146,7 +147,8 @@ class TransferService(Protocol):
     def connect(self, peer: PeerAddress) -> Awaitable[str]:
         """Make a peer readable; returns the chosen backend's name.
 
-        A second call with another epoch replaces the first. Raises LayoutMismatch or TransferFailed."""
+        A second call with another epoch replaces the first. Raises LayoutMismatch, TransferFailed, or
+        EngineDied because our own worker is gone."""
         ...
 
     def disconnect(self, engine_id: str) -> Awaitable[None]: ...

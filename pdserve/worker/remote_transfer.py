@@ -20,7 +20,8 @@ PULL_GRACE = 1.0
 
 
 class RemoteTransfer:
-    """Implements core.protocols.CheckedTransfer. The process's death fails pulls with TransferFailed."""
+    """Implements core.protocols.CheckedTransfer. The process's death fails everything with EngineDied: no peer is to
+    blame for it, nor the way to one."""
 
     def __init__(self, link: WorkerLink, layout: KVLayout, address: PeerAddress) -> None:
         self._link = link
@@ -31,6 +32,8 @@ class RemoteTransfer:
         try:
             return await self._link.call(lambda reply: Connect(reply, peer), str, CALL_DEADLINE)
         except EngineDied as error:
+            if self._link.death:
+                raise
             raise TransferFailed(f"cannot connect to {peer.engine_id}: {error}") from error
 
     async def disconnect(self, engine_id: str) -> None:
@@ -39,11 +42,9 @@ class RemoteTransfer:
             await self._link.call(lambda reply: Disconnect(reply, engine_id), type(None), CALL_DEADLINE)
 
     async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None) -> bytes:
-        """Raises EngineDied when the process is gone."""
         return await self._link.call(lambda reply: Digest(reply, blocks, num_tokens, seed, part), bytes, CALL_DEADLINE)
 
     async def fill(self, blocks: tuple[int, ...], seed: int) -> None:
-        """Raises EngineDied when the process is gone, as do the next two."""
         await self._link.call(lambda reply: Fill(reply, blocks, seed), type(None), CALL_DEADLINE)
 
     async def facts(self) -> MachineFacts:
@@ -75,8 +76,6 @@ class RemotePull:
                 return await asyncio.shield(self._outcome)
         except TimeoutError:
             raise TransferTimeout(f"the worker process said nothing of its pull from {self._spec.peer}") from None
-        except EngineDied as error:
-            raise TransferFailed(f"pulling KV from {self._spec.peer} ended: {error}") from error
 
     async def settled(self) -> None:
         with suppress(EngineDied):

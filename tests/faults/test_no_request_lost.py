@@ -161,5 +161,7 @@ def strike(bench: Bench, victim: str, point: str, blow: str, *, worker: bool = F
     bench.judge(streams)
     replayed = [stream for stream in streams if stream.record["failed_attempts"]]
     assert replayed, "nobody was served by the engine that was lost"
+    lost = [stream.record["failed_attempts"] for stream in replayed]
+    assert not [attempts for attempts in lost if len(attempts) > 1], "an engine was blamed for another's loss"
     assert max(stream.longest_pause for stream in streams) < EXTRA_PAUSE[blow]
     deployment.eventually(whole)

@@ -12,6 +12,7 @@ from pdserve.config.times import Times
 from pdserve.core.cluster import Mode
 from pdserve.core.endpoint import BlockCounts, EngineLimits, Role
 from pdserve.core.errors import DigestMismatch, EngineDied, LeaseExpired, TransferFailed, TransferTimeout
+from pdserve.core.protocols import PullReceipt
 from pdserve.core.request import SamplingParams
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.transfer.loopback import LoopbackBackend
@@ -155,6 +156,35 @@ async def test_a_source_that_dies_of_its_worker_as_it_hands_over_takes_no_blamel
         assert failed.message == "p: the worker process 7 was killed by SIGKILL"
         assert answer.record.route
         assert answer.record.route.decode.engine_id == "d"
+        assert answer.token_ids == whole.token_ids
+        await cluster.until_idle()
+
+
+class DeadPull:
+    """Of a worker process that is gone."""
+
+    async def wait(self) -> PullReceipt:
+        raise EngineDied("the worker process 7 was killed by SIGKILL")
+
+    async def settled(self) -> None:
+        return None
+
+    def cancel(self) -> None:
+        return None
+
+
+async def test_a_target_whose_worker_dies_as_it_pulls_blames_no_source(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = {"p": NodeSpec(role=Role.PREFILL), "d": NodeSpec(role=Role.DECODE)}
+    async with open_cluster(checkpoint, specs) as cluster:
+        whole = await cluster.answer(PROMPT, GREEDY, salt=b"before")
+        monkeypatch.setattr(LocalTransferService, "pull", lambda _, spec: DeadPull())
+        answer = await cluster.answer(PROMPT, GREEDY)
+        [failed] = answer.record.failed
+        assert (failed.route.mode, failed.code) == (Mode.DISAGGREGATED, EngineDied.code)
+        assert answer.record.route
+        assert answer.record.route.decode.engine_id == "p"
         assert answer.token_ids == whole.token_ids
         await cluster.until_idle()
 
