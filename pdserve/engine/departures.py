@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pdserve.core.errors import PdserveError, Unavailable
+from pdserve.core.errors import EngineDied, LeaseExpired, PdserveError, Unavailable
 from pdserve.core.failpoints import reach
 from pdserve.core.ticket import Departure
 from pdserve.engine.core import EngineCore
@@ -10,6 +10,8 @@ from pdserve.engine.core_events import HandedOver, Outgrown
 from pdserve.engine.handoff_source import HandoffSource
 
 AnswerDeparture = Callable[[Departure | PdserveError], None]
+_ENGINE_ENDS = (EngineDied.code, Unavailable.code)
+"""What requests end with that end with their engine."""
 
 
 class Departures:
@@ -56,8 +58,12 @@ class Departures:
         reach("stopped")
         self._source.handed_over(event.sequence_id, event.num_tokens, event.token_ids, event.source_blocks)
 
-    def ended(self, sequence_id: int) -> None:
-        """The sequence is gone from this engine, perhaps handed over."""
+    def ended(self, sequence_id: int, error: tuple[str, str] | None = None) -> None:
+        """The sequence is gone from this engine, perhaps handed over, perhaps with an error (code, message). Where that
+        is the engine's own end, the request may go on elsewhere: then it was not cancelled."""
         if asked := self._asked.pop(sequence_id, None):
             asked[1](Unavailable(f"{asked[0]} ended where it was"))
-        self._source.withdraw(sequence_id, "the request ended at its source")
+        if error and error[0] in _ENGINE_ENDS:
+            self._source.withdraw(sequence_id, error[1], LeaseExpired.code)
+        else:
+            self._source.withdraw(sequence_id, "the request ended at its source")

@@ -182,12 +182,12 @@ class HandoffSource:
         if offer and offer.sequence_id is not None and offer.ticket.growth and not (offer.done or offer.gone):
             self._on_caught_up(offer.sequence_id)
 
-    def withdraw(self, sequence_id: int, reason: str) -> None:
-        """Nobody can go on from the sequence's KV, unless it was handed over already."""
+    def withdraw(self, sequence_id: int, reason: str, code: str = Cancelled.code) -> None:
+        """Nobody can go on from the sequence's KV, unless it was handed over already. code is an error's."""
         offer = self._by_sequence.get(sequence_id)
         if offer is None or offer.done:
             return
-        gone = TicketGone(ticket_id=offer.ticket.id, code=Cancelled.code, message=reason)
+        gone = TicketGone(ticket_id=offer.ticket.id, code=code, message=reason)
         offer.gone = gone
         del self._by_sequence[sequence_id]
         if offer.deliver:

@@ -151,7 +151,7 @@ class LiveRequests:
 
     def _on_finished(self, event: Finished, out: dict[Sink, list[EngineItem]]) -> None:
         live = self._live.pop(event.sequence_id)
-        self._departures.ended(event.sequence_id)
+        self._departures.ended(event.sequence_id, live.last.error if live.last else None)
         self._target.cancel(event.sequence_id)
         fetch = self._restoring.forget(event.sequence_id)
         del self._by_request[live.request_id]

@@ -1,8 +1,10 @@
 """Requests that are asked to move away from an engine: who hears of it, and which ticket holds."""
 
+import pytest
+
 from pdserve.core.endpoint import EngineLimits
-from pdserve.core.errors import PdserveError, Unavailable
-from pdserve.core.ticket import Departure, HandoffDone, RegionReady
+from pdserve.core.errors import Cancelled, EngineDied, LeaseExpired, NotANumber, PdserveError, Unavailable
+from pdserve.core.ticket import Departure, HandoffDone, RegionReady, TicketGone
 from pdserve.engine.core_events import HandedOver
 from pdserve.engine.departures import Departures
 from tests.unit.engine.test_handoff_source import Bench
@@ -59,3 +61,25 @@ async def test_a_sequence_that_is_asked_again_as_it_stops_is_handed_over_with_th
     departures.ended(sequence_id)
     assert [type(answer) for answer in answers] == [Departure, Unavailable]
     assert [type(news) for news in bench.news if not isinstance(news, RegionReady)] == [HandoffDone]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (None, Cancelled),
+        ((NotANumber.code, "its logits are NaN"), Cancelled),
+        ((EngineDied.code, "lost"), LeaseExpired),
+    ],
+)
+async def test_a_target_hears_whether_its_source_or_the_request_has_ended(
+    error: tuple[str, str] | None, told: type[PdserveError]
+) -> None:
+    _, sequence_id, bench, departures = decoding()
+    answers: Answers = []
+    departures.ask(sequence_id, "a", answers.append)
+    departures.emitted(sequence_id)
+    (departure,) = answers
+    assert isinstance(departure, Departure)
+    bench.source.attach(departure.ticket.id, 0, bench.news.append)
+    departures.ended(sequence_id, error)
+    assert [news.code for news in bench.news if isinstance(news, TicketGone)] == [told.code]
