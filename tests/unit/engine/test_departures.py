@@ -23,6 +23,17 @@ def decoding() -> tuple[ToyEngine, int, Bench, Departures]:
     return engine, sequence_id, bench, Departures(engine.core, bench.source)
 
 
+def attached(sequence_id: int, bench: Bench, departures: Departures) -> Answers:
+    """The answers to an ask to leave; whoever asked has got a ticket and reads by it."""
+    answers: Answers = []
+    departures.ask(sequence_id, "a", answers.append)
+    departures.emitted(sequence_id)
+    (departure,) = answers
+    assert isinstance(departure, Departure)
+    bench.source.attach(departure.ticket.id, 0, bench.news.append)
+    return answers
+
+
 async def test_whoever_asked_last_is_answered() -> None:
     _, sequence_id, _, departures = decoding()
     first: Answers = []
@@ -45,12 +56,7 @@ async def test_whoever_asked_hears_of_the_end() -> None:
 
 async def test_a_sequence_that_is_asked_again_as_it_stops_is_handed_over_with_the_ticket_it_has() -> None:
     engine, sequence_id, bench, departures = decoding()
-    answers: Answers = []
-    departures.ask(sequence_id, "a", answers.append)
-    departures.emitted(sequence_id)
-    (departure,) = answers
-    assert isinstance(departure, Departure)
-    bench.source.attach(departure.ticket.id, 0, bench.news.append)
+    answers = attached(sequence_id, bench, departures)
     engine.submit()
     engine.absorb(engine.core.stop(sequence_id))
     departures.ask(sequence_id, "a", answers.append)
@@ -69,17 +75,13 @@ async def test_a_sequence_that_is_asked_again_as_it_stops_is_handed_over_with_th
         (None, Cancelled),
         ((NotANumber.code, "its logits are NaN"), Cancelled),
         ((EngineDied.code, "lost"), LeaseExpired),
+        ((Unavailable.code, "shut down"), LeaseExpired),
     ],
 )
 async def test_a_target_hears_whether_its_source_or_the_request_has_ended(
     error: tuple[str, str] | None, told: type[PdserveError]
 ) -> None:
     _, sequence_id, bench, departures = decoding()
-    answers: Answers = []
-    departures.ask(sequence_id, "a", answers.append)
-    departures.emitted(sequence_id)
-    (departure,) = answers
-    assert isinstance(departure, Departure)
-    bench.source.attach(departure.ticket.id, 0, bench.news.append)
+    attached(sequence_id, bench, departures)
     departures.ended(sequence_id, error)
     assert [news.code for news in bench.news if isinstance(news, TicketGone)] == [told.code]
