@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -12,7 +13,6 @@ from pdserve.config.times import Times
 from pdserve.core.cluster import Mode
 from pdserve.core.endpoint import BlockCounts, EngineLimits, Role
 from pdserve.core.errors import DigestMismatch, EngineDied, LeaseExpired, TransferFailed, TransferTimeout
-from pdserve.core.protocols import PullReceipt
 from pdserve.core.request import SamplingParams
 from pdserve.dispatch.replay import ReplayRules
 from pdserve.transfer.loopback import LoopbackBackend
@@ -140,31 +140,18 @@ async def test_a_defect_in_the_transfer_ends_the_request_instead_of_hanging_it(
     await faulty.cluster.answer(PROMPT, GREEDY)
 
 
-async def test_a_source_that_dies_of_its_worker_as_it_hands_over_takes_no_blameless_target_along(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def dead(*_: object) -> bytes:
-        raise EngineDied("the worker process 7 was killed by SIGKILL")
+WORKER_DIED = "the worker process 7 was killed by SIGKILL"
 
-    specs = {"p": NodeSpec(role=Role.PREFILL), "d": NodeSpec(role=Role.DECODE)}
-    async with open_cluster(checkpoint, specs) as cluster:
-        whole = await cluster.answer(PROMPT, GREEDY, salt=b"before")
-        monkeypatch.setattr(LocalTransferService, "digest", dead)
-        answer = await cluster.answer(PROMPT, GREEDY)
-        [failed] = answer.record.failed
-        assert (failed.route.mode, failed.code) == (Mode.DISAGGREGATED, LeaseExpired.code)
-        assert failed.message == "p: the worker process 7 was killed by SIGKILL"
-        assert answer.record.route
-        assert answer.record.route.decode.engine_id == "d"
-        assert answer.token_ids == whole.token_ids
-        await cluster.until_idle()
+
+async def died(*_: object) -> NoReturn:
+    """Of a worker process that is gone."""
+    raise EngineDied(WORKER_DIED)
 
 
 class DeadPull:
-    """Of a worker process that is gone."""
+    """In a worker process that is gone."""
 
-    async def wait(self) -> PullReceipt:
-        raise EngineDied("the worker process 7 was killed by SIGKILL")
+    wait = died
 
     async def settled(self) -> None:
         return None
@@ -173,18 +160,32 @@ class DeadPull:
         return None
 
 
-async def test_a_target_whose_worker_dies_as_it_pulls_blames_no_source(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("method", "broken", "code", "message", "goes_on"),
+    [
+        ("digest", died, LeaseExpired.code, f"p: {WORKER_DIED}", "d"),
+        ("pull", lambda *_: DeadPull(), EngineDied.code, WORKER_DIED, "p"),
+    ],
+    ids=["source", "target"],
+)
+async def test_an_engine_whose_worker_dies_as_it_hands_over_takes_no_blameless_other_along(
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    broken: object,
+    code: str,
+    message: str,
+    goes_on: str,
 ) -> None:
     specs = {"p": NodeSpec(role=Role.PREFILL), "d": NodeSpec(role=Role.DECODE)}
     async with open_cluster(checkpoint, specs) as cluster:
         whole = await cluster.answer(PROMPT, GREEDY, salt=b"before")
-        monkeypatch.setattr(LocalTransferService, "pull", lambda _, spec: DeadPull())
+        monkeypatch.setattr(LocalTransferService, method, broken)
         answer = await cluster.answer(PROMPT, GREEDY)
         [failed] = answer.record.failed
-        assert (failed.route.mode, failed.code) == (Mode.DISAGGREGATED, EngineDied.code)
+        assert (failed.route.mode, failed.code, failed.message) == (Mode.DISAGGREGATED, code, message)
         assert answer.record.route
-        assert answer.record.route.decode.engine_id == "p"
+        assert answer.record.route.decode.engine_id == goes_on
         assert answer.token_ids == whole.token_ids
         await cluster.until_idle()
 
