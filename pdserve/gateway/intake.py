@@ -30,6 +30,7 @@ class Intake:
         self._running: dict[str, Running] = {}
         self._empty = asyncio.Event()
         self._empty.set()
+        self._held: dict[str, float] = {}
         self._leaving = False
         self._last = -math.inf
         self.draining = False
@@ -52,6 +53,14 @@ class Intake:
         self._running[running.request.id] = running
         self._empty.clear()
 
+    def hold(self, connection: str, seconds: float) -> None:
+        """A connection is used that takes its requests elsewhere within so many seconds (of all connections the same)
+        of its first use, however long it pauses before."""
+        now = asyncio.get_running_loop().time()
+        while self._held and next(iter(self._held.values())) <= now:
+            del self._held[next(iter(self._held))]
+        self._held.setdefault(connection, now + seconds)
+
     def leave(self, running: Running) -> None:
         self._running.pop(running.request.id, None)
         if not self._running:
@@ -72,7 +81,8 @@ class Intake:
         time = asyncio.get_running_loop().time
         deadline = time() + timeout
         while True:
-            wait = min(deadline, self._last + _QUIET) - time()
+            held = next(reversed(self._held.values()), -math.inf)
+            wait = min(deadline, max(self._last + _QUIET, held)) - time()
             if wait <= 0:
                 return
             await asyncio.sleep(wait)

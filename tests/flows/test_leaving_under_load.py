@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
+
 from pdserve.config.schema import Config, DiscoveryConfig
 from pdserve.config.times import Times
 from pdserve.core.request import FinishReason, Request
@@ -17,6 +19,8 @@ from pdserve.gateway.serve import bind, serve_http
 from pdserve.gateway.settings import GatewaySettings
 from pdserve.gateway.tokenizer import Tokenizer
 from pdserve.launch.edge import leave
+from pdserve.rpc.generated.pdserve.v1 import inference_pb2 as pb
+from pdserve.rpc.generated.pdserve.v1.inference_pb2_grpc import InferenceStub
 from pdserve.telemetry.record import RequestRecord
 from tests.scripted_generator import ScriptedGenerator
 from tests.service import Service
@@ -41,8 +45,9 @@ class Counting(ScriptedGenerator):
 
 
 class Router:
-    def __init__(self, host: str, tokenizer: Tokenizer) -> None:
-        settings = GatewaySettings(connection_age=CONFIG.times.connection_age)
+    def __init__(self, host: str, tokenizer: Tokenizer, config: Config = CONFIG) -> None:
+        settings = GatewaySettings(connection_age=config.times.connection_age)
+        self._config = config
         self.host = host
         self.gateway = Gateway(Counting(lambda request: []), tokenizer, MODEL, settings)
         self._listener = bind(host, 8000)
@@ -61,8 +66,13 @@ class Router:
             group.create_task(serve_http(create_app(self.gateway), self._listener, stop, 2.0, leaving))
             group.create_task(self._grpc.serve(stop, 2.0, leaving))
             await self._told.wait()
-            await leave(self.gateway.intake, CONFIG, leaving)
+            await leave(self.gateway.intake, self._config, leaving)
             stop.set()
+
+
+def network() -> str:
+    """The first three bytes of loopback addresses of which nobody else makes use."""
+    return f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
 
 
 @asynccontextmanager
@@ -78,14 +88,14 @@ async def service_of(routers: list[Router]) -> AsyncIterator[SteadyLoad]:
 
 async def test_gateways_that_are_replaced_lose_no_request(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(byte_level(tmp_path))
-    network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
-    routers = [Router(f"{network}.{number}", tokenizer) for number in (1, 2)]
+    subnet = network()
+    routers = [Router(f"{subnet}.{number}", tokenizer) for number in (1, 2)]
     async with service_of(routers) as load:
         await load.learn(PROMPTS)
         stop = asyncio.Event()
         running = asyncio.create_task(load.run(0.005, stop))
         for number in (3, 4):
-            routers.append(Router(f"{network}.{number}", tokenizer))
+            routers.append(Router(f"{subnet}.{number}", tokenizer))
             await asyncio.sleep(0.5)
             await asyncio.wait_for(routers.pop(0).end(), 30)
         await asyncio.sleep(0.5)
@@ -93,3 +103,19 @@ async def test_gateways_that_are_replaced_lose_no_request(tmp_path: Path) -> Non
         await asyncio.wait_for(running, 60)
     assert load.tally.failures == []
     assert min(load.tally.asked[kind] for kind in ("stream", "whole", "grpc")) > 50
+
+
+async def test_a_grpc_client_that_pauses_is_served_until_its_connection_is_renewed(tmp_path: Path) -> None:
+    config = Config(discovery=CONFIG.discovery, times=Times(connection_age=3.0))
+    router = Router(f"{network()}.1", Tokenizer.load(byte_level(tmp_path)), config)
+    async with grpc.aio.insecure_channel(f"{router.host}:8001") as channel:
+        stub = InferenceStub(channel)
+        await stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=10)
+        ending = asyncio.create_task(router.end())
+        await asyncio.sleep(1.8)
+        await stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=10)
+        assert channel.get_state() is grpc.ChannelConnectivity.READY
+        assert not ending.done()
+        await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 10)
+        assert not ending.done()
+    await asyncio.wait_for(ending, 10)

@@ -41,6 +41,23 @@ async def test_whoever_comes_meanwhile_is_let_in_and_put_off_the_end() -> None:
     assert time() - began >= 1.5
 
 
+async def test_connections_that_pause_are_waited_for_from_their_first_use() -> None:
+    intake, time = Intake(), asyncio.get_running_loop().time
+    intake.hold("gone", 0.1)
+    await asyncio.sleep(0.2)
+    began = time()
+    intake.hold("pausing", 0.3)
+    intake.hold("pausing", LONG)
+    await asyncio.wait_for(intake.left(LONG), 30)
+    assert time() - began >= 0.3
+
+
+async def test_no_connection_is_waited_for_longer_than_allowed() -> None:
+    intake = Intake()
+    intake.hold("pausing", LONG)
+    await asyncio.wait_for(intake.left(0.05), 30)
+
+
 async def test_leaving_ends_in_time_though_requests_run_and_come() -> None:
     intake = Intake()
     intake.enter(Running())
