@@ -115,7 +115,7 @@ class HttpServer:
     loop: asyncio.AbstractEventLoop
 
     def leave(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.gateway.intake.left(60), self.loop).result(10)
+        asyncio.run_coroutine_threadsafe(self.gateway.intake.left(60, 0.2), self.loop).result(10)
 
     def drain(self) -> None:
         self.loop.call_soon_threadsafe(setattr, self.gateway.intake, "draining", True)

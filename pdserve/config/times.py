@@ -54,6 +54,9 @@ class Times:
     """gRPC clients renew their connections so often (10 % more or less), their running calls left alone, because load
     balancers of connections would otherwise never bring them to other routers. A router that is told to end, and is not
     the only one, lets in whoever still comes for 1.5 times as long."""
+    connection_idle: float = 6.0
+    """Such a router ends HTTP connections once no request has come for so long: most clients that keep a connection use
+    it again sooner or never (httpx, and with it the openai package, within 5 s)."""
     restart_backoff: float = 0.5
     """First delay before a dead engine is started again; doubles with every death in a row."""
     restart_backoff_max: float = 30.0

@@ -9,8 +9,6 @@ from pdserve.core.request import Request
 from pdserve.gateway.auth import Identity
 
 CLOSING = "the server is shutting down; another one will answer"
-_QUIET = 1.0
-"""Seconds without a new request after which clients are taken to have gone elsewhere."""
 
 
 class Running(Protocol):
@@ -75,14 +73,15 @@ class Intake:
         running.abort()
         return True
 
-    async def left(self, timeout: float) -> None:
-        """Say so from now on, and return once nobody comes any more, after timeout seconds at the latest."""
+    async def left(self, timeout: float, quiet: float) -> None:
+        """Say so from now on, and return once nobody comes any more: no new request for so many quiet seconds, no
+        connection held; after timeout seconds at the latest."""
         self._leaving = True
         time = asyncio.get_running_loop().time
         deadline = time() + timeout
         while True:
             held = next(reversed(self._held.values()), -math.inf)
-            wait = min(deadline, max(self._last + _QUIET, held)) - time()
+            wait = min(deadline, max(self._last + quiet, held)) - time()
             if wait <= 0:
                 return
             await asyncio.sleep(wait)

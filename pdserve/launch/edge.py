@@ -68,7 +68,8 @@ async def leave(intake: Intake, config: Config, leaving: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     until = loop.time() + max(0.0, config.times.drain_timeout - 2 * STOP_GRACE)
     if config.redis.url or config.discovery.engines:
-        await intake.left(min(_LINGER * config.times.connection_age, (until - loop.time()) / 2))
+        timeout = min(_LINGER * config.times.connection_age, (until - loop.time()) / 2)
+        await intake.left(timeout, config.times.connection_idle)
     leaving.set()
     await intake.drained(until - loop.time())
 

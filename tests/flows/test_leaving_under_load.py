@@ -27,7 +27,6 @@ from tests.service import Service
 from tests.steady_load import Prompt, SteadyLoad
 from tests.tiny_tokenizers import MODEL, byte_level
 
-CONFIG = Config(discovery=DiscoveryConfig(engines=("elsewhere:1",)), times=Times(connection_age=0.8))
 PROMPTS = [Prompt((number, 7), 4 + 2 * number) for number in range(8)]
 TOKEN_TIME = 0.005
 
@@ -45,9 +44,10 @@ class Counting(ScriptedGenerator):
 
 
 class Router:
-    def __init__(self, host: str, tokenizer: Tokenizer, config: Config = CONFIG) -> None:
-        settings = GatewaySettings(connection_age=config.times.connection_age)
-        self._config = config
+    def __init__(self, host: str, tokenizer: Tokenizer, connection_age: float) -> None:
+        settings = GatewaySettings(connection_age=connection_age)
+        times = Times(connection_age=connection_age, connection_idle=1.0)
+        self._config = Config(discovery=DiscoveryConfig(engines=("elsewhere:1",)), times=times)
         self.host = host
         self.gateway = Gateway(Counting(lambda request: []), tokenizer, MODEL, settings)
         self._listener = bind(host, 8000)
@@ -89,13 +89,13 @@ async def service_of(routers: list[Router]) -> AsyncIterator[SteadyLoad]:
 async def test_gateways_that_are_replaced_lose_no_request(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(byte_level(tmp_path))
     subnet = network()
-    routers = [Router(f"{subnet}.{number}", tokenizer) for number in (1, 2)]
+    routers = [Router(f"{subnet}.{number}", tokenizer, 0.8) for number in (1, 2)]
     async with service_of(routers) as load:
         await load.learn(PROMPTS)
         stop = asyncio.Event()
         running = asyncio.create_task(load.run(0.005, stop))
         for number in (3, 4):
-            routers.append(Router(f"{subnet}.{number}", tokenizer))
+            routers.append(Router(f"{subnet}.{number}", tokenizer, 0.8))
             await asyncio.sleep(0.5)
             await asyncio.wait_for(routers.pop(0).end(), 30)
         await asyncio.sleep(0.5)
@@ -106,8 +106,7 @@ async def test_gateways_that_are_replaced_lose_no_request(tmp_path: Path) -> Non
 
 
 async def test_a_grpc_client_that_pauses_is_served_until_its_connection_is_renewed(tmp_path: Path) -> None:
-    config = Config(discovery=CONFIG.discovery, times=Times(connection_age=3.0))
-    router = Router(f"{network()}.1", Tokenizer.load(byte_level(tmp_path)), config)
+    router = Router(f"{network()}.1", Tokenizer.load(byte_level(tmp_path)), 3.0)
     async with grpc.aio.insecure_channel(f"{router.host}:8001") as channel:
         stub = InferenceStub(channel)
         await stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=10)

@@ -12,6 +12,7 @@ from pdserve.gateway.intake import Intake
 from pdserve.gateway.serve import bind, serve_http
 
 LONG = 600.0
+QUIET = 0.3
 
 
 class Running:
@@ -23,7 +24,7 @@ class Running:
 
 async def test_whom_nobody_asks_leaves_at_once() -> None:
     intake = Intake()
-    await asyncio.wait_for(intake.left(LONG), 5)
+    await asyncio.wait_for(intake.left(LONG, QUIET), 5)
     assert intake.leaving
     intake.check()
 
@@ -32,13 +33,13 @@ async def test_whoever_comes_meanwhile_is_let_in_and_put_off_the_end() -> None:
     intake, time = Intake(), asyncio.get_running_loop().time
     intake.enter(Running())
     began = time()
-    leaving = asyncio.create_task(intake.left(LONG))
-    await asyncio.sleep(0.5)
+    leaving = asyncio.create_task(intake.left(LONG, QUIET))
+    await asyncio.sleep(0.2)
     assert intake.leaving
     intake.check()
     intake.enter(Running())
     await asyncio.wait_for(leaving, 30)
-    assert time() - began >= 1.5
+    assert time() - began >= 0.2 + QUIET
 
 
 async def test_connections_that_pause_are_waited_for_from_their_first_use() -> None:
@@ -46,22 +47,22 @@ async def test_connections_that_pause_are_waited_for_from_their_first_use() -> N
     intake.hold("gone", 0.1)
     await asyncio.sleep(0.2)
     began = time()
-    intake.hold("pausing", 0.3)
+    intake.hold("pausing", 0.5)
     intake.hold("pausing", LONG)
-    await asyncio.wait_for(intake.left(LONG), 30)
-    assert time() - began >= 0.3
+    await asyncio.wait_for(intake.left(LONG, QUIET), 30)
+    assert time() - began >= 0.5
 
 
 async def test_no_connection_is_waited_for_longer_than_allowed() -> None:
     intake = Intake()
     intake.hold("pausing", LONG)
-    await asyncio.wait_for(intake.left(0.05), 30)
+    await asyncio.wait_for(intake.left(0.05, LONG), 30)
 
 
 async def test_leaving_ends_in_time_though_requests_run_and_come() -> None:
     intake = Intake()
     intake.enter(Running())
-    await asyncio.wait_for(intake.left(0.05), 30)
+    await asyncio.wait_for(intake.left(0.05, LONG), 30)
     draining = asyncio.create_task(intake.drained(LONG))
     await asyncio.sleep(0)
     with pytest.raises(Unavailable):
