@@ -105,16 +105,12 @@ async def test_gateways_that_are_replaced_lose_no_request(tmp_path: Path) -> Non
     assert min(load.tally.asked[kind] for kind in ("stream", "whole", "grpc")) > 50
 
 
-async def test_a_grpc_client_that_pauses_is_served_until_its_connection_is_renewed(tmp_path: Path) -> None:
+async def test_a_grpc_client_that_pauses_is_served_while_its_router_leaves(tmp_path: Path) -> None:
     router = Router(f"{network()}.1", Tokenizer.load(byte_level(tmp_path)), 3.0)
     async with grpc.aio.insecure_channel(f"{router.host}:8001") as channel:
         stub = InferenceStub(channel)
         await stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=10)
         ending = asyncio.create_task(router.end())
-        await asyncio.sleep(1.8)
+        await asyncio.sleep(1.5)  # longer than what HTTP connections are kept for without a request
         await stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=10)
-        assert channel.get_state() is grpc.ChannelConnectivity.READY
-        assert not ending.done()
-        await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 10)
-        assert not ending.done()
     await asyncio.wait_for(ending, 10)
