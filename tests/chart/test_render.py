@@ -43,6 +43,18 @@ POLICIES = {
     },
     "total": 12,
 }
+ROUTERS_ALONE = {
+    "admission": {"headroom": 0.9},
+    "idempotency": {"keep": 60},
+    "limits": {"max_chat_tokens": 64},
+    "replay": {"max_attempts": 2},
+    "routing": {"policy": "prefix"},
+    "slo": {"ttft": 1.5},
+    "telemetry": {"vllm_names": True},
+    "tenants": [{"name": "team", "keys": ["sha256:" + 64 * "0"]}],
+    "workers": 2,
+}
+"""Settings that no engine and no scaler reads."""
 ON_DEMAND = {"metric": "backlog", "targetAverageValue": "4k"}
 MATRIX: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -276,14 +288,22 @@ def test_gpus_and_network_devices_are_requested_and_limited_alike() -> None:
 
 
 def test_a_change_for_routers_only_restarts_no_engine() -> None:
-    def checksums(values: dict[str, Any]) -> dict[str, str]:
-        return {name: pod["metadata"]["annotations"]["checksum/config"] for name, pod in pods(render(values)[:-1])}
+    def checksums(config: dict[str, Any]) -> dict[str, str]:
+        manifests = render({"policies": POLICIES, "config": config})[:-1]
+        return {name: pod["metadata"]["annotations"]["checksum/config"] for name, pod in pods(manifests)}
+
+    def restarted(config: dict[str, Any]) -> set[str]:
+        return {name for name, checksum in checksums(config).items() if checksum != before[name]}
 
     before = checksums({})
-    tenants = checksums({"config": {"tenants": [{"name": "team", "keys": ["sha256:" + 64 * "0"]}]}})
-    assert before["pdserve-router"] != tenants["pdserve-router"]
-    assert before["pdserve-decode"] == tenants["pdserve-decode"]
-    assert before["pdserve-decode"] != checksums({"config": {"max_model_len": 64}})["pdserve-decode"]
+    for setting, value in ROUTERS_ALONE.items():
+        assert restarted({setting: value}) == {"pdserve-router"}, setting
+    assert restarted({"max_model_len": 64}) == before.keys() > {"pdserve-router", "pdserve-scaler", "pdserve-decode"}
+
+
+def test_routers_are_told_what_they_alone_read() -> None:
+    told = yaml.safe_load(named(render({"config": ROUTERS_ALONE}), "ConfigMap", "pdserve-config")["data"]["router.yaml"])
+    assert {setting: told[setting] for setting in ROUTERS_ALONE} == ROUTERS_ALONE
 
 
 def test_ray_places_every_engine_on_a_node_of_its_pool() -> None:

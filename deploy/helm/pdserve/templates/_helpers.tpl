@@ -66,6 +66,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ if eq .Values.model.source "demo" }}demo{{ else }}{{ printf "/models/%s" (trimAll "/" .Values.model.path) | trimSuffix "/" }}{{ end }}
 {{- end }}
 
+{{- /* Settings that routers alone read: no engine and no scaler is told of them, nor restarted for them. */}}
+{{- define "pdserve.routerSettings" -}}
+[admission, idempotency, limits, replay, routing, slo, telemetry, tenants, workers]
+{{- end }}
+
 {{- /* What every process is told: what values say, the model, and how many engines there are. */}}
 {{- define "pdserve.engineConfig" -}}
 {{- $own := dict "model" (include "pdserve.modelPath" .) -}}
@@ -83,14 +88,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if $pool }}{{ $_ := set $pools $role $pool }}{{ end -}}
 {{- end -}}
 {{- with $pools }}{{ $_ := set $own "pools" . }}{{ end -}}
-{{ toYaml (mergeOverwrite (omit (deepCopy .Values.config) "tenants") $own) }}
+{{- $given := deepCopy .Values.config -}}
+{{- range include "pdserve.routerSettings" . | fromYamlArray }}{{ $_ := unset $given . }}{{ end -}}
+{{ toYaml (mergeOverwrite $given $own) }}
 {{- end }}
 
 {{- /* Routers are told besides where to listen, who may enter, and where engines, Redis and the scaler are. */}}
 {{- define "pdserve.routerConfig" -}}
 {{- $name := include "pdserve.name" . -}}
 {{- $own := dict "host" "0.0.0.0" "port" 8000 "grpc_port" 8001 "admin_host" "0.0.0.0" "admin_port" 8002 "api_keys_file" "/etc/pdserve/keys/api-keys" -}}
-{{- with .Values.config.tenants }}{{ $_ := set $own "tenants" . }}{{ end -}}
+{{- range include "pdserve.routerSettings" . | fromYamlArray -}}
+{{- if hasKey $.Values.config . }}{{ $_ := set $own . (get $.Values.config .) }}{{ end -}}
+{{- end -}}
 {{- if eq .Values.ray.mode "none" -}}
 {{- $targets := list (printf "%s-prefill.%s.svc:8100" $name .Release.Namespace) (printf "%s-decode.%s.svc:8100" $name .Release.Namespace) -}}
 {{- $_ := set $own "discovery" (dict "engines" $targets) -}}
