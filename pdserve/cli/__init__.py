@@ -1,7 +1,7 @@
 """The `pdserve` command.
 
-Exit codes: 0 done, 1 it failed (nothing answers, engines could not serve), 2 the command line or the
-configuration is wrong, 130 ended by force (a second Ctrl-C).
+Exit codes: 0 done, 1 it failed (nothing answers, engines could not serve), 2 the command line, the configuration or
+the model is wrong, 130 ended by force (a second Ctrl-C).
 """
 
 import sys
@@ -9,10 +9,10 @@ import sys
 
 def main() -> None:
     from pdserve.cli.app import app
-    from pdserve.core.errors import ConfigError, PdserveError
+    from pdserve.core.errors import CheckpointError, ConfigError, PdserveError
 
     try:
         app()
     except PdserveError as error:
         print(f"pdserve: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(2 if isinstance(error, ConfigError | CheckpointError) else 1)

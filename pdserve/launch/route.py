@@ -22,24 +22,26 @@ from pdserve.telemetry.logs import configure_logs
 
 
 def route(config: Config) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP; the exit code. Raises ConfigError for input that cannot work."""
+    """Serve until SIGINT, SIGTERM or SIGHUP; the exit code. Raises ConfigError, CheckpointError for input that
+    cannot work."""
     if not config.discovery.engines:
         raise ConfigError(
             "discovery.engines: names no engine; give host:port of those that `pdserve engine` has started, "
             "or start everything here with `pdserve serve`"
         )
     check_model(config)
+    revision = model_revision(config.model_path)
     open_link(config, SystemClock())  # refused here, not in a child that is started again and again
     configure_logs(json=config.log.format == "json", level=config.log.level)
-    return asyncio.run(_route(settle_ports(config)))
+    return asyncio.run(_route(settle_ports(config), revision))
 
 
-async def _route(config: Config) -> int:
+async def _route(config: Config, revision: str) -> int:
     with front_socket(config) as socket:
-        return await _supervise(config, socket)
+        return await _supervise(config, socket, revision)
 
 
-async def _supervise(config: Config, socket: str) -> int:
+async def _supervise(config: Config, socket: str, revision: str) -> int:
     clock = SystemClock()
     registry = Registry()
     registry.obey = _refuse
@@ -56,7 +58,7 @@ async def _supervise(config: Config, socket: str) -> int:
         times=config.times,
         clock=clock,
         on_change=registry.publish,
-        introductions=partial(introductions_at, revision=model_revision(config.model_path)),
+        introductions=partial(introductions_at, revision=revision),
     )
     try:
         async with asyncio.TaskGroup() as group:

@@ -87,7 +87,7 @@ class _Plan:
             self._remember(role, kept)
             self._targets[role], self.held[role] = paced(kept, pool, self._wanted[role], moment)
             wakes = self._wanted[role] == 0 < count
-            if wakes or (count < self._targets[role] and self._rules[role] in ("total", "cost_ceiling")):
+            if wakes or (count < self._targets[role] and self._rules[role] in ("sleep", "total", "cost_ceiling")):
                 self._targets[role], self.held[role] = count, ""
 
     def _bounded(self, role: Role, desired: int) -> int:

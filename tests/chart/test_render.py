@@ -302,7 +302,8 @@ def test_a_change_for_routers_only_restarts_no_engine() -> None:
 
 
 def test_routers_are_told_what_they_alone_read() -> None:
-    told = yaml.safe_load(named(render({"config": ROUTERS_ALONE}), "ConfigMap", "pdserve-config")["data"]["router.yaml"])
+    files = named(render({"config": ROUTERS_ALONE}), "ConfigMap", "pdserve-config")["data"]
+    told = yaml.safe_load(files["router.yaml"])
     assert {setting: told[setting] for setting in ROUTERS_ALONE} == ROUTERS_ALONE
 
 

@@ -232,6 +232,19 @@ def test_a_wrong_configuration_exits_with_2_and_lists_the_problems(
         assert 'prot: unknown key; did you mean "port"?' in err
 
 
+def test_a_router_for_a_model_without_weights_exits_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    file = tmp_path / "c.yaml"
+    file.write_text(f"model: {model}\ndiscovery: {{engines: ['127.0.0.1:9']}}\n", encoding="utf-8")
+    code, _, err = run(monkeypatch, capsys, "route", str(file), "--port", "0", "--grpc-port", "0")
+    assert code == 2
+    assert f"{model} lacks model.safetensors" in err
+
+
 def test_a_wrong_option_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(monkeypatch, capsys, "serve", "--prefil", "1")
     assert code == 2

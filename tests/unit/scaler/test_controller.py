@@ -180,6 +180,15 @@ def test_what_sleeps_wakes_with_the_first_request_and_what_is_idle_sleeps() -> N
     assert story.counts == {Role.PREFILL: 1, Role.DECODE: 1}
 
 
+def test_what_is_idle_sleeps_whatever_paces_it() -> None:
+    pool = {"min": 0, "down": {"window": 300.0, "cooldown": 300.0, "step": 1}}
+    story = Story(policy(prefill=pool, decode=pool, scale_to_zero={"idle": 20.0}), prefill=3)
+    story.looks(3, demand(prefill=3))
+    assert story.counts == {Role.PREFILL: 3, Role.DECODE: 2}
+    story.look(demand(prefill=3))
+    assert story.counts == {Role.PREFILL: 0, Role.DECODE: 0}
+
+
 def test_what_runs_for_long_is_no_idleness() -> None:
     story = Story(policy(prefill={"min": 0}, decode={"min": 0}, scale_to_zero={"idle": 20.0}))
     story.looks(10, demand(running=1, kv=0.1))
