@@ -42,7 +42,7 @@ class Member:
     Times are monotonic seconds. since is when the phase began; last_heard when the incarnation last
     gave a sign of life; due when a member that is DOWN is to be started. deaths are in a row.
     ever_ready tells an incarnation that broke from a member that never worked. returns: a draining one is started
-    again once it has ended.
+    again once it has ended. joined: the others were there before it and go on without it.
     """
 
     id: str
@@ -58,6 +58,7 @@ class Member:
     deaths: int = 0
     ever_ready: bool = False
     returns: bool = False
+    joined: bool = False
 
     def endpoint(self) -> Endpoint | None:
         """How gateways see it; None for a gateway and for an engine that was never started."""

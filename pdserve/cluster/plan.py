@@ -122,7 +122,7 @@ class Terminate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GiveUp:
-    """Starting it again cannot help: a member that never worked refused its input."""
+    """Starting it again cannot help: a configured member that never worked refused its input."""
 
     id: str
     cause: str
@@ -256,7 +256,7 @@ def _return(member: Member, now: float) -> Member:
 
 def _recruited(member: Member | None, event: Join | Flipped, now: float) -> Member:
     if member is None:
-        return Member(id=event.id, role=event.role, since=now, due=now)
+        return Member(id=event.id, role=event.role, since=now, due=now, joined=True)
     return replace(member, role=event.role)
 
 
@@ -273,7 +273,7 @@ def _ended(member: Member, event: Ended, now: float, times: Times) -> tuple[Memb
         return replace(member, phase=Phase.DOWN, since=now, due=now, returns=False), []
     if member.phase is Phase.DRAINING:
         return replace(member, phase=Phase.STOPPED, since=now), []
-    if event.refusal and not member.ever_ready:
+    if event.refusal and not (member.ever_ready or member.joined):
         return replace(member, phase=Phase.STOPPED, since=now), [GiveUp(id=member.id, cause=event.cause)]
     lived = now - member.ready_since if member.ready_since is not None else 0.0
     deaths = deaths_in_a_row(member.deaths, lived, times)

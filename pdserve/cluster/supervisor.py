@@ -76,11 +76,12 @@ class Supervisor:
         self._incarnations: dict[str, Incarnation] = {}
         self._waiters: list[tuple[Callable[[Members], bool], asyncio.Future[None]]] = []
         self._gave_up: GiveUp | None = None
+        self._draining = False
         self.members: Members = {item.id: Member(id=item.id, role=item.role) for item in desired}
 
     async def run(self) -> None:
-        """Supervise until every member is retired and gone. Raises ConfigError when a member that
-        never worked refuses its input."""
+        """Supervise until every member is retired and gone. Raises ConfigError when a member that was desired from the
+        beginning and never worked refuses its input."""
         async with asyncio.TaskGroup() as processes:
             try:
                 await self._supervise(processes)
@@ -116,6 +117,7 @@ class Supervisor:
         """Let fronts and then gateways finish what they serve, then engines what they run and lease, then end all;
         whatever is left after times.drain_timeout is killed."""
         ids = list(self._desired)
+        self._draining = True
         try:
             async with asyncio.timeout(self._times.drain_timeout):
                 for _, together in groupby(sorted(ids, key=self._turn), self._turn):
@@ -207,7 +209,7 @@ class Supervisor:
                 self._incarnations[action.id].kill()
             case Terminate():
                 self._incarnations[action.id].terminate()
-            case GiveUp():
+            case GiveUp() if not self._draining:  # else requests still run, and all end anyway
                 self._gave_up = action
 
 

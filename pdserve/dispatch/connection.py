@@ -11,6 +11,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.endpoint import Endpoint, LoadSnapshot
 from pdserve.core.errors import EngineDied, EngineSilent, PdserveError
 from pdserve.core.request import Request
+from pdserve.core.silence import Silence
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.ledger import EngineLedger
@@ -56,7 +57,7 @@ class EngineConnection:
         self._departing: dict[str, asyncio.Future[Departure]] = {}
         self._load: LoadSnapshot | None = None
         self._kv_asked = False
-        self._last_heard = clock.monotonic()
+        self._silence = Silence(clock, times.heartbeat / 2)
         self._error: PdserveError | None = None
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -142,7 +143,7 @@ class EngineConnection:
 
     async def _read(self, session: _SessionCall) -> None:
         async for message in session:
-            self._last_heard = self._clock.monotonic()
+            self._silence.heard()
             for event in message.events:
                 self._take(event)
         raise EngineDied(f"{self.endpoint.engine_id} ended its session")
@@ -201,8 +202,7 @@ class EngineConnection:
     async def _watch(self) -> None:
         while True:
             await self._clock.sleep(self._times.heartbeat / 2)
-            silence = self._clock.monotonic() - self._last_heard
-            if silence > self._times.suspect:
+            if (silence := self._silence.look()) > self._times.suspect:
                 raise EngineSilent(f"{self.endpoint.engine_id} has been silent for {silence:.1f} s")
 
     def _fail(self, error: PdserveError) -> None:

@@ -70,7 +70,15 @@ class OtherRouters:
         self._tell(
             (key, request_id, share) for key, ledger in ledgers.items() for request_id, share in ledger.shares().items()
         )
-        self._forget_silent()
+        self.forget_silent()
+
+    def forget_silent(self) -> None:
+        """To be called while nothing can be told, too: what ends then is not heard of."""
+        now = self._clock.monotonic()
+        for router in [router for router, at in self._heard.items() if now - at > self._lease]:
+            del self._heard[router]
+            for ledger in self._ledgers().values():
+                ledger.others_hold(router, {})
 
     def take(self, news: bytes) -> None:
         """What a router has told. Raises MalformedMessage."""
@@ -101,10 +109,3 @@ class OtherRouters:
     def _tell(self, shares: Iterable[tuple[EngineKey, str, Share | None]], *, whole: bool = True) -> None:
         news = BookingNews(router=self._router, whole=whole, shares=tuple(shares))
         self._send(msgspec.msgpack.encode(news))
-
-    def _forget_silent(self) -> None:
-        now = self._clock.monotonic()
-        for router in [router for router, at in self._heard.items() if now - at > self._lease]:
-            del self._heard[router]
-            for ledger in self._ledgers().values():
-                ledger.others_hold(router, {})

@@ -21,6 +21,7 @@ from pdserve.core.errors import (
 )
 from pdserve.core.protocols import PeerAddress, TransferService
 from pdserve.core.shards import KVShard
+from pdserve.core.silence import Silence
 from pdserve.core.ticket import TransferTicket
 from pdserve.engine.handoff_source import Deliver, Parts
 from pdserve.engine.held_tickets import HeldTickets
@@ -63,7 +64,7 @@ class HandoffLink:
         self._connecting = asyncio.Lock()
         self._outbox: asyncio.Queue[pb.HandoffCommand] = asyncio.Queue()
         self._tickets = HeldTickets(engine_id, times, clock)
-        self._last_heard = clock.monotonic()
+        self._silence = Silence(clock, times.heartbeat)
         self._heartbeats_sent: dict[int, float] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -161,7 +162,7 @@ class HandoffLink:
         try:
             stub = HandoffServiceStub(channel)
             await self._shake_hands(stub)
-            self._last_heard = self._clock.monotonic()
+            self._silence.heard()
             self._opened.set()
             stream = stub.Handoff()
             async with asyncio.TaskGroup() as group:
@@ -190,7 +191,7 @@ class HandoffLink:
 
     async def _read(self, stream: _HandoffCall) -> None:
         async for event in stream:
-            self._last_heard = self._clock.monotonic()
+            self._silence.heard()
             if event.source_epoch != self.epoch:
                 raise StaleEpoch(f"{self.engine_id} answers under another epoch")
             self._on_event(event)
@@ -216,12 +217,10 @@ class HandoffLink:
         number = 0
         while True:
             await self._clock.sleep(self._times.heartbeat)
-            now = self._clock.monotonic()
-            silence = now - self._last_heard
-            if silence > self._times.suspect:
+            if (silence := self._silence.look()) > self._times.suspect:
                 raise LinkLost(f"{self.engine_id} has been silent for {silence:.1f} s")
             number += 1
-            self._heartbeats_sent[number] = now
+            self._heartbeats_sent[number] = self._clock.monotonic()
             self._send(heartbeat=pb.Heartbeat(number=number, ticket_ids=self._tickets.ids))
 
     def _fail(self, error: PdserveError) -> None:

@@ -42,7 +42,7 @@ async def _run(ranks: RankHost, place: HostPlace) -> int:
         status = probes(lambda: READY if ranks.serves else "waiting for its engine")
         group.create_task(serve_http(status, listener, ended, STOP_GRACE))
         serving = asyncio.create_task(ranks.run(stop))
-        await first(serving, force)
+        await first(force, serving)
         if forced := not serving.done():
             serving.cancel()
         await asyncio.wait([serving])

@@ -73,6 +73,7 @@ def exchange_bookings(config: Config, link: "RedisLink", sessions: SessionPool, 
         others.tell_all()
 
     link.beats.append(tell_all)
+    link.away.append(others.forget_silent)
     return others
 
 

@@ -19,13 +19,13 @@ async def run_until_signal(supervisor: Supervisor, times: Times, on_drain: Calla
     stop, force = signals()
     run = asyncio.create_task(supervisor.run())
     try:
-        await first(run, stop)
+        await first(stop, run)
         if not run.done():
             if on_drain:
                 on_drain()
             _log.info("draining: running requests finish; Ctrl-C again ends them", timeout=times.drain_timeout)
             drain = asyncio.create_task(supervisor.drain())
-            await first(drain, force)
+            await first(force, drain, run)
             drain.cancel()
         forced = force.is_set()
         if forced:
@@ -51,10 +51,10 @@ def signals() -> tuple[asyncio.Event, asyncio.Event]:
     return stop, force
 
 
-async def first(task: "asyncio.Task[None]", event: asyncio.Event) -> None:
-    """Return when the task has ended or the event is set."""
+async def first(event: asyncio.Event, *tasks: "asyncio.Task[None]") -> None:
+    """Return when one of the tasks has ended or the event is set."""
     waiting = asyncio.create_task(event.wait())
     try:
-        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()

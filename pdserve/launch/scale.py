@@ -90,9 +90,9 @@ async def _campaign(config: Config, place: ScalerPlace, targets: dict[Role, Targ
     stop, force = signals()
     async with running(serve_http(_probes(election, term), listener, asyncio.Event(), _STOP_GRACE)):
         campaign = asyncio.create_task(election.run(term.run))
-        await first(campaign, stop)
+        await first(stop, campaign)
         campaign.cancel()
-        await first(campaign, force)
+        await first(force, campaign)
     if campaign.done() and not campaign.cancelled():
         campaign.result()
     return EXIT_FORCED if force.is_set() else 0

@@ -34,7 +34,8 @@ class RedisLink:
 
     While the server does not answer, calls fail at once instead of each waiting for it. beats are carried out when it
     has come, or come back, then every heartbeat: whatever must stand in Redis is written, or renewed, there. They may
-    raise what redis-py raises. listeners get news by kind, a byte; news that are sent while one is away are lost.
+    raise what redis-py raises. away is carried out every heartbeat or two in which it does not answer. listeners get
+    news by kind, a byte; news that are sent while one is away are lost.
     """
 
     def __init__(self, url: str, namespace: str, clock: Clock, *, heartbeat: float, answer: float) -> None:
@@ -60,6 +61,7 @@ class RedisLink:
         """Whether anything was said yet of how it is."""
         self.up = False
         self.beats: list[Callable[[Redis], Awaitable[None]]] = []
+        self.away: list[Callable[[], None]] = []
         self.listeners: dict[bytes, Callable[[bytes], None]] = {}
 
     def key(self, *parts: str) -> str:
@@ -93,6 +95,8 @@ class RedisLink:
                 if not isinstance(error, LOST):
                     _log.exception("the line to redis broke for a reason that is a defect of pdserve")
                 self._note(up=False, cause=f"{type(error).__name__}: {error}")
+            for each in self.away:
+                each()
             await self._clock.sleep(self._heartbeat)
 
     async def _keep(self) -> None:

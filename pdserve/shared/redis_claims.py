@@ -50,6 +50,7 @@ return redis.call('PEXPIRE', KEYS[1], math.floor(ARGV[1] / 2))
 _RENEW = """
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if owner and owner ~= ARGV[1] then return 0 end
+if not ARGV[4] and redis.call('HEXISTS', KEYS[1], 'result') == 1 then return 1 end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'fingerprint', ARGV[2])
 if ARGV[4] then redis.call('HSET', KEYS[1], 'result', ARGV[4]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
@@ -159,10 +160,11 @@ class RedisClaims:
     async def _renew(self, redis: Redis) -> None:
         await redis.register_script(_ALIVE)(keys=[self._alive], args=[self._lease])
         for name, held in list(self._held.items()):
+            whole = held.result is not None
             kept = await self._save(redis, name, held)
             if self._held.get(name) is not held:
                 continue
-            if held.result is not None or not kept:
+            if whole or not kept:  # a result that came meanwhile is not saved
                 del self._held[name]
             if not kept:
                 self.on_taken(name, held.owner)

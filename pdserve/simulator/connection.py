@@ -10,6 +10,7 @@ from pdserve.core.clock import Clock
 from pdserve.core.endpoint import LoadSnapshot
 from pdserve.core.errors import EngineDied, EngineSilent, PdserveError
 from pdserve.core.request import FinishReason, Request
+from pdserve.core.silence import Silence
 from pdserve.core.ticket import Departure, KVSource, TransferTicket
 from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.connection import settle_departure
@@ -42,7 +43,7 @@ class SimConnection:
         self._kv_asked = False
         self._at_engine_kv = KVReader(engine.engine.kv_feed)
         self._error: PdserveError | None = None
-        self._last_heard = clock.monotonic()
+        self._silence = Silence(clock, times.heartbeat / 2)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._at_engine_beat()), loop.create_task(self._watch())]
         engine.node.on_death(self._on_death)
@@ -137,7 +138,7 @@ class SimConnection:
             await self._engine.node.clock.sleep(self._times.heartbeat)
 
     def _on_items(self, items: list[EngineItem]) -> None:
-        self._last_heard = self._clock.monotonic()
+        self._silence.heard()
         for item in items:
             if isinstance(item, TokenDelta):
                 self._ledger.tokens_arrived(item.request_id, len(item.token_ids))
@@ -159,7 +160,7 @@ class SimConnection:
             self._commands.send(partial(self._at_engine_kv.resume, self._ledger.kv_number))
 
     def _on_load(self, load: LoadSnapshot) -> None:
-        self._last_heard = self._clock.monotonic()
+        self._silence.heard()
         news = self._load is None or load.draining > self._load.draining
         self._load = load
         self._ledger.loaded(load)
@@ -169,8 +170,7 @@ class SimConnection:
     async def _watch(self) -> None:
         while True:
             await self._clock.sleep(self._times.heartbeat / 2)
-            silence = self._clock.monotonic() - self._last_heard
-            if silence > self._times.suspect:
+            if (silence := self._silence.look()) > self._times.suspect:
                 self._fail(EngineSilent(f"{self._engine.endpoint.engine_id} has been silent for {silence:.1f} s"))
 
     def _on_death(self) -> None:

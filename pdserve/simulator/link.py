@@ -9,6 +9,7 @@ from pdserve.core.blocks import BlockHash
 from pdserve.core.clock import Clock
 from pdserve.core.errors import LinkLost, PdserveError
 from pdserve.core.protocols import PeerAddress, TransferService
+from pdserve.core.silence import Silence
 from pdserve.core.ticket import HandoffNews, TransferTicket
 from pdserve.engine.engine import Engine
 from pdserve.engine.handoff_source import Deliver, Parts
@@ -44,7 +45,7 @@ class SimLink:
         self._events = Wire(self._peer, self._node, latency)
         self._opened = asyncio.Event()
         self._tickets = HeldTickets(self.engine_id, times, self._clock)
-        self._last_heard = self._clock.monotonic()
+        self._silence = Silence(self._clock, times.heartbeat)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -108,7 +109,7 @@ class SimLink:
     async def _run(self) -> None:
         try:
             await self._shake_hands()
-            self._last_heard = self._clock.monotonic()
+            self._silence.heard()
             self._opened.set()
             await self._beat()
         except PdserveError as error:
@@ -127,11 +128,9 @@ class SimLink:
     async def _beat(self) -> None:
         while True:
             await self._clock.sleep(self._times.heartbeat)
-            now = self._clock.monotonic()
-            silence = now - self._last_heard
-            if silence > self._times.suspect:
+            if (silence := self._silence.look()) > self._times.suspect:
                 raise LinkLost(f"{self.engine_id} has been silent for {silence:.1f} s")
-            self._send_heartbeat(now, self._tickets.ids)
+            self._send_heartbeat(self._clock.monotonic(), self._tickets.ids)
 
     def _send_heartbeat(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
         def at_source() -> None:
@@ -141,7 +140,7 @@ class SimLink:
         self._send(at_source)
 
     def _on_ack(self, sent_at: float, ticket_ids: tuple[str, ...]) -> None:
-        self._last_heard = self._clock.monotonic()
+        self._silence.heard()
         self._tickets.renewed(sent_at, ticket_ids)
 
     def _at_source_deliver(self, news: HandoffNews) -> None:
@@ -152,11 +151,11 @@ class SimLink:
         self._events.send(lambda: self._on_released(ticket_id, expired))
 
     def _on_news(self, news: HandoffNews) -> None:
-        self._last_heard = self._clock.monotonic()
+        self._silence.heard()
         self._tickets.deliver(news)
 
     def _on_released(self, ticket_id: str, expired: bool) -> None:
-        self._last_heard = self._clock.monotonic()
+        self._silence.heard()
         self._tickets.released(ticket_id, expired=expired)
 
     def _on_peer_death(self) -> None:

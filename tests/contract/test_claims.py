@@ -2,15 +2,16 @@
 and over a real Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
+from redis.asyncio import Redis
 
 from pdserve.core.clock import SystemClock
 from pdserve.core.errors import KeyReused, Unavailable
 from pdserve.shared.claims import Busy, Claims, Kept, LocalClaims, Mine
 from pdserve.shared.link import RedisLink, SharedStateLost
-from pdserve.shared.redis_claims import RedisClaims
+from pdserve.shared.redis_claims import RedisClaims, _Held
 from tests.fronts import fronted
 from tests.redis_server import RedisServer, redis_server
 from tests.scripted_generator import ScriptedGenerator
@@ -151,6 +152,51 @@ async def test_a_router_is_told_that_its_claim_has_passed_on(server: RedisServer
             while not taken:
                 await asyncio.sleep(0.02)
         assert taken == [("passed", "r1")]
+
+
+class SlowToRenew(RedisClaims):
+    """Its first renewal is answered only after meanwhile has been done."""
+
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def _save(self, redis: Redis, name: str, held: _Held) -> bool:
+        kept = await super()._save(redis, name, held)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile:
+            await meanwhile()
+        return kept
+
+
+async def test_a_result_that_comes_while_its_claim_is_renewed_is_saved(server: RedisServer) -> None:
+    async with connected(server, 2, heartbeat=0.1) as (one, two):
+        here, there = SlowToRenew(one, lease=LEASE, keep=KEEP, max_answers=MOST), over(two)
+        await until_given_out(there)
+        assert await here.claim("late", "r1", BODY) == Mine()
+
+        async def finish_without_redis() -> None:
+            one.up = False  # as where it has just come back, or this is the last answer before it goes
+            await here.finish("late", "r1", b"said")
+            one.up = True
+
+        here.meanwhile = finish_without_redis
+        async with asyncio.timeout(20):
+            while isinstance(answer := await there.claim("late", "r2", BODY), Busy):
+                await there.changed("late", 0.1)
+        assert answer == Kept(b"said")
+
+
+async def test_a_renewal_that_arrives_after_the_result_leaves_it_for_as_long_as_results_are_kept(
+    server: RedisServer,
+) -> None:
+    async with connected(server, 1) as (link,):
+        claims = over(link)
+        await until_given_out(claims)
+        await claims.claim("k", "r1", BODY)
+        await claims.finish("k", "r1", b"said")
+        overtaken = _Held("r1", BODY)
+        assert await link.call(lambda redis: claims._save(redis, "k", overtaken))
+        left = await link.call(lambda redis: redis.pttl(link.key("claim", "k")))
+        assert left > 1000 * LEASE
 
 
 async def test_a_redis_that_has_forgotten_everything_is_told_again_before_it_gives_anything_out() -> None:

@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -45,9 +46,16 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
+async def existence(path: str | None) -> None:
+    """Of a file, if one is named."""
+    while path and not await asyncio.to_thread(Path(path).exists):
+        await asyncio.sleep(0.02)
+
+
 async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event) -> None:
     behaviour = payload.get("behaviour", "")
     if behaviour == "refuse":
+        await existence(payload.get("when"))
         raise CheckpointError("no config.json")
     if behaviour == "gateway":
         listener = await asyncio.start_server(answer, "127.0.0.1", 0)
@@ -63,6 +71,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
     if behaviour == "stubborn":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
     await drain.wait()
+    await existence(payload.get("lasts_until"))
 
 
 if __name__ == "__main__":

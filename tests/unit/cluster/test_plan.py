@@ -340,6 +340,16 @@ def test_an_engine_that_joins_is_started_like_the_others() -> None:
     ]
 
 
+def test_an_engine_that_joins_and_refuses_its_input_is_tried_again_and_ends_nobody_else() -> None:
+    world = engine()
+    world.bring_up("p")
+    world.happen(Join(id="d", role=Role.DECODE))
+    world.happen(Tick())
+    assert world.happen(Ended(id="d", epoch=2, cause="the disk is full", refusal=True)) == []
+    assert (world.phase("p"), world.phase("d")) == (Phase.READY, Phase.DOWN)
+    assert world.later(1.0) == [Start(id="d", epoch=3)]
+
+
 def test_a_flipped_engine_keeps_its_incarnation_and_returns_in_its_new_role() -> None:
     world = engine()
     epoch = world.bring_up("p")

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,6 +217,23 @@ async def test_drain_ends_fronts_before_the_gateway_before_the_engines_and_then_
         await supervisor.drain()
     assert order == ["front", "gateway", "p"]
     assert [published[0].state for published in history][-2:] == [EngineState.DRAINING, EngineState.DEAD]
+
+
+async def test_an_engine_that_refuses_while_others_drain_ends_none_of_them(tmp_path: Path) -> None:
+    refuses, ends = tmp_path / "refuses", tmp_path / "ends"
+    engine = process("d", Role.DECODE, behaviour="refuse", when=str(refuses))
+    async with supervised(process("gateway", lasts_until=str(ends)), engine) as running:
+        await running.is_ready("gateway")
+        await running.reaches(lambda members: members["d"].pid > 0)
+        draining = asyncio.create_task(running.supervisor.drain())
+        await running.reaches(lambda members: members["gateway"].phase is Phase.DRAINING)
+        refuses.touch()
+        await running.reaches(lambda members: members["d"].phase is Phase.STOPPED)
+        assert running.supervisor.members["gateway"].phase is Phase.DRAINING
+        assert not is_gone(running.pid("gateway"), within=0)
+        ends.touch()
+        async with asyncio.timeout(20):
+            await draining
 
 
 async def test_drain_kills_what_does_not_end_in_time() -> None:

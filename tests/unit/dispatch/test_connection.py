@@ -163,6 +163,17 @@ async def test_an_engine_that_is_lost_fails_its_requests_and_gets_no_more(
     await connection.close()
 
 
+async def test_engines_are_not_silent_while_the_gateway_stands_still(bench: Bench) -> None:
+    connection = await bench.open()
+    stream = connection.submit(ask("a"))
+    bench.clock.jump(8.0)
+    await bench.clock.advance(0.0)
+    assert connection.usable
+    bench.tokens("a", 1, end="length")
+    assert isinstance(await anext(stream), TokenDelta)
+    await connection.close()
+
+
 async def test_tokens_of_another_epoch_are_dropped(bench: Bench) -> None:
     connection = await bench.open()
     stream = connection.submit(ask("a"))

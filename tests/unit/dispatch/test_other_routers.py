@@ -138,6 +138,21 @@ async def test_a_router_that_is_silent_for_a_lease_has_nothing_booked(routers: t
     assert b.others.num_known == 0
 
 
+async def test_who_cannot_tell_anything_forgets_the_others_nevertheless(
+    wire: Wire, routers: tuple[Router, Router]
+) -> None:
+    a, b = routers
+    a.book("r")
+    await gathered()
+    wire.works = False
+    await a.clock.advance(LEASE - 1)
+    b.others.forget_silent()
+    assert b.booked(P).prompt_tokens == 60
+    await a.clock.advance(2)
+    b.others.forget_silent()
+    assert b.booked(P) == Booked()
+
+
 async def test_a_router_hears_nothing_of_itself(routers: tuple[Router, Router]) -> None:
     a, _ = routers
     a.book("r")
