@@ -123,7 +123,7 @@ class AdmissionGate:
         if verdict.rejection:
             raise Overloaded(_refusal(verdict, record.admission, self._error.ratio), retry_after=verdict.retry_after)
         try:
-            choice = await self._turn(request, choice, expires)
+            choice = await self._turn_at_last(request, choice, expires)
             record.stamp("admitted", self._clock.unix())
             return choice
         except TimeoutError:
@@ -196,6 +196,14 @@ class AdmissionGate:
     def _look_in(self, seconds: float) -> None:
         pause = min(max(seconds, _LEAST_PAUSE), _LOOK_AGAIN)
         self._timer = asyncio.get_running_loop().call_later(pause, self.look)
+
+    async def _turn_at_last(self, request: Request, choice: _Choice, expires: float) -> _Choice:
+        """Its turn, though engines may go while it waits: for those that come it waits as who comes then does."""
+        while True:
+            try:
+                return await self._turn(request, choice, expires)
+            except Unavailable:
+                choice = await self._first_choice(request, expires)
 
     async def _turn(self, request: Request, choice: _Choice, expires: float) -> _Choice:
         turn: asyncio.Future[_Choice] = asyncio.get_running_loop().create_future()

@@ -101,15 +101,14 @@ class Dispatcher:
         """
         record.stamp("received", self._clock.unix())
         try:
-            with self._meter.request(request, record) as metered:
-                async with (
-                    self._gate.visit(request, record) as visit,
-                    aclosing(self._serve(request, record, visit, metered)) as deltas,
-                ):
-                    async for delta in deltas:
-                        visit.tokens(len(delta.token_ids))
-                        metered.came(len(delta.token_ids))
-                        yield delta
+            # What a tenant's own limit refuses is no demand: engines would be started for it.
+            async with self._gate.visit(request, record) as visit:
+                with self._meter.request(request, record) as metered:
+                    async with aclosing(self._serve(request, record, visit, metered)) as deltas:
+                        async for delta in deltas:
+                            visit.tokens(len(delta.token_ids))
+                            metered.came(len(delta.token_ids))
+                            yield delta
         finally:
             record.stamp("finished", self._clock.unix())
 

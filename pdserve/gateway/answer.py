@@ -100,7 +100,7 @@ class Answer:
         self._arrived = context.clock.monotonic() - waited
         self._give_up = asyncio.get_running_loop().time() + request.timeout + _BACKSTOP
         self._deadline: Deadline | None = None
-        self._aborted = False
+        self._aborted: PdserveError | None = None
         self._first_token: float | None = None
         self._last_token = 0.0
         self._sent = False
@@ -131,9 +131,9 @@ class Answer:
         """Tokens generated, those hidden by a stop string included."""
         return self._detokenizer.num_tokens
 
-    def abort(self) -> None:
-        """End the request from elsewhere; whoever iterates deltas() gets Cancelled."""
-        self._aborted = True
+    def abort(self, error: PdserveError) -> None:
+        """End the request from elsewhere; whoever iterates deltas() gets the error."""
+        self._aborted = self._aborted or error
         if self._deadline is not None:
             self._deadline.move(0)
 
@@ -181,7 +181,7 @@ class Answer:
             if not deadline.struck:
                 raise
             if self._aborted:
-                raise Cancelled("the request was aborted") from None
+                raise self._aborted from None
             raise DeadlineExceeded(f"the answer was not complete after {self.request.timeout:g} s") from None
 
     def _measure(self, num_tokens: int) -> None:

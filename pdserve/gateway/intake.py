@@ -4,7 +4,7 @@ import asyncio
 import math
 from typing import Protocol
 
-from pdserve.core.errors import Unavailable
+from pdserve.core.errors import Cancelled, PdserveError, Unavailable
 from pdserve.core.request import Request
 from pdserve.gateway.auth import Identity
 
@@ -17,7 +17,8 @@ class Running(Protocol):
     @property
     def request(self) -> Request: ...
 
-    def abort(self) -> None: ...
+    def abort(self, error: PdserveError) -> None:
+        """error: what its client is told."""
 
 
 class Intake:
@@ -70,7 +71,7 @@ class Intake:
         running = self._running.get(request_id)
         if running is None or (running.request.salt, running.request.tenant) != (identity.salt, identity.tenant):
             return False
-        running.abort()
+        running.abort(Cancelled("the request was aborted"))
         return True
 
     async def left(self, timeout: float, quiet: float) -> None:
@@ -95,6 +96,6 @@ class Intake:
                 await self._empty.wait()
         except TimeoutError:
             for running in list(self._running.values()):
-                running.abort()
+                running.abort(Unavailable(CLOSING))
             return False
         return True

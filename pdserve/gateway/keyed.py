@@ -13,7 +13,7 @@ from hashlib import blake2b
 import msgspec
 import structlog
 
-from pdserve.core.errors import Cancelled, DeadlineExceeded, InvalidRequest, PdserveError
+from pdserve.core.errors import Cancelled, DeadlineExceeded, InvalidRequest, PdserveError, Unavailable
 from pdserve.core.msgpack import unpack
 from pdserve.core.request import MAX_SEED, FinishReason
 from pdserve.gateway.answer import Answer, AnswerView
@@ -148,7 +148,7 @@ class KeyedAnswers:
         execution = self._running.get(name)
         if execution and execution.answer.request.id == owner:
             _log.warning("another router executes this request, it is ended here", request_id=owner)
-            execution.answer.abort()
+            execution.answer.abort(Unavailable("another router executes this request; ask again with the same key"))
 
     def _count(self, outcome: str, view: AnswerView) -> AnswerView:
         self._metrics.routers.keyed_requests.labels(outcome).inc()

@@ -53,7 +53,7 @@ from pdserve.router.kv_index import KVIndex
 from pdserve.router.loading import load_policy
 from pdserve.router.router import Router
 from pdserve.router.rules import RoutingRules
-from pdserve.scaler.demand import Demand, one_after_another
+from pdserve.scaler.demand import Demand, bounded, one_after_another
 from pdserve.telemetry.engine_watch import EngineWatch
 from pdserve.telemetry.index_metrics import IndexSizes
 from pdserve.telemetry.logs import configure_logs
@@ -224,7 +224,7 @@ async def _report_demand(scaler: str, dispatcher: Dispatcher, gateway: Gateway) 
         except PdserveError as error:
             if unheard is None:
                 _log.warning("the scaler is not reached, its last word holds", cause=str(error))
-            unheard = demand
+            unheard = bounded(demand)
             continue
         unheard = None
         dispatcher.obey(orders)

@@ -106,6 +106,16 @@ def one_after_another(demands: Iterable[Demand]) -> Demand | None:
     return total
 
 
+def bounded(demand: Demand) -> Demand:
+    """With no more samples of a kind than one report may have."""
+    return replace(
+        demand,
+        first_tokens=demand.first_tokens[-MOST_SAMPLES:],
+        handoff_gaps=demand.handoff_gaps[-MOST_SAMPLES:],
+        tpots=demand.tpots[-MOST_SAMPLES:],
+    )
+
+
 def _sum(one: Demand, other: Demand, seconds: float) -> Demand:
     engines = {facts.engine_id: facts for facts in (*one.engines, *other.engines)}
     return Demand(

@@ -54,15 +54,12 @@ class _Run:
         self.request = ask.request
         self.record = ask.record
         self.task: asyncio.Task[TokenDelta] | None = None
-        self.why = ""
+        self.ended_by: PdserveError | None = None
 
-    def abort(self) -> None:
-        self.end("the request was aborted")
-
-    def end(self, why: str) -> None:
+    def abort(self, error: PdserveError) -> None:
         """The first time counts: a second would disturb the clearing up."""
-        if self.task is not None and not self.why:
-            self.why = why
+        if self.task is not None and self.ended_by is None:
+            self.ended_by = error
             self.task.cancel()
 
 
@@ -96,7 +93,7 @@ class FrontSession:
                     self._begin(message)
                 case Cancel():
                     if run := self._runs.get(message.request_id):
-                        run.end("the client is gone")
+                        run.abort(Cancelled("the client is gone"))
                 case Ended():
                     self._ended(message)
                 case Call():
@@ -126,7 +123,10 @@ class FrontSession:
         self._hub.gateway.intake.leave(run)
         if self.line.closed.done():
             self._count(run.record)
-        failure = Cancelled(run.why) if task.cancelled() else _deliberate(task.exception(), run.request.id)
+        if task.cancelled():
+            failure: PdserveError | None = run.ended_by or Cancelled("the request was cancelled")
+        else:
+            failure = _deliberate(task.exception(), run.request.id)
         last = None if failure else task.result()
         self.line.say(Last(run.request.id, run.record, last, Failure.of(failure) if failure else None))
 
@@ -189,7 +189,7 @@ class FrontSession:
 
     def _lost(self) -> None:
         for run in self._runs.values():
-            run.end("the front that served the client is gone")
+            run.abort(Cancelled("the front that served the client is gone"))
         for task in self._calls.values():
             task.cancel()
         for name, owner in self._claimed:

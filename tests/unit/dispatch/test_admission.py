@@ -398,6 +398,28 @@ def test_where_an_engine_will_be_started_requests_wait_for_it() -> None:
     in_virtual_time(test)
 
 
+def test_who_waited_already_when_the_engines_went_waits_for_the_next_as_well() -> None:
+    async def test() -> World:
+        world = World(backlog=2000)
+        world.gate.patience = 30.0
+        await world.ask("a")
+        await world.ask("b")
+        world.gone = True
+        world.load(0)
+        await settle()
+        assert (world.gate.held().knocking, world.sent) == (2, [])
+        await asyncio.sleep(20)
+        world.comes()
+        await settle()
+        assert world.sent == ["a"]
+        world.load(0)
+        await settle()
+        assert world.sent == ["a", "b"]
+        return world
+
+    in_virtual_time(test)
+
+
 def test_patience_ends_and_who_leaves_is_not_counted() -> None:
     async def test() -> World:
         world = World(gone=True)

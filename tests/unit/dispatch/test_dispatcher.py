@@ -5,9 +5,11 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
+from pdserve.core.admission import TenantRules
 from pdserve.core.errors import EngineDied, InvalidRequest
 from pdserve.core.request import FinishReason
 from pdserve.dispatch.migration import MigrationRules
+from pdserve.dispatch.tenant_limits import LimitReached
 from tests.clocks import settle
 from tests.unit.dispatch.test_migration import PROMPT, Bench
 
@@ -25,6 +27,19 @@ async def test_nobody_is_expected_to_hold_a_prompt_that_will_not_be_computed(ref
     [outcome] = await asyncio.gather(bench.tasks["r"], return_exceptions=True)
     assert isinstance(outcome, InvalidRequest if refused else asyncio.CancelledError)
     assert bench.pool.index.num_expected == 0
+    await bench.pool.close()
+
+
+async def test_what_a_tenants_limit_refuses_is_no_demand_for_engines() -> None:
+    bench = Bench(MigrationRules(), tenants={"default": TenantRules(requests_per_second=1.0, burst=1)})
+    bench.engines("d0")
+    await bench.ask("let in")
+    await bench.ask("refused")
+    with pytest.raises(LimitReached):
+        await bench.tasks["refused"]
+    assert bench.dispatcher.demand().arrivals == 1
+    bench.tasks["let in"].cancel()
+    await asyncio.gather(*bench.tasks.values(), return_exceptions=True)
     await bench.pool.close()
 
 

@@ -1,7 +1,7 @@
 """A gateway moves what decodes on engines that drain: to whom, how many at a time, and what a failure changes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pdserve.config.times import Times
+from pdserve.core.admission import TenantRules
 from pdserve.core.cluster import BookedDecode, FetchPlan, Route, RouteAsk, expected_output
 from pdserve.core.endpoint import (
     BlockCounts,
@@ -143,13 +144,15 @@ class Line:
 
 
 class Bench:
-    def __init__(self, rules: MigrationRules, *, rebalance: bool = False) -> None:
+    def __init__(
+        self, rules: MigrationRules, *, rebalance: bool = False, tenants: Mapping[str, TenantRules] | None = None
+    ) -> None:
         self.lines: dict[str, Line] = {}
         self.clock = ManualClock()
         self.pool = SessionPool(Times(), self.clock, connect=self.connect)
         routing = RoutingRules(decode_local_below=1000, rebalance=rebalance)
         router = Router(load_policy("kv_aware", routing), self.pool.index, routing)
-        self.dispatcher = Dispatcher(self.pool, router, self.clock, migration=rules)
+        self.dispatcher = Dispatcher(self.pool, router, self.clock, migration=rules, tenants=tenants)
         self.answers: dict[str, list[int]] = {}
         self.records: dict[str, RequestRecord] = {}
         self.tasks: dict[str, asyncio.Task[FinishReason | None]] = {}

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import Counter, Histogram
 from structlog.testing import capture_logs
 
-from pdserve.core.errors import Cancelled, DeadlineExceeded
+from pdserve.core.errors import Cancelled, DeadlineExceeded, Unavailable
 from pdserve.core.request import FinishReason, Request, SamplingParams
 from pdserve.core.token_delta import TokenDelta
 from pdserve.gateway.answer import Answer
@@ -88,9 +88,21 @@ async def test_its_deadline_and_an_abort_are_told_apart(tmp_path: Path, monkeypa
     with pytest.raises(DeadlineExceeded, match=r"complete after 0\.05 s"):
         await reasons(front.begin(timeout=0.05))
     answer = front.begin()
-    asyncio.get_running_loop().call_later(0.01, answer.abort)
+    asyncio.get_running_loop().call_later(0.01, answer.abort, Cancelled("the request was aborted"))
     with pytest.raises(Cancelled, match="aborted"):
         await reasons(answer)
+
+
+async def test_who_is_cut_off_because_the_server_ends_is_told_that_another_will_answer(tmp_path: Path) -> None:
+    front = Front(tmp_path, lambda _: [HANG])
+    answer = front.begin()
+    running = asyncio.create_task(reasons(answer))
+    while not len(front.gateway.intake):
+        await asyncio.sleep(0)
+    assert not await front.gateway.intake.drained(0.01)
+    with pytest.raises(Unavailable, match="another one will answer"):
+        await running
+    assert answer.record.status == Unavailable.code
 
 
 async def test_a_prompt_is_prepared_before_it_is_generated_and_within_the_deadline(

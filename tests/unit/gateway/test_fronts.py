@@ -178,6 +178,14 @@ async def test_a_request_is_aborted_from_any_front_by_its_owner_alone() -> None:
         assert len(one.intake) == 0
 
 
+async def test_what_a_gateway_cuts_off_as_it_ends_hears_that_another_will_answer() -> None:
+    async with fronted(ScriptedGenerator(one_then(HANG)), 1) as whole:
+        reading = await begun(whole.fronts[0], ask())
+        assert not await whole.gateway.intake.drained(0.01)
+        with pytest.raises(Unavailable, match="another one will answer"):
+            await reading
+
+
 async def test_grpc_is_shared_by_fronts_and_any_connection_sees_and_aborts_a_request() -> None:
     alone = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own, which the kernel gives to either front
     async with fronted(ScriptedGenerator(one_then(HANG)), 2) as whole, AsyncExitStack() as stack:

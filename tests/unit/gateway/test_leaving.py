@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from pdserve.core.errors import Unavailable
+from pdserve.core.errors import PdserveError, Unavailable
 from pdserve.core.request import Request, SamplingParams
 from pdserve.gateway.intake import Intake
 from pdserve.gateway.serve import bind, serve_http
@@ -18,7 +18,7 @@ QUIET = 0.3
 class Running:
     request = Request(id="r", prompt_token_ids=(1,), sampling=SamplingParams(max_tokens=1), salt=b"", timeout=LONG)
 
-    def abort(self) -> None:
+    def abort(self, error: PdserveError) -> None:
         raise AssertionError("nobody ends it")
 
 
