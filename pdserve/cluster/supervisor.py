@@ -114,12 +114,12 @@ class Supervisor:
             self._waiters.remove(waiter)
 
     async def drain(self) -> None:
-        """Let fronts and then gateways finish what they serve, then engines what they run and lease, then end all;
-        whatever is left after times.drain_timeout is killed."""
+        """Let fronts and then gateways finish what they serve, then engines what they run and lease, then end all.
+        Each may take times.drain_timeout; whatever is left times.fence after that is killed."""
         ids = list(self._desired)
         self._draining = True
         try:
-            async with asyncio.timeout(self._times.drain_timeout):
+            async with asyncio.timeout(self._times.drain_timeout + self._times.fence):
                 for _, together in groupby(sorted(ids, key=self._turn), self._turn):
                     await self._retire(list(together))
         except TimeoutError:

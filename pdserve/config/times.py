@@ -65,4 +65,5 @@ class Times:
     start_timeout: float = 300.0
     """From process start to READY, model loading included."""
     drain_timeout: float = 30.0
-    """Ctrl-C to forced end; also how long one engine that drains waits for what runs there."""
+    """From Ctrl-C until what still runs is cut off; also how long one engine that drains waits for what runs there.
+    What is not gone fence later is killed."""

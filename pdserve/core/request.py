@@ -26,11 +26,16 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+LEAST_TEMPERATURE = 1e-6
+"""Below it one token has all the chance, and scores divided by it are too large for float32."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen. Raises InvalidRequest naming the parameter.
 
-    temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 switch the filter off.
+    temperature below LEAST_TEMPERATURE is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 switch the filter
+    off.
     Filters apply in the order repetition penalty, temperature, top_k, top_p, min_p.
     min_tokens bans EOS and stop ids until that many tokens exist. seed None lets the gateway draw one.
     """
@@ -54,9 +59,9 @@ class SamplingParams:
         _check(isfinite(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]")
         _check(isfinite(self.min_p) and 0 <= self.min_p <= 1, "min_p", "in [0, 1]")
         _check(
-            isfinite(self.repetition_penalty) and 0 < self.repetition_penalty <= 100,
+            isfinite(self.repetition_penalty) and 0.01 <= self.repetition_penalty <= 100,
             "repetition_penalty",
-            "in (0, 100]",
+            "between 0.01 and 100",
         )
         _check(self.seed is None or 0 <= self.seed <= MAX_SEED, "seed", f"between 0 and {MAX_SEED}")
         _check(self.max_tokens >= 1, "max_tokens", "at least 1")

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 
 import msgspec
 
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import Mode, Route
 from pdserve.core.endpoint import Endpoint
-from pdserve.core.errors import PdserveError
+from pdserve.core.errors import Cancelled, PdserveError
 from pdserve.core.request import EngineTrace, FinishReason, Request
 from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.core.token_delta import TokenDelta
@@ -119,11 +119,12 @@ class Attempt:
 
 
 async def _unless_failed(item: asyncio.Future[TokenDelta], other: asyncio.Future[TokenDelta]) -> TokenDelta:
-    """The item, or the other future's error if that comes first."""
+    """The item, or the other future's error if that comes first and is its own."""
     try:
         await asyncio.wait((item, other), return_when=asyncio.FIRST_COMPLETED)
         if not item.done():
-            other.result()
+            with suppress(Cancelled):  # it was cancelled where the item comes from, which says why
+                other.result()
         return await item
     finally:
         item.cancel()

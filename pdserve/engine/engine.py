@@ -253,8 +253,9 @@ class Engine:
         )
 
     async def drain(self, timeout: float, cause: str = "") -> bool:
-        """Refuse new requests; True once nothing runs and no lease is open, False after timeout seconds. cause: why, if
-        nobody asked for it, as in LoadSnapshot."""
+        """Refuse new requests; True once nothing runs and no lease is open, False after timeout seconds: then what runs
+        still ends with Unavailable, for it may go on elsewhere. cause: why, if nobody asked for it, as in
+        LoadSnapshot."""
         self._draining = True
         self._drain_cause = cause
         for told in tuple(self.drain_watchers):
@@ -265,6 +266,7 @@ class Engine:
                     self._ended.clear()
                     await self._ended.wait()
         except TimeoutError:
+            self._abort_all(Unavailable(f"{self.endpoint.engine_id} ends, for it has drained for {timeout:g} s"))
             return False
         return True
 

@@ -25,7 +25,7 @@ from enum import StrEnum
 
 from pdserve.core.batch import Row, SamplerInit, TokenSource
 from pdserve.core.blocks import BlockHash
-from pdserve.core.request import Request
+from pdserve.core.request import LEAST_TEMPERATURE, Request
 from pdserve.core.ticket import KVSource, TransferTicket
 from pdserve.engine.stopping import StopRule
 
@@ -222,7 +222,7 @@ def sampler_init(sequence: Sequence) -> SamplerInit:
     if sampling.seed is None:
         raise ValueError(f"sequence {sequence.sequence_id} has no seed")
     return SamplerInit(
-        temperature=sampling.temperature,
+        temperature=sampling.temperature if sampling.temperature >= LEAST_TEMPERATURE else 0.0,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,

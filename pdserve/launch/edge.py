@@ -114,8 +114,11 @@ def model_info(config: Config) -> ModelInfo:
     )
 
 
-def open_traces(endpoint: str, gateway: Gateway) -> "TraceQueue":
-    """A queue of every request's trace; its `run` sends them. Raises ConfigError without the extra."""
+def open_traces(endpoint: str | None, gateway: Gateway) -> "TraceQueue | None":
+    """A queue of every request's trace, if there is where to send them; its `run` does. Raises ConfigError without the
+    extra."""
+    if endpoint is None:
+        return None
     try:
         from pdserve.telemetry.tracing import TraceQueue, otlp_exporter
     except ModuleNotFoundError as error:

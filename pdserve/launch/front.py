@@ -47,22 +47,21 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
 
 
 async def _serve(config: Config, gateway: Gateway, parent: Parent, drain: asyncio.Event) -> None:
+    traces = open_traces(config.telemetry.otlp_endpoint, gateway)
     clients = ClientPorts.open(gateway, config, shared=True)
     probes = bind(_LOOPBACK, 0)
     leaving, stop = asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(clients.serve(leaving, stop))
         group.create_task(serve_http(create_probe_app(gateway), probes, stop, STOP_GRACE))
-        traces = None
-        if config.telemetry.otlp_endpoint:
-            traces = group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run())
+        sending = group.create_task(traces.run()) if traces else None
         spare_garbage_collection()
         parent.ready(address=clients.address, probe=local_address(_LOOPBACK, probes.getsockname()[1]))
         await drain.wait()
         await leave(gateway.intake, config, leaving)
         stop.set()
-        if traces:
-            traces.cancel()
+        if sending:
+            sending.cancel()
 
 
 def _gateway(config: Config, line: GatewayLine) -> Gateway:

@@ -82,6 +82,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         gateway.metrics.routers.watch(lambda: link.up, lambda: others.num_known)
         if owner := payload["owner"]:
             engines.follow(link, owner, clock, config.times.shared_lease)
+    traces = None if payload["fronts"] else open_traces(config.telemetry.otlp_endpoint, gateway)
     hub = FrontHub(gateway, routes, sessions) if payload["fronts"] else None
     clients = None if hub else ClientPorts.open(gateway, config)
     admin_listener = bind(config.admin_host, config.admin_port or 0)
@@ -97,8 +98,8 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         group.create_task(serve_http(create_admin_app(gateway), admin_listener, stop, STOP_GRACE))
         if scaler := scaler_address(config, payload["registry"]):
             background.append(group.create_task(_report_demand(scaler, dispatcher, gateway)))
-        if clients and config.telemetry.otlp_endpoint:
-            background.append(group.create_task(open_traces(config.telemetry.otlp_endpoint, gateway).run()))
+        if traces:
+            background.append(group.create_task(traces.run()))
         spare_garbage_collection()
         if clients:
             parent.ready(address=clients.address)

@@ -12,6 +12,7 @@ from pdserve.cluster.supervisor import Supervisor
 from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint, Role
+from pdserve.core.tasks import running
 from pdserve.gateway.serve import bind, serve_http
 from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import desired_engine
@@ -49,15 +50,10 @@ async def _run(config: Config, place: EnginePlace) -> int:
         clock=SystemClock(),
         on_change=_none,
     )
-    stop = asyncio.Event()
     listener = bind(place.host, place.probe_port)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(
-            serve_http(probes(lambda: supervisor.members[place.name].phase.value), listener, stop, STOP_GRACE)
-        )
-        code = await run_until_signal(supervisor, config.times)
-        stop.set()
-    return code
+    answers = probes(lambda: supervisor.members[place.name].phase.value)
+    async with running(serve_http(answers, listener, asyncio.Event(), STOP_GRACE)):
+        return await run_until_signal(supervisor, config.times)
 
 
 def _none(endpoints: tuple[Endpoint, ...]) -> None:

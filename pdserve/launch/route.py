@@ -11,6 +11,7 @@ from pdserve.config.schema import Config
 from pdserve.core.clock import SystemClock
 from pdserve.core.endpoint import Endpoint
 from pdserve.core.errors import ConfigError, Unsupported
+from pdserve.core.tasks import running
 from pdserve.launch.checks import check_model
 from pdserve.launch.deployment import desired_gateway
 from pdserve.launch.fronts import front_socket
@@ -61,11 +62,8 @@ async def _supervise(config: Config, socket: str, revision: str) -> int:
         introductions=partial(introductions_at, revision=revision),
     )
     try:
-        async with asyncio.TaskGroup() as group:
-            looking = group.create_task(discovery.run())
-            code = await run_until_signal(supervisor, config.times)
-            looking.cancel()
-        return code
+        async with running(discovery.run()):
+            return await run_until_signal(supervisor, config.times)
     finally:
         await registry.stop()
 

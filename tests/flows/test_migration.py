@@ -141,3 +141,18 @@ async def test_an_engine_that_has_everything_gives_some_of_it_up(checkpoint: Pat
         assert after.token_ids == before.token_ids
         assert after.logprobs == before.logprobs
         assert after.record.failed == []
+
+
+async def test_what_a_drain_cuts_off_goes_on_elsewhere_and_its_engine_has_not_died(checkpoint: Path) -> None:
+    specs = {name: NodeSpec(role=Role.UNIFIED, num_blocks=512) for name in ("u0", "u1")}
+    async with open_cluster(checkpoint, specs) as cluster:
+        wanted = await cluster.answer(prompt(0), sampling(0))
+        asked = asyncio.create_task(cluster.answer(prompt(0), sampling(0)))
+        async with asyncio.timeout(20):
+            while not (busy := [engine for engine in cluster.engines.values() if engine.snapshot().running]):
+                await asyncio.sleep(0)
+        [engine] = busy
+        assert not await engine.drain(0.0)
+        answer = await asked
+    assert answer.token_ids == wanted.token_ids
+    assert [attempt.code for attempt in answer.record.failed] == ["unavailable"]

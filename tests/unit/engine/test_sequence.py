@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from pdserve.core.batch import TokenSource
-from pdserve.engine.sequence import Sequence, SequenceState
+from pdserve.core.errors import InvalidRequest
+from pdserve.engine.sequence import Sequence, SequenceState, sampler_init
 from pdserve.engine.stopping import stop_rule
 from tests.unit.engine.toy import EOS, make_request
 
@@ -106,3 +107,14 @@ def test_transitions_outside_the_figure_are_refused() -> None:
     sequence.finish()
     with pytest.raises(ValueError, match="is finished"):
         sequence.finish()
+
+
+@pytest.mark.parametrize(("temperature", "kept"), [(0.0, 0.0), (5e-324, 0.0), (1e-40, 0.0), (1e-6, 1e-6), (0.7, 0.7)])
+def test_a_temperature_too_low_to_divide_by_is_none(temperature: float, kept: float) -> None:
+    assert sampler_init(make_sequence(seed=1, temperature=temperature)).temperature == kept
+
+
+@pytest.mark.parametrize("penalty", [1e-39, 0.0, 1e39, float("nan")])
+def test_a_penalty_that_scores_cannot_bear_is_refused(penalty: float) -> None:
+    with pytest.raises(InvalidRequest, match="repetition_penalty must be between"):
+        make_sequence(repetition_penalty=penalty)
