@@ -62,13 +62,18 @@ class WorkerLink:
             self._waiting[number] = (future, answer_type)
         return number, future
 
-    async def call(self, command: Callable[[int], Command], answer_type: type[_T], deadline: float) -> _T:
-        """Send a command and wait at most deadline seconds for its answer; then EngineDied."""
+    async def ask(self, command: Callable[[int], Command], answer_type: type[_T]) -> _T:
+        """Send a command and wait for its answer, or for the end of the process; then EngineDied."""
         number, future = self.expect(answer_type)
         self.send(command(number))
+        return await asyncio.shield(future)
+
+    async def call(self, command: Callable[[int], Command], answer_type: type[_T], deadline: float) -> _T:
+        """Ask, but wait at most deadline seconds; then EngineDied. The process obeys even so, so this is not for what
+        writes into blocks."""
         try:
             async with asyncio.timeout(deadline):
-                return await asyncio.shield(future)
+                return await self.ask(command, answer_type)
         except TimeoutError:
             raise EngineDied(f"the worker process {self.pid} did not answer within {deadline:g} s") from None
 

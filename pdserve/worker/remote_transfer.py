@@ -13,7 +13,7 @@ from pdserve.worker.frames import BeginPull, CancelPull, Connect, Digest, Discon
 from pdserve.worker.link import WorkerLink
 
 CALL_DEADLINE = 30.0
-"""Seconds a living worker process may take to answer anything but a pull."""
+"""Seconds a living worker process may take to answer what writes into no blocks."""
 
 PULL_GRACE = 1.0
 """Seconds beyond a pull's own deadline after which a silent worker process is not waited for."""
@@ -21,7 +21,10 @@ PULL_GRACE = 1.0
 
 class RemoteTransfer:
     """Implements core.protocols.CheckedTransfer. The process's death fails everything with EngineDied: no peer is to
-    blame for it, nor the way to one."""
+    blame for it, nor the way to one.
+
+    Who digests or fills blocks gives them back afterwards, and the worker writes into them whenever its turn comes. So
+    only its answer or its death ends these waits; whoever must know sooner leaves the blocks alone until then."""
 
     def __init__(self, link: WorkerLink, layout: KVLayout, address: PeerAddress) -> None:
         self._link = link
@@ -42,10 +45,10 @@ class RemoteTransfer:
             await self._link.call(lambda reply: Disconnect(reply, engine_id), type(None), CALL_DEADLINE)
 
     async def digest(self, blocks: tuple[int, ...], num_tokens: int, seed: int, part: KVPart | None = None) -> bytes:
-        return await self._link.call(lambda reply: Digest(reply, blocks, num_tokens, seed, part), bytes, CALL_DEADLINE)
+        return await self._link.ask(lambda reply: Digest(reply, blocks, num_tokens, seed, part), bytes)
 
     async def fill(self, blocks: tuple[int, ...], seed: int) -> None:
-        await self._link.call(lambda reply: Fill(reply, blocks, seed), type(None), CALL_DEADLINE)
+        await self._link.ask(lambda reply: Fill(reply, blocks, seed), type(None))
 
     async def facts(self) -> MachineFacts:
         return await self._link.call(GetFacts, MachineFacts, CALL_DEADLINE)
