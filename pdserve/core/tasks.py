@@ -1,14 +1,16 @@
-"""Background work that ends with the block it belongs to."""
+"""Background work that ends with the block it belongs to, and calls that end together."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 _log = logging.getLogger(__name__)
 
 _CANCEL_AGAIN = 0.2
+
+_T = TypeVar("_T")
 
 
 @asynccontextmanager
@@ -41,3 +43,14 @@ async def end(tasks: Collection["asyncio.Task[Any]"]) -> None:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def all_ended(calls: Iterable[Awaitable[_T]]) -> list[_T]:
+    """Every result, or the first error, but only once every call has ended."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    done: list[_T] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        done.append(result)
+    return done

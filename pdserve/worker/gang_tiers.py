@@ -1,13 +1,10 @@
 """The tiers of an engine's ranks as one: each rank keeps its part of every block, and a block is where all of it is."""
 
-import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from pdserve.core.blocks import BlockHash
+from pdserve.core.tasks import all_ended
 from pdserve.core.tiers import RestoreReceipt, SavedBlock, Tier, TierNews, TierService, TierTally
-
-_T = TypeVar("_T")
 
 
 class GangTiers:
@@ -18,15 +15,15 @@ class GangTiers:
         self._held: tuple[dict[BlockHash, Tier], ...] = tuple({} for _ in ranks)
 
     async def contents(self) -> TierNews:
-        return self._merge(await _all([rank.contents() for rank in self._ranks]))
+        return self._merge(await all_ended([rank.contents() for rank in self._ranks]))
 
     async def save(
         self, blocks: tuple[SavedBlock, ...], used: tuple[BlockHash, ...], wrong: tuple[BlockHash, ...] = ()
     ) -> TierNews:
-        return self._merge(await _all([rank.save(blocks, used, wrong) for rank in self._ranks]))
+        return self._merge(await all_ended([rank.save(blocks, used, wrong) for rank in self._ranks]))
 
     async def restore(self, hashes: tuple[BlockHash, ...], blocks: tuple[int, ...]) -> RestoreReceipt:
-        receipts = await _all([rank.restore(hashes, blocks) for rank in self._ranks])
+        receipts = await all_ended([rank.restore(hashes, blocks) for rank in self._ranks])
         slowest = max(receipts, key=lambda receipt: sum(read.seconds for read in receipt.reads))
         return RestoreReceipt(
             num_blocks=min(receipt.num_blocks for receipt in receipts),
@@ -53,17 +50,6 @@ class GangTiers:
         if None in tiers:
             return None
         return Tier.DISK if Tier.DISK in tiers else Tier.HOST
-
-
-async def _all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
-    """Every result, or the first error, but only once every call has ended."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    done: list[_T] = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        done.append(result)
-    return done
 
 
 def _total(ranks: Sequence[TierTally]) -> TierTally:

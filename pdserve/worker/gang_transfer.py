@@ -7,6 +7,7 @@ from dataclasses import replace
 from pdserve.core.pair_check import MachineFacts, WireBytes
 from pdserve.core.protocols import PeerAddress, Pull, PullSpec
 from pdserve.core.shards import KVPart, plan_parts
+from pdserve.core.tasks import all_ended
 from pdserve.worker.remote_transfer import RemoteTransfer
 
 
@@ -38,8 +39,8 @@ class GangTransfer:
         return await source.digest(blocks, num_tokens, seed, part)
 
     async def fill(self, blocks: tuple[int, ...], seed: int) -> None:
-        """Each rank has bytes of its own."""
-        await asyncio.gather(*(rank.fill(blocks, seed + number) for number, rank in enumerate(self._ranks)))
+        """Each rank has bytes of its own. Ends when no rank writes any more, also when one fails."""
+        await all_ended(rank.fill(blocks, seed + number) for number, rank in enumerate(self._ranks))
 
     async def facts(self) -> MachineFacts:
         """The ranks of an engine share a machine."""
