@@ -207,8 +207,11 @@ def error_of(code: str, message: str) -> Exception:
 
 
 def write_frame(writer: asyncio.StreamWriter, frame: msgspec.Struct) -> None:
-    """Queue a frame. What is under way is bounded by the callers: two steps, and pulls into owned blocks."""
-    writer.write(framed(frame))
+    """Queue a frame; drops it once the writer closes. What is under way is bounded by the callers: two steps, and
+    pulls into owned blocks."""
+    # asyncio drops what is written then, but uvloop, on which engines run, raises RuntimeError.
+    if not writer.is_closing():
+        writer.write(framed(frame))
 
 
 def framed(frame: msgspec.Struct) -> bytes:
