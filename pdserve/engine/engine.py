@@ -282,6 +282,8 @@ class Engine:
         except EngineDied as error:
             self._die(error)
         except Exception as bug:
+            # Whoever ends the engine asks how it died, and nobody what its tasks raised.
+            _log.exception("engine failed internally", engine=self.endpoint.engine_id)
             self._die(EngineDied(f"{self.endpoint.engine_id} failed internally"))
             raise bug
 
