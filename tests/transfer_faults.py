@@ -21,6 +21,8 @@ class FaultyBackend:
         """While set, posted reads stay in progress."""
         self.refusal = ""
         """While set, held reads end with this error, without having written."""
+        self.refused: set[int] = set()
+        """Of these reads alone, counted from 1 in the order in which they were posted, that is the end."""
         self.damages = 0
         """So many of the next reads deliver one wrong byte."""
         self.digests = True
@@ -46,7 +48,7 @@ class FaultyBackend:
     def post(self, peer_id: str, plan: ReadPlan) -> Transfer:
         self.posted += 1
         self.free.wait()
-        return _FaultyTransfer(self, peer_id, plan)
+        return _FaultyTransfer(self, peer_id, plan, self.posted)
 
     def disconnect(self, peer_id: str) -> None:
         self.disconnected.append(peer_id)
@@ -62,6 +64,7 @@ class _FaultyTransfer:
     backend: FaultyBackend
     peer_id: str
     plan: ReadPlan
+    number: int
     inner: Transfer | None = None
     error: str = ""
 
@@ -72,6 +75,9 @@ class _FaultyTransfer:
         if self.inner is None:
             if self.backend.refusal:
                 self.error = self.backend.refusal
+                return TransferState.ERROR
+            if self.number in self.backend.refused:
+                self.error = "this read was refused"
                 return TransferState.ERROR
             if self.backend.held:
                 return TransferState.IN_PROGRESS

@@ -147,8 +147,8 @@ class TransferService(Protocol):
     def connect(self, peer: PeerAddress) -> Awaitable[str]:
         """Make a peer readable; returns the chosen backend's name.
 
-        A second call with another epoch replaces the first. Raises LayoutMismatch, TransferFailed, or
-        EngineDied because our own worker is gone."""
+        A second call with another epoch replaces the first once that is readable; one with the same epoch ends no
+        pull. Raises LayoutMismatch, TransferFailed, or EngineDied because our own worker is gone."""
         ...
 
     def disconnect(self, engine_id: str) -> Awaitable[None]: ...

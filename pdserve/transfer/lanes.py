@@ -7,6 +7,10 @@ A lane is one backend's connection to one incarnation of a peer::
 
 Pulls use healthy lanes in the order of their speed, then broken ones, which are connected again first. A lane that
 has been broken for RETRY seconds gets its old place back, for a pull to try it.
+
+A broken lane may have reads under way that fare well, and is connected again only when they have ended. A pull with no
+other lane left waits for that, which the reads' deadlines bound; reads past theirs may never end, and are not waited
+for.
 """
 
 import asyncio
@@ -22,7 +26,7 @@ from pdserve.core.msgpack import unpack
 from pdserve.core.protocols import PeerAddress, RankAddress
 from pdserve.transfer.digest import DigestKind
 from pdserve.transfer.probe import Prober
-from pdserve.transfer.pump import TransferPump
+from pdserve.transfer.pump import Flight, TransferPump
 from pdserve.transfer.speed import LARGE_BYTES, LinkSpeed, by_preference
 
 CONNECT_DEADLINE = 5.0
@@ -56,6 +60,8 @@ class Lane:
     speed: LinkSpeed | None = None
     broken_at: float | None = None
     _mending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _reads: set[Flight] = field(default_factory=set)
+    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def name(self) -> str:
@@ -77,16 +83,43 @@ class Lane:
             raise TransferFailed("no answer") from None
         self.broken_at = None
 
-    async def mend(self) -> None:
-        """Connect again if a read failed since the last time. Raises TransferFailed."""
+    async def mend(self, *, patient: bool) -> None:
+        """Connect again if a read failed since the last time; while somebody waits for a read under way, that is
+        refused, or else done afterwards. Raises TransferFailed."""
+        if self._in_use and not patient:
+            raise TransferFailed("other reads over it have not ended")
         async with self._mending:
+            while self._in_use:
+                await self._quiet.wait()
             if self.broken_at is not None:
                 await self.connect()
+
+    def begin(self, read: Flight) -> None:
+        self._reads.add(read)
+        self._quiet.clear()
+
+    def end(self, read: Flight) -> None:
+        """It is over, or nobody waits for it any more."""
+        self._reads.discard(read)
+        if not self._reads:
+            self._quiet.set()
+
+    @property
+    def _in_use(self) -> bool:
+        return self.broken_at is not None and bool(self._reads)
 
 
 def in_order(lanes: Sequence[Lane], now: float) -> list[Lane]:
     """The lanes as a pull should try them, given in the order of their speed."""
     return sorted(lanes, key=lambda lane: lane.broken_at is not None and now - lane.broken_at < RETRY)
+
+
+async def mend_lanes(lanes: Sequence[Lane]) -> None:
+    """Connect broken lanes again. Raises TransferFailed when that works for none."""
+    mending = (lane.mend(patient=True) for lane in lanes)
+    failures = [ended for ended in await asyncio.gather(*mending, return_exceptions=True) if ended is not None]
+    if len(failures) == len(lanes):
+        raise failures[0]
 
 
 async def open_lanes(

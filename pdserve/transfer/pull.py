@@ -72,7 +72,7 @@ class LocalPull:
         self._stopped: asyncio.Future[None] = loop.create_future()
         self._stop_error: TransferError = TransferFailed("the pull was cancelled")
         self._landed: asyncio.Future[_Landing] | None = None
-        self._flight: Flight | None = None
+        self._under_way: tuple[Lane, Flight] | None = None
         self._start_until = context.clock.monotonic() + spec.start_within
         context.stats.pulls += 1
         context.stats.unsettled += 1
@@ -108,8 +108,8 @@ class LocalPull:
             self._fail(TransferTimeout(f"no KV from {self._spec.peer} within {self._spec.deadline:g} s"))
         self._attempt.cancel()
         deadline.cancel()
-        if self._flight is not None and self._landed is not None:
-            self._flight.abandon()
+        if self._under_way is not None and self._landed is not None:
+            _abandon(*self._under_way)
             await asyncio.shield(self._landed)
         self._context.stats.unsettled -= 1
 
@@ -134,7 +134,8 @@ class LocalPull:
         for turn, lane in enumerate(lanes, start=1):
             left = until - self._context.clock.monotonic()
             try:
-                await lane.mend()
+                if self._posted is None:  # else the lane broke after this read was under way
+                    await lane.mend(patient=turn == len(lanes))
                 return await self._read_over(lane, left / 2 if turn < len(lanes) else None, failovers)
             except TransferFailed as error:
                 failure = error
@@ -181,7 +182,7 @@ class LocalPull:
             finally:
                 late.cancel()
             if not landed.done():
-                flight.abandon()
+                _abandon(lane, flight)
                 lane.broken_at = self._context.clock.monotonic()
         landing: _Landing = await asyncio.shield(landed)
         stages.queue += flight.queue_seconds
@@ -203,7 +204,9 @@ class LocalPull:
         plan = self._plan
         if self._context.may_run_along:
             plan = replace(plan, digest=ArrivalDigest(self._spec.seed))
-        flight = self._flight = Flight(lane.key, plan, partial(self._end_of_read, plan, tell), self._may_start)
+        flight = Flight(lane.key, plan, partial(self._end_of_read, plan, tell), self._may_start)
+        self._under_way = lane, flight
+        lane.begin(flight)
         lane.pump.post(flight)
         return flight, landed
 
@@ -241,6 +244,7 @@ class LocalPull:
     def _land(self, lane: Lane, flight: Flight, landed: "asyncio.Future[_Landing]", landing: _Landing) -> None:
         if landing.error and flight.started and not flight.abandoned:
             lane.broken_at = self._context.clock.monotonic()
+        lane.end(flight)
         if not landed.done():
             landed.set_result(landing)
 
@@ -251,6 +255,11 @@ class LocalPull:
         self._outcome.set_exception(error)
         # Read here once: an outcome nobody waits for is no error of the program.
         self._outcome.exception()
+
+
+def _abandon(lane: Lane, flight: Flight) -> None:
+    flight.abandon()
+    lane.end(flight)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from pdserve.core.shards import KVPart, KVShard, sole_shard
 from pdserve.transfer.base import TransferBackend
 from pdserve.transfer.digest import DigestKind, digest_kind, region_digest, zero_tail
 from pdserve.transfer.host_spans import warm_up
-from pdserve.transfer.lanes import Lane, Offer, in_order, open_lanes
+from pdserve.transfer.lanes import Lane, Offer, in_order, mend_lanes, open_lanes
 from pdserve.transfer.machine import machine_facts, wire_bytes
 from pdserve.transfer.memory import KVMemory, MemoryKind
 from pdserve.transfer.plan import BlockIds, canonical_spans, plan_read
@@ -222,13 +222,16 @@ class LocalTransferService:
         """The name of the backend that reads this rank."""
         key = (peer.engine_id, rank.shard.rank)
         known = self._peers.get(key)
-        if known is None or known.epoch != peer.epoch or not known.readable:
-            self._drop(key, TransferFailed(f"the connection to {peer.engine_id} was replaced"))
+        if known is None or known.epoch != peer.epoch:
             lanes = await open_lanes(peer, rank, self._pumps, self._prober)
+            # Not before: what fails or is cancelled here ends nothing that is read over the old ones.
+            self._drop(key, TransferFailed(f"the connection to {peer.engine_id} was replaced"))
             offer = lanes[0].offer
             layout = replace(self.layout, num_blocks=offer.num_blocks, order=offer.order)
             held = layout.of_heads(rank.shard.heads)
             self._peers[key] = known = _Peer(peer.epoch, rank.shard, held, lanes, offer.digest)
+        elif not known.readable:
+            await mend_lanes(known.lanes)
         return self._lanes(known)[0].name
 
     def _lanes(self, peer: _Peer) -> list[Lane]:

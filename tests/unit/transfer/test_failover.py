@@ -126,6 +126,22 @@ async def test_a_broken_backend_comes_last_until_it_is_tried_again(stack: AsyncE
     assert (receipt.backend, len(both.first.connected)) == ("one", 2), "a broken lane is connected before it is used"
 
 
+async def test_a_broken_lane_with_a_read_under_way_is_not_waited_for_where_there_is_another(
+    stack: AsyncExitStack,
+) -> None:
+    both = await pair(stack)
+    both.first.held, both.first.refused = True, {2}
+    both.second.held, both.second.refused = True, {1}
+    goes_on = both.target.pull(replace(both.spec, deadline=10 * SOON))
+    with pytest.raises(TransferFailed, match="over two failed"):
+        await both.target.pull(replace(both.spec, target_blocks=(6,))).wait()
+    both.second.held = False
+    receipt = await both.target.pull(replace(both.spec, target_blocks=(7,))).wait()
+    assert (receipt.backend, receipt.failovers) == ("two", (("one", "transfer_failed"),))
+    both.first.held = False
+    assert (await goes_on.wait()).backend == "one"
+
+
 async def test_when_no_backend_delivers_the_last_ones_error_is_told(stack: AsyncExitStack) -> None:
     both = await pair(stack)
     both.first.held, both.first.refusal = True, "connection reset"

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pdserve.core.errors import DigestMismatch, LeaseExpired, StaleEpoch, TransferFailed, TransferTimeout
-from pdserve.core.protocols import PullSpec
+from pdserve.core.protocols import Pull, PullSpec
 from pdserve.transfer.digest import DigestKind
 from pdserve.transfer.lanes import Lane
 from pdserve.transfer.loopback import LoopbackBackend
@@ -241,6 +242,108 @@ async def test_connecting_the_same_incarnation_again_does_nothing_unless_a_read_
     await pair.target.pull(pair.spec).wait()
 
 
+async def one_fails_while_one_goes_on(pair: Pair) -> Pull:
+    """The only lane is broken; the pull that goes on has its read in flight."""
+    pair.backend.held, pair.backend.refused = True, {2}
+    goes_on = pair.target.pull(pair.spec)
+    with pytest.raises(TransferFailed, match="refused"):
+        await pair.target.pull(replace(pair.spec, target_blocks=(3, 4))).wait()
+    return goes_on
+
+
+async def test_connecting_after_a_failed_read_waits_for_others_that_go_on(pair: Pair) -> None:
+    goes_on = await one_fails_while_one_goes_on(pair)
+    connecting = asyncio.ensure_future(pair.target.connect(pair.source.address))
+    await settle()
+    assert not connecting.done()
+    pair.backend.held = False
+    await goes_on.wait()
+    assert pair.arrived
+    assert await asyncio.wait_for(connecting, SOON) == "loopback"
+    assert (len(pair.backend.connected), pair.backend.disconnected) == (2, [])
+    await pair.target.pull(pair.spec).wait()
+
+
+async def test_a_pull_after_a_failed_read_waits_for_others_that_go_on(pair: Pair) -> None:
+    goes_on = await one_fails_while_one_goes_on(pair)
+    later = pair.target.pull(replace(pair.spec, target_blocks=(7, 8)))
+    await settle()
+    assert pair.backend.posted == 2
+    pair.backend.held = False
+    await asyncio.gather(goes_on.wait(), later.wait())
+
+
+async def test_a_read_in_quarantine_is_not_waited_for_and_no_lane_is_connected_under_it(pair: Pair) -> None:
+    clock = pair.target._clock = ManualClock()
+    goes_on = await one_fails_while_one_goes_on(pair)
+    connecting = asyncio.ensure_future(pair.target.connect(pair.source.address))
+    await settle()
+    assert not connecting.done()
+    await clock.advance(SOON)
+    with pytest.raises(TransferTimeout):
+        await goes_on.wait()
+    with pytest.raises(TransferFailed, match="have not ended"):
+        await asyncio.wait_for(connecting, SOON)
+    assert (len(pair.backend.connected), pair.target.stats().unsettled) == (1, 1)
+    pair.backend.held = False
+    await asyncio.wait_for(goes_on.settled(), SOON)
+    await pair.target.pull(replace(pair.spec, target_blocks=(7, 8))).wait()
+
+
+async def test_who_gives_up_connecting_again_leaves_the_peer_to_others(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.backend.held, pair.backend.refused = True, {1}
+    with pytest.raises(TransferFailed, match="refused"):
+        await pair.target.pull(pair.spec).wait()
+    pair.backend.held = False
+    begun = threading.Event()
+
+    def connect(*_: object) -> "Future[None]":
+        begun.set()
+        return Future()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pair.backend, "connect", connect)
+        connecting = asyncio.ensure_future(pair.target.connect(pair.source.address))
+        assert await asyncio.to_thread(begun.wait, SOON)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+    await pair.target.pull(pair.spec).wait()
+    assert pair.arrived
+
+
+async def test_a_successor_that_cannot_be_read_ends_no_read_of_its_predecessor(pair: Pair) -> None:
+    successor = await LocalTransferService.open(
+        engine_id="p",
+        epoch=12,
+        layout=pair.source.layout,
+        memory=HostMemory(pair.source_memory.nbytes),
+        backends=(LoopbackBackend(),),
+    )
+    pair.backend.held = True
+    pull = pair.target.pull(pair.spec)
+    address = successor.address
+    await successor.close()
+    with pytest.raises(TransferFailed, match="not in this process"):
+        await pair.target.connect(address)
+    pair.backend.held = False
+    await pull.wait()
+    assert pair.arrived
+
+
+async def test_a_read_under_way_goes_on_when_its_lane_breaks_before_the_pull_looks(pair: Pair) -> None:
+    pair.backend.held = True
+    pull = pair.target.pull(pair.spec)
+    (lane,) = pair.target._peers["p", 0].lanes
+    lane.broken_at = pair.target._clock.monotonic()
+    await settle()
+    pair.backend.held = False
+    await pull.wait()
+    assert (pair.backend.posted, len(pair.backend.connected)) == (1, 1)
+
+
 async def test_a_deadline_also_covers_the_wait_behind_other_reads_in_flight(pair: Pair) -> None:
     pair.backend.held = True
     pulls = [
@@ -306,7 +409,7 @@ async def test_a_pull_that_was_stopped_while_its_lane_was_mended_never_reads(
     pair.backend.held, pair.backend.refusal = False, ""
     begun, mended = asyncio.Event(), asyncio.Event()
 
-    async def mend(self: Lane) -> None:
+    async def mend(self: Lane, *, patient: bool) -> None:
         begun.set()
         while not mended.is_set():
             with suppress(asyncio.CancelledError):
