@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from pdserve.core.errors import MalformedMessage
+from pdserve.core.keepalive import keep_watch
 from pdserve.core.msgpack import Natural, Port, unpack
 from pdserve.transfer.base import Offsets
 
@@ -69,7 +70,7 @@ class ControlLine:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_watch(connection)
 
     @classmethod
     def open(cls, host: str, port: int, timeout: float) -> "ControlLine":
@@ -94,7 +95,7 @@ class ControlLine:
 
     def when_ended(self, tell: Callable[[], object]) -> None:
         """Call tell, from a thread of its own, once either end has closed the line; a process that dies closes its
-        own."""
+        own, and for a machine that dies the kernel does."""
         line = self._socket.dup()  # close may give the number of the first to another file
         threading.Thread(target=_await_end, args=(line, tell), name="kv-line-end", daemon=True).start()
 

@@ -9,7 +9,6 @@ closed to others.
 """
 
 import asyncio
-import socket
 from typing import TypeVar
 
 import msgspec
@@ -19,8 +18,6 @@ from pdserve.worker.frames import decode, read_frame
 
 ANSWER_DEADLINE = 10.0
 """Seconds for the other side to say what is expected next."""
-_KEEPALIVE = {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 4000}
-"""A machine that is gone closes nothing: the kernel finds out within four seconds."""
 
 _T = TypeVar("_T")
 
@@ -69,14 +66,6 @@ async def hear(reader: asyncio.StreamReader, word: type[_T]) -> _T:
     if frame is None:
         raise ConnectionError("the other side has hung up")
     return decode(frame, word)
-
-
-def keep_watch(line: socket.socket) -> None:
-    """Answers go out at once, and the other machine's end is noticed on an idle line, too."""
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for option, value in _KEEPALIVE.items():
-        line.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -9,8 +9,9 @@ import structlog
 
 from pdserve.core.errors import EngineDied, MalformedMessage
 from pdserve.core.exit_code import manner_of_end
+from pdserve.core.keepalive import keep_watch
 from pdserve.worker.frames import decode, read_frame, write_frame
-from pdserve.worker.hosting import Duty, Introduction, KillRank, RankEnded, RankHere, hear, keep_watch
+from pdserve.worker.hosting import Duty, Introduction, KillRank, RankEnded, RankHere, hear
 from pdserve.worker.link import WorkerLink
 from pdserve.worker.rank_process import LINGER_DEADLINE
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import structlog
 
 from pdserve.core.errors import MalformedMessage, PdserveError, Unavailable
+from pdserve.core.keepalive import keep_watch
 from pdserve.worker.frames import decode, framed, read_frame, write_frame
 from pdserve.worker.hosting import (
     ANSWER_DEADLINE,
@@ -18,7 +19,6 @@ from pdserve.worker.hosting import (
     RankEnded,
     RankHere,
     hear,
-    keep_watch,
     split_address,
 )
 from pdserve.worker.rank_process import REAP_DEADLINE, worker_command, worker_environment

@@ -13,10 +13,12 @@ import pytest
 from pdserve.transfer.base import ReadPlan, Transfer, TransferState
 from pdserve.transfer.communicator import STALL, Communicator
 from pdserve.transfer.memory import HostMemory
+from pdserve.transfer.pair_control import ControlLine
 from pdserve.transfer.two_sided import TwoSidedBackend
 
 NUM_BYTES = 1 << 16
 SOON = STALL.total_seconds() / 2
+PROBES = {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 4000}
 
 
 @contextmanager
@@ -58,6 +60,19 @@ def test_reads_of_a_source_that_has_gone_end_at_once_though_the_library_waits(mo
         assert [ended(read) for read in reads] == [TransferState.ERROR] * 2
         assert ended(post(target)) is TransferState.ERROR, "it does not wait behind the first"
         gone.set()
+
+
+def test_both_ends_of_a_line_watch_for_the_end_of_the_other_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+        ends = ControlLine.open("127.0.0.1", port, SOON), ControlLine(listener.accept()[0])
+        for end in ends:
+            line = end._socket
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            probes = (line.getsockopt(socket.IPPROTO_TCP, option) for option in PROBES)
+            assert dict(zip(PROBES, probes, strict=True)) == PROBES
+            end.close()
 
 
 def test_a_source_that_could_not_take_a_target_on_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
