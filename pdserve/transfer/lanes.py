@@ -9,8 +9,8 @@ Pulls use healthy lanes in the order of their speed, then broken ones, which are
 has been broken for RETRY seconds gets its old place back, for a pull to try it.
 
 A broken lane may have reads under way that fare well, and is connected again only when they have ended. A pull with no
-other lane left waits for that, which the reads' deadlines bound; reads past theirs may never end, and are not waited
-for.
+other lane left waits for that, for CONNECT_DEADLINE at most; reads past their deadlines may never end, and are not
+waited for.
 """
 
 import asyncio
@@ -31,6 +31,8 @@ from pdserve.transfer.speed import LARGE_BYTES, LinkSpeed, by_preference
 
 CONNECT_DEADLINE = 5.0
 """Seconds a backend may take to make a peer readable."""
+
+_IN_USE = "other reads over it have not ended"
 
 RETRY = 30.0
 """Seconds a broken lane comes last where there are others."""
@@ -86,11 +88,15 @@ class Lane:
     async def mend(self, *, patient: bool) -> None:
         """Connect again if a read failed since the last time; while somebody waits for a read under way, that is
         refused, or else done afterwards. Raises TransferFailed."""
-        if self._in_use and not patient:
-            raise TransferFailed("other reads over it have not ended")
+        if self.in_use and not patient:
+            raise TransferFailed(_IN_USE)
         async with self._mending:
-            while self._in_use:
-                await self._quiet.wait()
+            try:
+                async with asyncio.timeout(CONNECT_DEADLINE):
+                    while self.in_use:
+                        await self._quiet.wait()
+            except TimeoutError:
+                raise TransferFailed(_IN_USE) from None
             if self.broken_at is not None:
                 await self.connect()
 
@@ -105,7 +111,8 @@ class Lane:
             self._quiet.set()
 
     @property
-    def _in_use(self) -> bool:
+    def in_use(self) -> bool:
+        """Whether it is broken and has reads under way for which somebody waits."""
         return self.broken_at is not None and bool(self._reads)
 
 
@@ -115,11 +122,16 @@ def in_order(lanes: Sequence[Lane], now: float) -> list[Lane]:
 
 
 async def mend_lanes(lanes: Sequence[Lane]) -> None:
-    """Connect broken lanes again. Raises TransferFailed when that works for none."""
-    mending = (lane.mend(patient=True) for lane in lanes)
-    failures = [ended for ended in await asyncio.gather(*mending, return_exceptions=True) if ended is not None]
-    if len(failures) == len(lanes):
-        raise failures[0]
+    """Connect broken lanes again; those with reads under way only if that works for none of the others. Raises
+    TransferFailed when it works for none."""
+    failures: list[BaseException] = []
+    for some in ([lane for lane in lanes if not lane.in_use], [lane for lane in lanes if lane.in_use]):
+        mending = (lane.mend(patient=True) for lane in some)
+        ended = await asyncio.gather(*mending, return_exceptions=True)
+        if None in ended:
+            return
+        failures += filter(None, ended)
+    raise failures[0]
 
 
 async def open_lanes(
