@@ -13,10 +13,11 @@ Files may be gzipped. Equal hash ids at equal places mean equal prompt prefixes.
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -26,6 +27,7 @@ from pdserve_loadgen.errors import UsageError
 
 MOONCAKE_BLOCK = 512
 BAILIAN_BLOCK = 16
+_STAMP = re.compile(r"(.{19})(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,10 @@ def _lengths(at: float, input_tokens: Any, output_tokens: Any) -> TraceEntry:
 
 
 def _seconds(text: str) -> float:
-    """`2023-11-16 18:15:46.6805900`, seven decimals as .NET writes them; UTC, so that no clock change is between."""
-    whole, _, fraction = text.partition(".")
-    return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction or 0}")
+    """`2023-11-16 18:15:46.6805900`, seven decimals as .NET writes them, or `2024-05-10 00:00:00.009930+00:00`; UTC
+    where no zone is given, so that no clock change is between."""
+    found = _STAMP.fullmatch(text)
+    if found is None:
+        raise ValueError(f"no time: {text[:50]!r}")
+    whole, fraction, zone = found.groups()
+    return datetime.fromisoformat(whole + (zone or "+00:00")).timestamp() + float(f"0.{fraction or 0}")

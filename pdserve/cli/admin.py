@@ -3,6 +3,7 @@
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 from pdserve.core.errors import InvalidRequest, PdserveError, Unavailable
 
@@ -42,6 +43,8 @@ def _get(url: str, api_key: str | None, method: str = "GET", timeout: float = _T
             f"nothing answers at {url} ({reason}); start it with `pdserve serve` or give its --port; "
             "ask for a gateway elsewhere on its own machine, or set its admin_host"
         ) from None
+    except HTTPException:
+        raise _stranger(url) from None
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> PdserveError:

@@ -88,7 +88,9 @@ class Scaling(ScalerServiceServicer):
         self._reload()
         await self._look_at_pools()
         demand = self.heard()
-        if demand and not self._blind:
+        if demand and self._blind:
+            self._scaler.remember(demand)
+        elif demand:
             await self._scaler.step(demand)
 
     async def _look_at_pools(self) -> None:

@@ -9,6 +9,7 @@ from pdserve.core.admission import TenantRules
 from pdserve.core.clock import Clock
 from pdserve.core.cluster import EngineView, Route
 from pdserve.core.deadline import Deadline
+from pdserve.core.endpoint import EngineState
 from pdserve.core.errors import DeadlineExceeded, EngineDied, Unavailable
 from pdserve.core.request import Request
 from pdserve.core.token_delta import TokenDelta
@@ -61,10 +62,12 @@ class Dispatcher:
     def ready(self) -> bool:
         """Whether a long prompt could be served now. The first time, not before every engine there is has been
         heard from: a gateway that starts would else make one pool do the work of both. Engines that sleep are started
-        for the next request, so they are no reason to keep it away."""
-        ready = self._router.ready(self._sessions.state())
-        self._acquainted = self._acquainted or (ready and not self._sessions.opening)
-        woken_by_requests = self._gate.patience > 0
+        for the next request, so they are no reason to keep it away, nor is it that there are none when it starts."""
+        state = self._sessions.state()
+        ready, woken_by_requests = self._router.ready(state), self._gate.patience > 0
+        asleep = all(view.endpoint.state is EngineState.DEAD for view in state.engines)
+        known = ready or (woken_by_requests and asleep)
+        self._acquainted = self._acquainted or (known and not self._sessions.opening)
         return (ready or woken_by_requests) and self._acquainted
 
     def engines(self) -> tuple[EngineView, ...]:

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -13,7 +14,7 @@ from pdserve.scaler import controller
 from pdserve.scaler.controller import Now, Outcome
 from pdserve.scaler.decision import Action, Decision, FlipRole, Replicas, Scale, SetBypass, Speed
 from pdserve.scaler.demand import Demand
-from pdserve.scaler.memory import Memory
+from pdserve.scaler.memory import Memory, remember
 from pdserve.scaler.orders import Orders
 from pdserve.scaler.policy import Policy
 
@@ -78,10 +79,16 @@ class Scaler:
         self._in_vain: dict[tuple[Speed, Role | None], tuple[Action, bool]] = {}
         """By what is changed: the last decision, if it has changed nothing, and whether that was a dry run."""
 
+    def remember(self, demand: Demand) -> None:
+        """What was measured while nothing can be decided: later decisions know when there last was a request, and the
+        series of the forecast has no gap."""
+        self._memory = remember(self._memory, demand, self.policy, self._clock.monotonic())
+
     async def step(self, demand: Demand) -> Orders:
         """Decide on what was measured since the last step, carry it out, and tell what gateways are to do."""
         now = Now(monotonic=self._clock.monotonic(), unix=self._clock.unix())
-        outcome = self._decide(self.policy, self._memory, demand, self._cloud.pools(), now)
+        before = self._memory
+        outcome = self._decide(self.policy, before, demand, self._cloud.pools(), now)
         self._memory, self.latest = outcome.memory, outcome
         for decision in outcome.decisions:
             subject, said = (decision.speed, decision.role), (decision.action, decision.dry_run)
@@ -89,10 +96,13 @@ class Scaler:
                 self.decisions.append(decision)
                 self.counts[decision.speed.value, decision.rule] += 1
                 self._tell(decision)
-            if decision.dry_run or not await self._carry_out(decision):
+            if decision.dry_run:
                 self._in_vain[subject] = said
-            else:
+            elif await self._carry_out(decision):
                 self._in_vain.pop(subject, None)
+            else:
+                self._in_vain[subject] = said
+                self._memory = _undone(decision.action, self._memory, before)
         if not self.policy.dry_run:
             self.orders = _orders(self.policy, self._memory.bypass)
         return self.orders
@@ -117,6 +127,19 @@ class Scaler:
         return True
 
 
+def _undone(action: Action, memory: Memory, before: Memory) -> Memory:
+    """The memory without what was not done: no cooldown begins with it."""
+    match action:
+        case Scale(role=role):
+            was = before.pool(role)
+            pool = replace(memory.pool(role), raised_at=was.raised_at, lowered_at=was.lowered_at)
+            return replace(memory, pools={**memory.pools, role: pool})
+        case FlipRole():
+            return replace(memory, flipped_at=before.flipped_at)
+    return memory
+
+
 def _orders(policy: Policy, bypass: int) -> Orders:
-    sleeps = any(pool.min == 0 for pool in policy.pools.by_role().values())
+    pools = policy.pools.by_role().values()
+    sleeps = any(0 in (pool.min, *(schedule.min for schedule in pool.schedules)) for pool in pools)
     return Orders(bypass_below=bypass, patience=policy.scale_to_zero.patience if sleeps else 0.0)

@@ -193,6 +193,15 @@ async def test_failure_has_its_status(served: Served, raised: PdserveError, stat
     assert trailing(error)["error-code"] == raised.code
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_rejection_is_what_fails_before_there_is_any_output(served: Served, begun: bool) -> None:
+    whole = served.generator.script
+    served.generator.script = lambda request: [*(whole(request)[:1] if begun else ()), EngineDied("gone")]
+    await failure(served, pb.GenerateRequest(text="x"))
+    rejected = served.gateway.metrics.registry.get_sample_value("pdserve_rejections_total", {"reason": "engine_died"})
+    assert rejected == (None if begun else 1.0)
+
+
 @pytest.mark.parametrize(
     ("raised", "seconds"),
     [(Overloaded("full", retry_after=2.5), 2.5), (RateLimited("slower", retry_after=0.2), 0.2), (Unavailable("no"), 1)],

@@ -227,12 +227,16 @@ def test_other_media_type_is_refused_with_advice(client: httpx.Client) -> None:
         assert "application/json" in str(error["message"])
 
 
-def test_body_over_the_limit_is_refused(client: httpx.Client) -> None:
+def test_body_over_the_limit_is_refused_and_counted(
+    client: httpx.Client, served: tuple[HttpServer, ScriptedGenerator, httpx.Client]
+) -> None:
     body = json.dumps({"prompt": "x" * LIMIT}).encode()
     headers = {"content-type": "application/json"}
     assert error_of(client.post(COMPLETIONS, content=body, headers=headers), 413)["code"] == "too_large"
     chunked = (body[start : start + 9000] for start in range(0, len(body), 9000))
     assert error_of(client.post(COMPLETIONS, content=chunked, headers=headers), 413)["code"] == "too_large"
+    registry = served[0].gateway.metrics.registry
+    assert registry.get_sample_value("pdserve_rejections_total", {"reason": "too_large"}) == 2
 
 
 def test_headers_over_the_limit_are_refused(client: httpx.Client) -> None:

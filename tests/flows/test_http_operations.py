@@ -101,6 +101,22 @@ def test_a_gateway_that_leaves_answers_and_has_clients_go_elsewhere(client: http
     assert answer.headers["connection"] == "close"
 
 
+def test_what_is_refused_is_not_executed_though_it_has_a_key(
+    client: httpx.Client, generator: ScriptedGenerator
+) -> None:
+    for path, body in ((CHAT, HELLO), ("/v1/completions", {"prompt": "x"})):
+        options = {"stream_options": {"include_usage": True}}
+        refused = client.post(path, json=body | options, headers={"idempotency-key": f"key of {path}"})
+        assert refused.status_code == 400
+    assert client.post(CHAT, json=HELLO).status_code == 200
+    assert len(generator.requests) == 1
+
+
+def test_a_request_is_found_by_whatever_its_client_called_it(client: httpx.Client, server: HttpServer) -> None:
+    client.post(CHAT, json=HELLO, headers={"x-request-id": "team/job-1"})
+    assert client.get(f"{server.admin_url}/admin/requests/team%2Fjob-1").status_code == 200
+
+
 def test_engines_are_listed_under_the_agreed_names(client: httpx.Client, server: HttpServer) -> None:
     engines = client.get(f"{server.admin_url}/admin/engines").json()["engines"]
     assert engines[0] == {

@@ -43,12 +43,13 @@ class InferenceService(InferenceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> None:
         identity = await self._identify(context)
-        async with self._errors(context):
+        async with self._errors(context) as begun:
             answer = await self._gateway.answer(await self._ask(request, context, identity))
             await context.send_initial_metadata(_initial(answer))
             async with aclosing(answer.deltas()) as deltas:
                 async for delta in deltas:
                     await self._write(context, _response(answer, delta))
+                    begun.set()
                     answer.sent()
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
@@ -135,16 +136,21 @@ class InferenceService(InferenceServicer):
             raise Cancelled("the client reads nothing") from None
 
     @asynccontextmanager
-    async def _errors(self, context: Context) -> AsyncIterator[None]:
+    async def _errors(self, context: Context) -> AsyncIterator[asyncio.Event]:
+        """Errors as statuses. The event is to be set when there is some output: what fails later is no rejection."""
+        begun = asyncio.Event()
         try:
-            yield
+            yield begun
         except PdserveError as error:
-            self._gateway.metrics.rejections.labels(error.code).inc()
+            if not begun.is_set():
+                self._gateway.metrics.rejections.labels(error.code).inc()
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
         except Exception:
             log.exception("unexpected error", method="Generate")
+            if not begun.is_set():
+                self._gateway.metrics.rejections.labels(PdserveError.code).inc()
             await abort(context, PdserveError("internal error; the server's log has the details"))
 
 

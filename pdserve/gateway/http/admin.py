@@ -57,7 +57,7 @@ def admin_router(gateway: Gateway) -> APIRouter:
         found = await check_pair(known[source], known[target], gateway.settings.pair_check_timeout)
         return as_json(msgspec.to_builtins(found))
 
-    @router.get("/admin/requests/{name}", response_model=None)
+    @router.get("/admin/requests/{name:path}", response_model=None)
     async def request(name: str) -> Response:
         record = gateway.ring.find(name)
         if record is None:

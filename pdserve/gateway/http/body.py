@@ -9,10 +9,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from pdserve.core.errors import InvalidRequest
+from pdserve.core.errors import Cancelled, InvalidRequest
 from pdserve.gateway.settings import GatewaySettings
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -30,6 +30,8 @@ class BodyRequest(Request):
                     self._body = await self._read()
             except TimeoutError:
                 raise HTTPException(408, "the body did not arrive in time") from None
+            except ClientDisconnect:
+                raise Cancelled("the client is gone") from None
         return self._body
 
     async def _read(self) -> bytes:

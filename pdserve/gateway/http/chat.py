@@ -28,6 +28,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         if max_tokens is None:
             max_tokens = min(gateway.room(len(prompt), "messages"), gateway.settings.max_chat_tokens)
+        include_usage = body.include_usage  # it may refuse: before anything is executed
         ask = Ask(
             id=f"chatcmpl-{request.state.id}",
             endpoint="chat_completions",
@@ -47,7 +48,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             stamps=tuple(stamps),
         )
         answer = await answer_to(request, gateway, ask)
-        wording = ChatFormat(gateway, answer, logprobs=ask.sampling.logprobs, include_usage=body.include_usage)
+        wording = ChatFormat(gateway, answer, logprobs=ask.sampling.logprobs, include_usage=include_usage)
         timeout = gateway.settings.send_timeout
         return await respond(request, answer, wording, stream=bool(body.stream), send_timeout=timeout)
 

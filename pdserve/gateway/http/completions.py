@@ -30,6 +30,7 @@ def completions_router(gateway: Gateway) -> APIRouter:
         prompt = body.one_prompt()
         token_ids = await gateway.encode(prompt) if isinstance(prompt, str) else prompt
         stamps.append(("tokenized", gateway.clock.unix()))
+        include_usage = body.include_usage  # it may refuse: before anything is executed
         ask = Ask(
             id=f"cmpl-{request.state.id}",
             endpoint="completions",
@@ -48,7 +49,7 @@ def completions_router(gateway: Gateway) -> APIRouter:
             stamps=tuple(stamps),
         )
         answer = await answer_to(request, gateway, ask)
-        wording = CompletionFormat(gateway, answer, logprobs=ask.sampling.logprobs, include_usage=body.include_usage)
+        wording = CompletionFormat(gateway, answer, logprobs=ask.sampling.logprobs, include_usage=include_usage)
         timeout = gateway.settings.send_timeout
         return await respond(request, answer, wording, stream=bool(body.stream), send_timeout=timeout)
 

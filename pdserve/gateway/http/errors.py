@@ -33,6 +33,8 @@ _STATUS: dict[type[PdserveError], int] = {
 }
 _CODE = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large"}
 _MESSAGE = {404: "there is nothing at this path", 405: "this path does not take this method"}
+_OF_REQUESTS = (408, 413)
+"""Statuses of requests; the others are of paths and methods."""
 _UNAVAILABLE_RETRY_AFTER = 1
 
 
@@ -81,6 +83,8 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         assert isinstance(error, HTTPException)
         code = _CODE.get(error.status_code, errors.InvalidRequest.code)
         message = _MESSAGE.get(error.status_code, str(error.detail))
+        if error.status_code in _OF_REQUESTS:
+            metrics.rejections.labels(code).inc()
         return error_response(error.status_code, envelope(error.status_code, message, code), error.headers)
 
     app.add_exception_handler(PdserveError, refused)

@@ -6,6 +6,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pdserve.core.errors import PdserveError
 from pdserve.gateway.auth import ANYONE, Authenticator
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.errors import envelope, error_response, internal_error_body
@@ -58,6 +59,7 @@ class RequestContext:
             log.exception("unexpected error", path=scope["path"], request_id=own_id)
             if started:
                 raise
+            self._gateway.metrics.rejections.labels(PdserveError.code).inc()
             await error_response(500, internal_error_body())(scope, receive, send_with_id)
 
 

@@ -19,7 +19,7 @@ def orders_router(gateway: Gateway) -> APIRouter:
         await gateway.order_engine(engine, order)
         return as_json({"engine": engine, "order": order.value})
 
-    @router.post("/admin/requests/{name}/move", response_model=None)
+    @router.post("/admin/requests/{name:path}/move", response_model=None)
     async def move(name: str) -> Response:
         if gateway.move_request is None:
             raise Unavailable("this gateway's requests cannot move")

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -243,6 +244,22 @@ def test_a_router_for_a_model_without_weights_exits_with_2(
     code, _, err = run(monkeypatch, capsys, "route", str(file), "--port", "0", "--grpc-port", "0")
     assert code == 2
     assert f"{model} lacks model.safetensors" in err
+
+
+def test_what_speaks_no_http_is_no_gateway(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def settings_frame(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = threading.Thread(target=settings_frame, args=(server,))
+        answering.start()
+        code, _, err = run(monkeypatch, capsys, "status", "--port", str(server.getsockname()[1]))
+        answering.join(10)
+    assert code == 1
+    assert "is this a pdserve gateway?" in err
 
 
 def test_a_wrong_option_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

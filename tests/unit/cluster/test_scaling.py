@@ -165,6 +165,33 @@ async def test_a_scaler_that_is_not_there_is_said_to_be_unavailable() -> None:
         await registry.stop()
 
 
+async def test_pools_that_cannot_be_seen_do_not_sleep_for_what_was_asked_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "policies.yaml"
+    pool = "{min: 0, max: 8, forecast: {kind: none}}"
+    path.write_text(f"scale_to_zero: {{idle: 600}}\npools: {{prefill: {pool}, decode: {pool}}}\n")
+    cloud, clock, away = Pools(), ManualClock(), True
+
+    async def see() -> None:
+        if away:
+            raise Unavailable("the API server does not answer")
+
+    scaling = Scaling(path, cloud, clock, see=see)
+    registry = Registry()
+    registry.add(scaling.register)
+    await registry.start()
+    try:
+        for _ in range(4):
+            await report_demand(registry.address, "g", demand(arrivals=1))
+            await scaling.look()
+            await clock.advance(200.0)
+        away = False
+        await report_demand(registry.address, "g", demand())
+        await scaling.look()
+        assert all(engines > 0 for _, engines in cloud.asked)
+    finally:
+        await registry.stop()
+
+
 async def test_what_cannot_be_seen_is_not_decided_on(tmp_path: Path) -> None:
     path = tmp_path / "policies.yaml"
     path.write_text(POLICY)

@@ -10,6 +10,7 @@ from pdserve.core.errors import EngineDied, InvalidRequest
 from pdserve.core.request import FinishReason
 from pdserve.dispatch.migration import MigrationRules
 from pdserve.dispatch.tenant_limits import LimitReached
+from pdserve.scaler.orders import Orders
 from tests.clocks import settle
 from tests.unit.dispatch.test_migration import PROMPT, Bench
 
@@ -27,6 +28,14 @@ async def test_nobody_is_expected_to_hold_a_prompt_that_will_not_be_computed(ref
     [outcome] = await asyncio.gather(bench.tasks["r"], return_exceptions=True)
     assert isinstance(outcome, InvalidRequest if refused else asyncio.CancelledError)
     assert bench.pool.index.num_expected == 0
+    await bench.pool.close()
+
+
+async def test_a_gateway_that_starts_while_engines_sleep_is_there_for_the_request_that_wakes_them() -> None:
+    bench = Bench(MigrationRules())
+    assert not bench.dispatcher.ready
+    bench.dispatcher.obey(Orders(patience=300.0))
+    assert bench.dispatcher.ready
     await bench.pool.close()
 
 

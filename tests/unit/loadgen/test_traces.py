@@ -63,6 +63,13 @@ def test_gzipped_files_read_the_same(tmp_path: Path) -> None:
         assert read_trace(packed) == read_trace(SAMPLES / name)
 
 
+def test_times_of_azure_come_with_and_without_fractions_and_zones(tmp_path: Path) -> None:
+    stamps = ("2024-05-10 00:00:00.009930+00:00", "2024-05-10 00:00:01+00:00", "2024-05-10 02:00:02+02:00")
+    path = tmp_path / "azure.csv"
+    path.write_text("".join(["TIMESTAMP,ContextTokens,GeneratedTokens\n", *(f"{stamp},3,4\n" for stamp in stamps)]))
+    assert [entry.at for entry in read_trace(path)] == pytest.approx([0.0, 0.99007, 1.99007], abs=1e-6)
+
+
 def test_scaling_makes_a_trace_faster_fewer_and_shorter() -> None:
     plain = read_trace(MOONCAKE)
     scaled = read_trace(MOONCAKE, Scaling(speed=2.0, limit=4, length_scale=0.125, max_input=300, max_output=20))

@@ -88,9 +88,23 @@ async def test_what_fails_again_and_again_is_kept_once_whatever_else_fails() -> 
     assert len(scaler.decisions) == 4, "the first success is that of the decision that was kept"
 
 
+async def test_what_could_not_be_done_starts_no_cooldown() -> None:
+    cloud, clock = ListedCloud(Unavailable("503")), ManualClock()
+    scaler = Scaler(policy(prefill={"up": {"cooldown": 300.0}}), cloud, clock)
+    await scaler.step(BUSY)
+    await clock.advance(5.0)
+    cloud.refusal = None
+    for _ in range(3):
+        await scaler.step(BUSY)
+        await clock.advance(5.0)
+    assert cloud.asked == 2 * [("scale", Role.PREFILL, 3)]
+
+
 async def test_gateways_are_told_to_wait_only_where_pools_may_sleep() -> None:
     sleepy = policy(prefill={"min": 0}, decode={"min": 0}, scale_to_zero={"patience": 7.0})
-    for given, patience in ((sleepy, 7.0), (policy(), 0.0)):
+    nights = {"schedules": [{"start": "22:00", "end": "06:00", "min": 0}]}
+    by_night = policy(prefill=nights, decode=nights, scale_to_zero={"patience": 7.0})
+    for given, patience in ((sleepy, 7.0), (by_night, 7.0), (policy(), 0.0)):
         assert (await Scaler(given, ListedCloud(), ManualClock()).step(BUSY)).patience == patience
 
 
