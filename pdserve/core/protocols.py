@@ -191,6 +191,11 @@ class DeltaStream(Protocol):
 
     def __anext__(self) -> "Awaitable[TokenDelta | TransferTicket]": ...
 
+    def conclude(self) -> "Awaitable[TokenDelta | None]":
+        """Cancel what has not ended, and skip to the last delta, for its trace. None when that was read before, or does
+        not come soon. Never raises."""
+        ...
+
     def aclose(self) -> Awaitable[None]: ...
 
 

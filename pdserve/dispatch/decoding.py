@@ -49,7 +49,8 @@ class _Leg:
 
 
 class Decoding:
-    """The decoding of one attempt at a request. Closing it cancels the request wherever it is."""
+    """The decoding of one attempt at a request. Closing it cancels the request wherever it is; once tokens have come,
+    the record is told what the engines did for it all the same."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Decoding:
         self._clock = clock
         self._name = request.id
         self._moves = 0
+        self._begun = False
         self._legs = deque([_Leg(request, route.decode, route, stream, 0)])
         """Those not read to their end, oldest first."""
 
@@ -87,6 +89,7 @@ class Decoding:
         while True:
             leg = self._legs[0]
             delta = await leg.delta()
+            self._begun = True
             self._take_trace(leg, delta)
             if delta.finish_reason is not FinishReason.HANDOFF:
                 return delta if leg.migration is None else rebased(delta, self._name, leg.offset)
@@ -124,8 +127,15 @@ class Decoding:
         return migration
 
     async def aclose(self) -> None:
-        for leg in self._legs:
-            await leg.stream.aclose()
+        try:
+            # Before, another may still wait for the stream's first item, and there is little to tell.
+            if self._begun:
+                for leg in self._legs:
+                    if last := await leg.stream.conclude() or leg.first:
+                        self._take_trace(leg, last)
+        finally:
+            for leg in self._legs:
+                await leg.stream.aclose()
 
     async def _continued(self, leg: _Leg, target: Endpoint, booking: Booking, migration: Migration) -> _Leg:
         departure = await self._sessions.client(leg.engine).depart(leg.request.id)

@@ -45,6 +45,9 @@ class EngineStream:
         """When (event-loop seconds) its last delta arrived, which may be before it is read."""
         return self._stream.ended_at
 
+    async def conclude(self) -> TokenDelta | None:
+        return await self._stream.conclude()
+
     async def aclose(self) -> None:
         await self._stream.aclose()
 

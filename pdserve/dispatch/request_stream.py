@@ -14,6 +14,9 @@ from pdserve.dispatch.pacing import Pacer
 _MOST_MERGED = 256
 """Tokens beyond which waiting deltas are left apart, so that merging stays linear in them."""
 
+_LAST_WORD = 0.5
+"""Seconds an engine gets to tell of a request that was cancelled. It does so within a step."""
+
 
 class StreamOwner(Protocol):
     """Whom a stream tells that its request is to end, or has ended."""
@@ -97,6 +100,22 @@ class RequestStream:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    async def conclude(self) -> TokenDelta | None:
+        if self._ended:
+            return None
+        self._connection.cancel(self._request_id)
+        try:
+            async with asyncio.timeout(_LAST_WORD):
+                async for item in self:
+                    if isinstance(item, TokenDelta) and item.finish_reason:
+                        return item
+        except (TimeoutError, PdserveError):
+            pass
+        finally:
+            if not self._ended:
+                self._finish()
+        return None
 
     async def aclose(self) -> None:
         if not self._ended:

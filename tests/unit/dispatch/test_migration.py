@@ -50,6 +50,7 @@ class Line:
         self.streams: dict[str, RequestStream] = {}
         self.submitted: list[tuple[Request, TransferTicket | None]] = []
         self.cancelled: list[str] = []
+        self.answers_cancels = True
         self.forgotten: list[str] = []
         self.departing: dict[str, asyncio.Future[Departure]] = {}
         self.hold(num_blocks=1000)
@@ -104,6 +105,8 @@ class Line:
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
+        if self.answers_cancels:
+            self.say(request_id, 0, end=FinishReason.CANCELLED)
 
     def forget(self, request_id: str) -> None:
         self.forgotten.append(request_id)
@@ -250,8 +253,9 @@ async def test_the_new_engines_load_is_what_is_left_of_the_request(bench: Bench)
     assert view.booked.decoding == (BookedDecode(expected_output(20 - 2 - 3), len(PROMPT) + 2),)
 
 
+@pytest.mark.parametrize("leaves", [False, True], ids=["to its end", "left by its client"])
 async def test_a_request_that_moved_tells_how_its_prompts_beginning_was_fetched(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
     source = KVSource(engine_id="p9", epoch=1, address="127.0.0.1:1", num_blocks=1)
     plan = FetchPlan(source=source, tokens=4, seconds=0.1, saved_seconds=0.2)
@@ -271,8 +275,12 @@ async def test_a_request_that_moved_tells_how_its_prompts_beginning_was_fetched(
     trace = EngineTrace(engine_id="d0", epoch=1, cached_tokens=4, stamps=(), fetch=fetch)
     end = TokenDelta(request_id="r", index=2, token_ids=(), finish_reason=FinishReason.HANDOFF, trace=trace)
     here.streams["r"].push(end)
-    there.say("r>1", 0, 12, end=FinishReason.STOP)
-    assert await bench.tasks["r"] is FinishReason.STOP
+    if leaves:
+        bench.tasks["r"].cancel()
+    else:
+        there.say("r>1", 0, 12, end=FinishReason.STOP)
+    await asyncio.gather(bench.tasks["r"], return_exceptions=True)
+    assert bench.tasks["r"].cancelled() is leaves
     assert told == [fetch]
 
 
@@ -353,6 +361,42 @@ async def test_a_client_that_leaves_ends_its_request_on_both_engines(bench: Benc
     assert here.cancelled == ["r"]
     assert there.cancelled == ["r>1"]
     assert (bench.booked("d0"), bench.booked("d1")) == (0, 0)
+
+
+async def test_what_is_torn_down_while_an_engine_is_silent_about_a_cancelled_request_keeps_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdserve.dispatch.request_stream._LAST_WORD", 60.0)
+    await bench.ask("r")
+    here = bench.lines["d0"]
+    here.answers_cancels = False
+    here.say("r", 0, 10, 11)
+    await settle()
+    bench.tasks["r"].cancel()
+    await settle()
+    assert (here.cancelled, here.forgotten, bench.booked("d0")) == (["r"], [], 1)
+    bench.tasks["r"].cancel()
+    await settle()
+    assert bench.tasks["r"].done()
+    assert (here.cancelled, here.forgotten, bench.booked("d0")) == (["r"], ["r"], 0)
+
+
+async def test_both_engines_tell_what_they_did_for_a_client_that_left_after_a_move(bench: Bench) -> None:
+    here, there = await decoding(bench, "r")
+    here.let_go("r", 10, 11)
+    await settle()
+    first, second = (EngineTrace(engine_id=name, epoch=1, cached_tokens=4, stamps=()) for name in ("d0", "d1"))
+    there.say("r>1", 0, 12)
+    await settle()
+    end = TokenDelta(request_id="r", index=2, token_ids=(), finish_reason=FinishReason.HANDOFF, trace=first)
+    here.streams["r"].push(end)
+    end = TokenDelta(request_id="r>1", index=1, token_ids=(), finish_reason=FinishReason.CANCELLED, trace=second)
+    there.streams["r>1"].push(end)
+    bench.tasks["r"].cancel()
+    await settle()
+    record = bench.records["r"]
+    assert (record.decode_trace, record.migrations[0].trace) == (first, second)
+    assert (here.forgotten, there.forgotten) == (["r"], ["r>1"])
 
 
 async def test_only_so_many_leave_an_engine_at_a_time(bench: Bench) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdserve.core.errors import EngineDied
-from pdserve.core.request import FinishReason
+from pdserve.core.request import EngineTrace, FinishReason
 from pdserve.core.token_delta import TokenDelta
 from pdserve.dispatch.pacing import LONGEST, Pacer, window
 from pdserve.dispatch.request_stream import RequestStream
@@ -151,6 +151,43 @@ async def test_a_closed_stream_leaves_no_timer() -> None:
     await stream.aclose()
     await asyncio.sleep(0.02)
     assert owner.told == ["forget r", "cancel r"]
+
+
+async def test_it_concludes_with_the_last_delta_behind_all_that_was_not_read() -> None:
+    owner = Owner()
+    stream = RequestStream(owner, "r", SteadyPacer(60.0))
+    stream.push(delta(0, 0))
+    await anext(stream)
+    concluding = asyncio.ensure_future(stream.conclude())
+    await asyncio.sleep(0)
+    assert owner.told == ["cancel r"], "until its last delta has come it must be known"
+    trace = EngineTrace(engine_id="d", epoch=1, cached_tokens=0, stamps=())
+    stream.push(delta(1, 1))
+    stream.push(TokenDelta(request_id="r", index=2, token_ids=(), finish_reason=FinishReason.CANCELLED, trace=trace))
+    async with asyncio.timeout(5):
+        last = await concluding
+    assert last is not None
+    assert last.trace == trace
+    assert await stream.conclude() is None
+    await stream.aclose()
+    assert owner.told == ["cancel r", "forget r"]
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "silent"])
+async def test_it_concludes_without_an_engine_that_is_lost_or_silent(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdserve.dispatch.request_stream._LAST_WORD", 60.0 if lost else 0.0)
+    owner = Owner()
+    stream = RequestStream(owner, "r")
+    stream.push(delta(0, 0))
+    await anext(stream)
+    if lost:
+        stream.push(EngineDied("gone"))
+    async with asyncio.timeout(5):
+        assert await stream.conclude() is None
+    await stream.aclose()
+    assert owner.told == ["cancel r", "forget r"]
 
 
 def test_the_window_opens_with_the_load_of_the_loop() -> None:
