@@ -55,10 +55,10 @@ class Attempt:
             async with aclosing(decoding), self._movable(decoding):
                 while (delta := await decoding.delta()).finish_reason is None:
                     yield delta
-                yield delta
         finally:
             # Of the engine that decoded first: one that the request moved to fetched something else.
             self._note_fetch(self._record.decode_trace)
+        yield delta
 
     async def _disaggregated(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         async with aclosing(self._submit(self._route.prefill, request, handoff=True, source=self._source)) as prefill:
