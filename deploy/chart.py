@@ -1,10 +1,12 @@
 """The Helm chart, rendered without a cluster. helm-python-sdk enters here only."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import helm_python
 import yaml
+from helm_python import _native
 
 CHART = Path(__file__).parent / "helm" / "pdserve"
 NOTES = "pdserve/templates/NOTES.txt"
@@ -16,10 +18,13 @@ class Refused(Exception):
     """The chart does not take these values; the message says why."""
 
 
-def render(values: dict[str, Any], *, name: str = "pdserve", namespace: str = "pdserve") -> list[Manifest]:
-    """The manifests in the order of their templates, hooks included. Raises Refused."""
+def render(
+    values: dict[str, Any], *, name: str = "pdserve", namespace: str = "pdserve", kube_version: str = ""
+) -> list[Manifest]:
+    """The manifests in the order of their templates, hooks included; for Helm's own version of Kubernetes unless one is
+    named. Raises Refused."""
     manifests: list[Manifest] = []
-    for path, text in sorted(_render(values, name, namespace).items()):
+    for path, text in sorted(_render(values, name, namespace, kube_version).items()):
         if path != NOTES:
             manifests += [manifest for manifest in yaml.safe_load_all(text) if manifest]
     return manifests
@@ -53,9 +58,13 @@ def overlaid(*layers: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _render(values: dict[str, Any], name: str, namespace: str) -> dict[str, str]:
+def _render(values: dict[str, Any], name: str, namespace: str, kube_version: str = "") -> dict[str, str]:
+    options = {"name": name, "namespace": namespace, "kube_version": kube_version}
     try:
-        rendered: dict[str, str] = helm_python.Chart.load(CHART).render(values, name=name, namespace=namespace)
+        chart = helm_python.Chart.load(CHART)
+        # Chart.render passes no version on, though Helm behind it takes one.
+        text = _native.call_string("helm_render", chart._raw(), json.dumps(values), json.dumps(options))
     except helm_python.HelmError as error:
         raise Refused(str(error)) from None
+    rendered: dict[str, str] = json.loads(text)
     return rendered

@@ -137,8 +137,8 @@ _VALID: set[tuple[str, str]] = set()
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_every_object_is_one_of_kubernetes(manifests: list[Manifest], version: str) -> None:
-    for manifest in manifests:
+def test_every_object_is_one_of_kubernetes(values: dict[str, Any], version: str) -> None:
+    for manifest in render(values, kube_version=f"{version}.0"):
         if manifest["kind"] in FOREIGN or (version, str(manifest)) in _VALID:
             continue
         if manifest["kind"] == "LeaderWorkerSet":
@@ -252,6 +252,24 @@ def test_routers_have_found_an_engine_before_the_next_is_replaced() -> None:
     manifests = render({})
     for pool in ("pdserve-prefill", "pdserve-decode"):
         assert named(manifests, "StatefulSet", pool)["spec"]["minReadySeconds"] >= 30
+
+
+def test_budgets_are_only_for_pods_whose_number_kubernetes_can_ask_for(manifests: list[Manifest]) -> None:
+    """A RayCluster has no scale: whatever a budget says of its pods but a number that stays allows no disruption."""
+    of_operator = {name for name, _ in pods(of_kind(manifests, "RayCluster"))}
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        spec = budget["spec"]
+        chosen = {name for name, pod in pods(manifests) if selects(spec["selector"]["matchLabels"], pod)}
+        assert isinstance(spec.get("minAvailable"), int) or not chosen & of_operator
+
+
+@pytest.mark.parametrize(
+    ("version", "policies"), [(OLDEST, {None}), ("1.27", {"AlwaysAllow"}), (NEWEST, {"AlwaysAllow"})]
+)
+def test_pods_that_are_not_ready_block_no_drain(version: str, policies: set[str | None]) -> None:
+    for values in ({}, MATRIX["policies"], MATRIX["builtin Ray"], MATRIX["several hosts"]):
+        budgets = of_kind(render(values, kube_version=f"{version}.0"), "PodDisruptionBudget")
+        assert {budget["spec"].get("unhealthyPodEvictionPolicy") for budget in budgets} == policies
 
 
 def _pre_stop(container: dict[str, Any]) -> str:
