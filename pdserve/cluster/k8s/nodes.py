@@ -58,7 +58,7 @@ def nodes_of(pods: Iterable[Pod]) -> tuple[Node, ...]:
 
 def needed(role: Role, target: Target, pools: Mapping[Role, Pool], members: Iterable[Member]) -> int:
     """Nodes of a role: those with an engine, whatever its role is by now, and one for each engine that has none yet. Of
-    a StatefulSet none below a node with an engine can leave."""
+    a StatefulSet none below a node with an engine can leave, and none at all while an engine of the role starts."""
     engines = [each for each in members if each.role is not None and each.phase is not Phase.STOPPED]
     taken = {_host(each) for each in engines if each.phase in _ON_A_NODE}
     known = {node.ip for pool in pools.values() for node in pool.nodes if node.ip}
@@ -66,7 +66,10 @@ def needed(role: Role, target: Target, pools: Mapping[Role, Pool], members: Iter
     occupied = [node for node in pools[role].nodes if node.ip in taken]
     count = len(occupied) + sum(each.role is role for each in homeless)
     highest = max((node.number + 1 for node in occupied), default=0) if target.kind == "StatefulSet" else 0
-    return max(count, highest)
+    # On which node it starts is known when it is ready, so any that looks idle may be its own; until then, or until
+    # times.start_timeout kills it, all stay.
+    starts = any(each.role is role and each.phase is Phase.STARTING for each in engines)
+    return max(count, highest, pools[role].held.replicas if starts else 0)
 
 
 def _host(member: Member) -> str:

@@ -107,6 +107,47 @@ async def test_a_node_below_an_engine_stays(bench: Bench) -> None:
     assert bench.nodes == (2, 1), "the StatefulSet would take the node with the engine"
 
 
+@pytest.mark.parametrize(("ip", "nodes"), [("10.0.0.2", 2), ("10.0.0.3", 3)])
+async def test_a_stateful_set_loses_no_node_while_an_engine_starts_on_any_of_them(
+    bench: Bench, ip: str, nodes: int
+) -> None:
+    bench.api.pods.append(pod("p-2", "p", ip="10.0.0.3"))
+    bench.api.add_scale("statefulsets", "p", 3)
+    bench.engines.place("prefill-1", Role.PREFILL, "10.0.0.2", Phase.STOPPED)
+    bench.engines.place("prefill-2", Role.PREFILL, "", Phase.STARTING)
+    await bench.cloud.look()
+    assert bench.nodes == (3, 1), "nobody knows whether it starts on p-1 or p-2"
+    bench.engines.place("prefill-2", Role.PREFILL, ip)
+    await bench.cloud.look()
+    assert bench.nodes == (nodes, 1)
+
+
+async def test_a_ray_cluster_loses_no_worker_while_an_engine_starts_and_then_the_idle_one(bench: Bench) -> None:
+    bench.api.pods += [worker("ray-d-b", "10.0.1.2"), worker("ray-d-c", "10.0.1.3")]
+    bench.api.add_ray_cluster("ray", d=3)
+    bench.engines.place("decode-1", Role.DECODE, "10.0.1.2", Phase.STOPPED)
+    bench.engines.place("decode-2", Role.DECODE, "", Phase.STARTING)
+    await bench.cloud.look()
+    assert bench.nodes == (2, 3)
+    bench.engines.place("decode-2", Role.DECODE, "10.0.1.3")
+    await bench.cloud.look()
+    assert bench.nodes == (2, 2)
+    (group,) = bench.api.objects["rayclusters", "ray"]["spec"]["workerGroupSpecs"]
+    assert group["scaleStrategy"] == {"workersToDelete": ["ray-d-b"]}
+
+
+@pytest.mark.parametrize("phase", [Phase.KILLED, Phase.DOWN])
+async def test_an_engine_that_does_not_start_in_time_keeps_one_node_only(bench: Bench, phase: Phase) -> None:
+    bench.api.pods.append(pod("p-2", "p", ip="10.0.0.3"))
+    bench.api.add_scale("statefulsets", "p", 3)
+    bench.engines.place("prefill-1", Role.PREFILL, "", Phase.STARTING)
+    await bench.cloud.look()
+    assert bench.nodes == (3, 1)
+    bench.engines.place("prefill-1", Role.PREFILL, "", phase)
+    await bench.cloud.look()
+    assert bench.nodes == (2, 1)
+
+
 async def test_an_engine_that_died_keeps_a_node(bench: Bench) -> None:
     bench.engines.place("decode-0", Role.DECODE, "10.0.1.1", Phase.DOWN)
     await bench.cloud.look()
