@@ -77,13 +77,22 @@ class SupervisedCloud:
                 await self._supervisor.until(holds)
 
     def _add(self, role: Role) -> None:
+        engine_id = self._returning(role)
+        if engine_id is None:
+            self._supervisor.join(self._recruit(self._new_id(role), role))
+            return
+        self._dismissed.remove(engine_id)
+        if self._supervisor.members[engine_id].role is not role:
+            self._supervisor.flipped(self._recruit(engine_id, role))
+        self._supervisor.return_engine(engine_id)
+
+    def _returning(self, role: Role) -> str | None:
+        """A dismissed engine, of that role before one that is to take it: if each role had its own, flips between two
+        scalings would leave ever more of them behind."""
         members = self._supervisor.members
-        for engine_id in self._dismissed:
-            if members[engine_id].phase is Phase.STOPPED and members[engine_id].role is role:
-                self._dismissed.remove(engine_id)
-                self._supervisor.return_engine(engine_id)
-                return
-        self._supervisor.join(self._recruit(self._new_id(role), role))
+        gone = [each for each in self._dismissed if members[each].phase is Phase.STOPPED]
+        same = [each for each in gone if members[each].role is role]
+        return next(iter(same if self._flippable else same + gone), None)
 
     def _new_id(self, role: Role) -> str:
         number = 0

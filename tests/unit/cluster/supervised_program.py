@@ -15,10 +15,13 @@ from pdserve.launch.child import Parent, run_child
 from pdserve.rpc.channel import new_server
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2 as pb
 from pdserve.rpc.generated.pdserve.v1 import engine_pb2_grpc as pb_grpc
+from pdserve.rpc.generated.pdserve.v1 import scaler_pb2, scaler_pb2_grpc
 
 _SessionContext = grpc.aio.ServicerContext[AsyncIterator[pb.SessionCommands], AsyncIterator[pb.SessionEvents]]
 
 _DrainContext = grpc.aio.ServicerContext[pb.DrainRequest, Awaitable[pb.DrainResponse]]
+
+_RoleContext = grpc.aio.ServicerContext[scaler_pb2.SetRoleRequest, Awaitable[scaler_pb2.SetRoleResponse]]
 
 
 class Heartbeats(pb_grpc.EngineServiceServicer):
@@ -37,6 +40,11 @@ class Heartbeats(pb_grpc.EngineServiceServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: _DrainContext) -> pb.DrainResponse:
         return pb.DrainResponse(drained=True)
+
+
+class AnyRole(scaler_pb2_grpc.RoleServiceServicer):
+    async def SetRole(self, request: scaler_pb2.SetRoleRequest, context: _RoleContext) -> scaler_pb2.SetRoleResponse:
+        return scaler_pb2.SetRoleResponse()
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,6 +73,7 @@ async def main(payload: Mapping[str, Any], parent: Parent, drain: asyncio.Event)
         server = new_server()
         epoch = payload["epoch"] ^ 1 if behaviour == "impostor" else payload["epoch"]
         pb_grpc.add_EngineServiceServicer_to_server(Heartbeats(epoch), server)
+        scaler_pb2_grpc.add_RoleServiceServicer_to_server(AnyRole(), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         parent.ready(address=f"127.0.0.1:{port}")

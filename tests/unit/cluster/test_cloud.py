@@ -64,6 +64,43 @@ async def test_a_pool_may_go_to_zero_and_come_back() -> None:
         await running.reaches(lambda _: cloud.pools()[Role.PREFILL].ready == 1)
 
 
+async def test_engines_that_take_other_roles_and_leave_are_those_that_come_back() -> None:
+    async with owned() as (running, cloud), asyncio.timeout(60):
+        for _ in range(20):
+            await cloud.scale(Role.PREFILL, 2, ())
+            await running.reaches(lambda _: cloud.pools()[Role.PREFILL].ready == 2)
+            await cloud.flip("prefill-1", Role.DECODE)
+            await cloud.scale(Role.DECODE, 0, ())
+            await running.reaches(lambda members: members["prefill-1"].phase is Phase.STOPPED)
+        assert set(running.supervisor.members) == {"prefill-0", "prefill-1", "gateway"}
+        assert len(running.history[-1]) == 2
+
+
+async def test_an_engine_of_the_role_comes_back_before_one_that_is_to_take_it() -> None:
+    async with owned() as (running, cloud), asyncio.timeout(30):
+        await cloud.scale(Role.DECODE, 1, ())
+        await cloud.scale(Role.PREFILL, 0, ())
+        await running.reaches(lambda members: members["prefill-0"].phase is Phase.STOPPED)
+        await cloud.scale(Role.DECODE, 0, ())
+        await running.reaches(lambda members: members["decode-0"].phase is Phase.STOPPED)
+        await cloud.scale(Role.DECODE, 1, ())
+        assert cloud.pools()[Role.DECODE].wanted == 1
+        assert running.supervisor.members["prefill-0"].phase is Phase.STOPPED
+        await cloud.scale(Role.DECODE, 2, ())
+        await running.reaches(lambda _: cloud.pools()[Role.DECODE].ready == 2)
+        assert set(running.supervisor.members) == {"prefill-0", "decode-0", "gateway"}
+
+
+async def test_an_engine_that_can_take_no_other_role_comes_back_in_its_own_only() -> None:
+    async with owned(flippable="pools differ") as (running, cloud), asyncio.timeout(30):
+        await cloud.scale(Role.PREFILL, 0, ())
+        await running.reaches(lambda members: members["prefill-0"].phase is Phase.STOPPED)
+        await cloud.scale(Role.DECODE, 1, ())
+        await running.reaches(lambda _: cloud.pools()[Role.DECODE].ready == 1)
+        assert running.supervisor.members["prefill-0"].phase is Phase.STOPPED
+        assert "decode-0" in running.supervisor.members
+
+
 async def test_a_flip_that_cannot_be_is_refused_with_the_reason() -> None:
     async with owned(flippable="pools differ") as (_, cloud):
         with pytest.raises(Unsupported, match="pools differ"):
