@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from pdserve.core.errors import ConfigError
+from pdserve.gateway.protocol import bounded_protocol
 
 _BACKLOG = 2048
 _KEEP_ALIVE = 75.0
@@ -41,14 +42,21 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 async def serve_http(
-    app: ASGIApp, listener: socket.socket, stop: asyncio.Event, grace: float, leaving: asyncio.Event | None = None
+    app: ASGIApp,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    grace: float,
+    leaving: asyncio.Event | None = None,
+    *,
+    receive_timeout: float = 60.0,
 ) -> None:
     """Serve until stop is set, then give running responses grace seconds. Once leaving is set, connections end with the
-    answer they carry, and those that carry none end at once. Owns the listener."""
+    answer they carry, and those that carry none end at once. A client has receive_timeout seconds for the headers of
+    a request. Owns the listener."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=bounded_protocol(receive_timeout),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -31,7 +31,7 @@ class GatewaySettings:
     requests_kept: int = 1024
     """Records of the latest requests that can be asked for."""
     receive_timeout: float = 60.0
-    """A client that has not sent its body after so long is cut off."""
+    """A client that has not sent its headers, or then its body, after so long is cut off."""
     answers_kept_for: float = 600.0
     """For how long answers to requests with idempotency keys are kept, where no other router is to know them."""
     answers_kept: int = 1024

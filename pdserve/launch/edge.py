@@ -59,7 +59,8 @@ class ClientPorts:
         """Until stop is set, and then for as long as the last bytes take. Once leaving is set, connections end behind
         what runs."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(serve_http(create_app(self.gateway), self.listener, stop, STOP_GRACE, leaving))
+            app, timeout = create_app(self.gateway), self.gateway.settings.receive_timeout
+            group.create_task(serve_http(app, self.listener, stop, STOP_GRACE, leaving, receive_timeout=timeout))
             group.create_task(self.grpc_server.serve(stop, STOP_GRACE, leaving))
 
 

@@ -10,6 +10,7 @@ from pdserve.core.errors import PdserveError
 from pdserve.gateway.auth import ANYONE, Authenticator
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.errors import envelope, error_response, internal_error_body
+from pdserve.gateway.protocol import MAX_HEADER_BYTES
 
 log = structlog.get_logger("pdserve.gateway")
 
@@ -17,7 +18,6 @@ OPEN_PATHS = frozenset({"/", "/live", "/ready", "/health", "/metrics"})
 """Need no API key: probes, scrapers and the chat page, which has the user type one."""
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-MAX_HEADER_BYTES = 64 * 1024
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 

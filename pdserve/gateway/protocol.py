@@ -1,0 +1,104 @@
+"""HTTP connections that no client can hold, or fill with anything but bodies, for longer than it may."""
+
+from asyncio import TimerHandle, Transport
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 * 1024
+_MAX_BYTES_BESIDE_BODIES = 2 * MAX_HEADER_BYTES
+"""Headers above the limit whose end comes soon get their answer from the application, and the connection stays."""
+
+
+def _too_large() -> bytes:
+    message = f"the headers are longer than {MAX_HEADER_BYTES} bytes"
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": "too_large"}
+    body = orjson.dumps({"error": error})
+    head = "HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+_TOO_LARGE = _too_large()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes a connection that brings no whole headers for receive_timeout seconds while none of its requests is worked
+    on, or that brings too much besides bodies: headers, trailers, and what stands between chunks.
+
+    The application bounds the bodies that it reads. What comes of a body after its answer is dropped, in that time.
+    """
+
+    receive_timeout = 60.0
+    _bytes_beside_bodies = 0
+    _in_message = False
+    _due: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_message()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cease_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        # The callbacks set it back: of the bytes that come with the beginning of a message none are counted, since
+        # those before it may be the end of a body.
+        self._bytes_beside_bodies += len(data)
+        super().data_received(data)
+        if self._bytes_beside_bodies > _MAX_BYTES_BESIDE_BODIES:
+            self._refuse()
+        elif self._answered and not self.transport.is_closing():
+            self._keep_time()
+
+    def on_message_begin(self) -> None:
+        self._bytes_beside_bodies = 0
+        self._in_message = True
+        self._cease_waiting()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._bytes_beside_bodies = 0
+        self._cease_waiting()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes_beside_bodies = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        self._cease_waiting()
+        super().on_message_complete()
+
+    @property
+    def _answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _keep_time(self) -> None:
+        # The base class has ended the time of the idle connection, whatever the data was.
+        if self._in_message:
+            if self._due is None:
+                self._await_message()
+        elif self.cycle is not None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _await_message(self) -> None:
+        self._due = self.loop.call_later(self.receive_timeout, self.transport.close)
+
+    def _cease_waiting(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _refuse(self) -> None:
+        if self._answered:
+            self.transport.write(_TOO_LARGE)
+        self.transport.close()
+
+
+def bounded_protocol(receive_timeout: float) -> type[BoundedProtocol]:
+    """The connections of one server."""
+    return type("Connection", (BoundedProtocol,), {"receive_timeout": receive_timeout})
