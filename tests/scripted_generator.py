@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 from tokenizers import Tokenizer as FastTokenizer
@@ -134,13 +134,13 @@ def http_server(
 
     async def main() -> None:
         gateway = Gateway(generator, tokenizer, MODEL, settings)
-        timeout = gateway.settings.receive_timeout
+        patience = replace(gateway.settings.patience, close=0.5)
         stops.append(asyncio.Event())
         servers.append(HttpServer(url=url, admin_url=admin_url, gateway=gateway, loop=asyncio.get_running_loop()))
         listening.set()
         async with asyncio.TaskGroup() as group:
             for app, listener in zip((create_app(gateway), create_admin_app(gateway)), listeners, strict=True):
-                group.create_task(serve_http(app, listener, stops[0], grace, receive_timeout=timeout))
+                group.create_task(serve_http(app, listener, stops[0], grace, patience=patience))
 
     # structlog's default prints fancy tracebacks, which takes seconds each.
     structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()])

@@ -1,9 +1,16 @@
 """HTTP connections that no client can hold, or fill with anything but bodies, for longer than it may."""
 
-from asyncio import TimerHandle, Transport
+import asyncio
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from pdserve.gateway.settings import Patience
+
+if TYPE_CHECKING:
+    from uvicorn.server import Protocols
 
 MAX_HEADER_BYTES = 64 * 1024
 _MAX_BYTES_BESIDE_BODIES = 2 * MAX_HEADER_BYTES
@@ -31,9 +38,9 @@ class BoundedProtocol(HttpToolsProtocol):
     receive_timeout = 60.0
     _bytes_beside_bodies = 0
     _in_message = False
-    _due: TimerHandle | None = None
+    _due: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_message()
 
@@ -102,3 +109,23 @@ class BoundedProtocol(HttpToolsProtocol):
 def bounded_protocol(receive_timeout: float) -> type[BoundedProtocol]:
     """The connections of one server."""
     return type("Connection", (BoundedProtocol,), {"receive_timeout": receive_timeout})
+
+
+async def abort_unread(connections: "Collection[Protocols]", patience: Patience) -> None:
+    """Run for as long as the server: abort connections whose clients read nothing of what was written for them.
+
+    Without, a transport that is closed stays until its client has read the rest, and an answer for which there is no
+    room behind another waits as long."""
+    seen: dict[Protocols, tuple[int, int]] = {}
+    while True:
+        await asyncio.sleep(patience.close)
+        unread: dict[Protocols, tuple[int, int]] = {}
+        for connection in connections:
+            if size := connection.transport.get_write_buffer_size():
+                before, times = seen.get(connection, (size, -1))
+                unread[connection] = size, times + 1 if size == before else 0
+        for connection, (_, times) in unread.items():
+            allowed = patience.close if connection.transport.is_closing() else patience.send
+            if times * patience.close >= allowed:
+                connection.transport.abort()
+        seen = unread

@@ -11,11 +11,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from pdserve.core.errors import ConfigError
-from pdserve.gateway.protocol import bounded_protocol
+from pdserve.gateway.protocol import abort_unread, bounded_protocol
+from pdserve.gateway.settings import Patience
 
 _BACKLOG = 2048
 _KEEP_ALIVE = 75.0
 """Longer than a load balancer keeps an idle connection (60 s), so that it is the one to close."""
+_PATIENCE = Patience()
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -47,16 +49,14 @@ async def serve_http(
     stop: asyncio.Event,
     grace: float,
     leaving: asyncio.Event | None = None,
-    *,
-    receive_timeout: float = 60.0,
+    patience: Patience = _PATIENCE,
 ) -> None:
     """Serve until stop is set, then give running responses grace seconds. Once leaving is set, connections end with the
-    answer they carry, and those that carry none end at once. A client has receive_timeout seconds for the headers of
-    a request. Owns the listener."""
+    answer they carry, and those that carry none end at once. Owns the listener."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=bounded_protocol(receive_timeout),
+        http=bounded_protocol(patience.receive),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -70,14 +70,15 @@ async def serve_http(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
     parting = asyncio.create_task(_part(server, leaving or stop))
+    aborting = asyncio.create_task(abort_unread(server.server_state.connections, patience))
     try:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
     finally:
-        for task in (stopping, parting, serving):
+        for task in (stopping, parting, aborting, serving):
             task.cancel()
-        await asyncio.gather(serving, stopping, parting, return_exceptions=True)
+        await asyncio.gather(serving, stopping, parting, aborting, return_exceptions=True)
         listener.close()
 
 

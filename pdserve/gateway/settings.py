@@ -7,6 +7,18 @@ from pdserve.gateway.auth import TenantKeys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Seconds that a client may take."""
+
+    receive: float = 60.0
+    """To send a request's headers."""
+    send: float = 60.0
+    """To read anything of what it is sent."""
+    close: float = 5.0
+    """To read anything of the rest, once its connection is to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """Limits and keys of the public edge. Times in seconds."""
 
@@ -37,3 +49,8 @@ class GatewaySettings:
     answers_kept: int = 1024
     connection_age: float = 10.0
     """A gRPC client opens another connection after so long, behind which its calls on this one end."""
+
+    @property
+    def patience(self) -> Patience:
+        """With the clients of HTTP connections."""
+        return Patience(receive=self.receive_timeout, send=self.send_timeout)

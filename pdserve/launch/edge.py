@@ -59,8 +59,8 @@ class ClientPorts:
         """Until stop is set, and then for as long as the last bytes take. Once leaving is set, connections end behind
         what runs."""
         async with asyncio.TaskGroup() as group:
-            app, timeout = create_app(self.gateway), self.gateway.settings.receive_timeout
-            group.create_task(serve_http(app, self.listener, stop, STOP_GRACE, leaving, receive_timeout=timeout))
+            app, patience = create_app(self.gateway), self.gateway.settings.patience
+            group.create_task(serve_http(app, self.listener, stop, STOP_GRACE, leaving, patience))
             group.create_task(self.grpc_server.serve(stop, STOP_GRACE, leaving))
 
 

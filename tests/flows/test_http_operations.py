@@ -205,17 +205,17 @@ def test_client_that_reads_nothing_is_cut_off(directory: Path, generator: Script
     line = speak(FastTokenizer.from_file(str(directory / "tokenizer.json")), "x" * 300, end=None)
     generator.script = lambda request: [*list(line(request)) * 200, HANG]
     settings = GatewaySettings(send_timeout=0.5)
-    with http_server(generator, Tokenizer.load(directory), settings) as server:
+    # Were the connection left, the server would take its whole grace to end, for which http_server does not wait.
+    with socket.socket() as connection, http_server(generator, Tokenizer.load(directory), settings, grace=60) as server:
         body = json.dumps(HELLO | {"stream": True, "logprobs": True}).encode()
         head = (
             f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         address = urlsplit(server.url)
-        with socket.socket() as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect((address.hostname, address.port))
-            connection.sendall(head.encode() + body)
-            assert generator.closed.wait(20)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((address.hostname, address.port))
+        connection.sendall(head.encode() + body)
+        assert generator.closed.wait(20)
 
 
 def test_request_over_its_time_ends_with_504(directory: Path, generator: ScriptedGenerator) -> None:

@@ -1,6 +1,7 @@
 """What an HTTP connection may bring, and for how long it may be held."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -9,10 +10,19 @@ from starlette.types import Receive, Scope, Send
 
 from pdserve.gateway.protocol import MAX_HEADER_BYTES
 from pdserve.gateway.serve import bind, serve_http
+from pdserve.gateway.settings import Patience
 
 SHORT = 0.5
 LONG = 60.0
+MUCH = 64 * 2**20
+"""More than the kernel keeps for a client."""
 FILLER = b"x-filler: " + b"x" * 1000 + b"\r\n"
+
+
+async def answer(send: Send, body: bytes) -> None:
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -24,17 +34,14 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         more = message["more_body"]
     if scope["path"] == "/slow":
         await asyncio.sleep(2 * SHORT)
-    body = b"<%d>" % length
-    headers = [(b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await answer(send, b"<%d>" % length)
 
 
 @asynccontextmanager
 async def connection(receive_timeout: float) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     listener, stop = bind("127.0.0.1", 0), asyncio.Event()
     address = listener.getsockname()
-    serving = asyncio.create_task(serve_http(echo, listener, stop, 1.0, receive_timeout=receive_timeout))
+    serving = asyncio.create_task(serve_http(echo, listener, stop, 1.0, patience=Patience(receive=receive_timeout)))
     reader, writer = await asyncio.open_connection(*address)
     try:
         yield reader, writer
@@ -160,3 +167,41 @@ async def test_chunked_bodies_do_not_count_as_headers() -> None:
     chunks = b"3\r\nabc\r\n" * 2 * MAX_HEADER_BYTES
     message = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\nx-trailer: x\r\n\r\n"
     assert await answers_to(message, 2) == [b"<%d>" % (6 * MAX_HEADER_BYTES)] * 2
+
+
+async def much(scope: Scope, receive: Receive, send: Send) -> None:
+    await answer(send, b"x" * MUCH)
+
+
+@asynccontextmanager
+async def asking_for_much(requests: bytes, patience: Patience) -> AsyncIterator[socket.socket]:
+    """A client that has asked; the server must have no connection left at the end."""
+    listener, stop = bind("127.0.0.1", 0), asyncio.Event()
+    address = listener.getsockname()
+    serving = asyncio.create_task(serve_http(much, listener, stop, LONG, patience=patience))
+    with socket.create_connection(address) as client:
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_sendall(client, requests)
+        yield client
+        stop.set()
+        await asyncio.wait_for(serving, 10)
+
+
+async def test_closed_connection_that_nobody_reads_is_gone() -> None:
+    async with asking_for_much(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n", Patience(close=0.2)):
+        await asyncio.sleep(1.0)
+
+
+async def test_answers_that_nobody_reads_do_not_hold_their_connection() -> None:
+    async with asking_for_much(b"GET / HTTP/1.1\r\n\r\n" * 2, Patience(send=0.5, close=0.2)):
+        await asyncio.sleep(1.5)
+
+
+async def test_closed_connection_stays_for_a_slow_reader() -> None:
+    loop, taken = asyncio.get_running_loop(), 0
+    requests = b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"
+    async with asking_for_much(requests, Patience(close=0.3)) as client:
+        while data := await loop.sock_recv(client, 2**20):
+            taken += len(data)
+            await asyncio.sleep(0.02)
+    assert taken > MUCH
