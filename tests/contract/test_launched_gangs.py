@@ -6,22 +6,32 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from pdserve.cluster import gang, ray_launcher
 from pdserve.cluster.launcher import Launched, Launcher, LaunchSpec, Resources
 from pdserve.core.errors import CheckpointError, EngineDied
 from tests.contract.launched_program import MISSED
+from tests.contract.launching_program import open_launcher
 from tests.contract.processes import count_fds, descendants, is_gone, parent_of
 from tests.contract.rooms import rooms
 from tests.contract.test_launchers import launched, spec
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+IN_RAY = pytest.param("ray", marks=pytest.mark.slow)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["process", IN_RAY])
+async def launcher(request: pytest.FixtureRequest) -> AsyncIterator[Launcher]:
+    """Gangs in Ray take half a minute together."""
+    async with AsyncExitStack() as held:
+        yield await open_launcher(request.param, held)
 
 
 def gang_of(leader: LaunchSpec, *followers: LaunchSpec) -> LaunchSpec:
@@ -225,7 +235,7 @@ async def test_a_launch_that_is_called_off_leaves_nothing(launcher: Launcher, st
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("launcher", ["ray"], indirect=True)
+@pytest.mark.parametrize("launcher", [IN_RAY], indirect=True)
 async def test_none_is_started_before_there_is_room_for_all(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,7 +253,7 @@ async def test_none_is_started_before_there_is_room_for_all(
     assert await nothing_is_left()
 
 
-@pytest.mark.parametrize("launcher", ["ray"], indirect=True)
+@pytest.mark.parametrize("launcher", [IN_RAY], indirect=True)
 async def test_a_gang_with_a_frozen_ray_actor_can_be_killed(launcher: Launcher) -> None:
     async with met(launcher, gang_of(lead(), spec("follow"), spec("follow"))) as (whole, followers):
         os.kill(parent_of(followers[0]), signal.SIGSTOP)
