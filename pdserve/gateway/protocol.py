@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from uvicorn.server import Protocols
 
 MAX_HEADER_BYTES = 64 * 1024
+TOO_LARGE = f"the headers are longer than {MAX_HEADER_BYTES} bytes"
 _MAX_BYTES_BESIDE_BODIES = 2 * MAX_HEADER_BYTES
 """Headers above the limit whose end comes soon get their answer from the application, and the connection stays."""
 
 
 def _too_large() -> bytes:
-    message = f"the headers are longer than {MAX_HEADER_BYTES} bytes"
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": "too_large"}
+    error = {"message": TOO_LARGE, "type": "invalid_request_error", "param": None, "code": "too_large"}
     body = orjson.dumps({"error": error})
     head = "HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\nConnection: close\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-_TOO_LARGE = _too_large()
+_ANSWER = _too_large()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -40,7 +40,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_message = False
     _due: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._await_message()
 
@@ -102,7 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         if self._answered:
-            self.transport.write(_TOO_LARGE)
+            self.transport.write(_ANSWER)
         self.transport.close()
 
 

@@ -28,6 +28,7 @@ from pdserve.worker.service import WorkerHandle, WorkerSpec, open_worker
 from tests.checkpoints import make_checkpoint
 from tests.contract.processes import is_gone
 from tests.contract.worker_batches import BLOCK_SIZE, prefill
+from tests.pulls import PULL
 
 BLOCKS = (0, 1, 2)
 QUICK = replace(Times(), heartbeat=0.5, fence=2.0)
@@ -59,18 +60,7 @@ async def test_death_of_the_process_fails_steps_and_pulls_at_once_and_settles_th
     handle = worker.executor.forward(prefill(0, BLOCKS))
     worker.executor.sample(handle)
     address = worker.transfer.address
-    pull = worker.transfer.pull(
-        PullSpec(
-            peer="p",
-            epoch=1,
-            source_blocks=(1,),
-            target_blocks=(2,),
-            digest=bytes(16),
-            seed=0,
-            deadline=30,
-            start_within=30,
-        )
-    )
+    pull = worker.transfer.pull(PULL)
     step, wait = asyncio.ensure_future(worker.executor.collect(handle)), asyncio.ensure_future(pull.wait())
     connecting = asyncio.ensure_future(worker.transfer.connect(address))
     await asyncio.sleep(0.05)

@@ -10,7 +10,7 @@ from pdserve.core.errors import PdserveError
 from pdserve.gateway.auth import ANYONE, Authenticator
 from pdserve.gateway.gateway import Gateway
 from pdserve.gateway.http.errors import envelope, error_response, internal_error_body
-from pdserve.gateway.protocol import MAX_HEADER_BYTES
+from pdserve.gateway.protocol import MAX_HEADER_BYTES, TOO_LARGE
 
 log = structlog.get_logger("pdserve.gateway")
 
@@ -76,7 +76,7 @@ class KeyCheck:
             await self._app(scope, receive, send)
             return
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-            body = envelope(431, f"the headers are longer than {MAX_HEADER_BYTES} bytes", "too_large")
+            body = envelope(431, TOO_LARGE, "too_large")
             await error_response(431, body)(scope, receive, send)
             return
         identity = self._authenticator.identify(Headers(scope=scope).get("authorization"))

@@ -74,6 +74,17 @@ async def still_unsettled(settled: "asyncio.Future[None]") -> bool:
     return not done
 
 
+async def another_source(pair: Pair, engine_id: str, epoch: int) -> LocalTransferService:
+    """Laid out as the pair's; whoever asks for it closes it."""
+    return await LocalTransferService.open(
+        engine_id=engine_id,
+        epoch=epoch,
+        layout=pair.source.layout,
+        memory=HostMemory(pair.source_memory.nbytes),
+        backends=(LoopbackBackend(),),
+    )
+
+
 async def test_a_pull_delivers_the_bytes_and_a_receipt(pair: Pair) -> None:
     pull = pair.target.pull(pair.spec)
     receipt = await pull.wait()
@@ -315,13 +326,7 @@ async def test_who_gives_up_connecting_again_leaves_the_peer_to_others(
 
 
 async def test_a_successor_that_cannot_be_read_ends_no_read_of_its_predecessor(pair: Pair) -> None:
-    successor = await LocalTransferService.open(
-        engine_id="p",
-        epoch=12,
-        layout=pair.source.layout,
-        memory=HostMemory(pair.source_memory.nbytes),
-        backends=(LoopbackBackend(),),
-    )
+    successor = await another_source(pair, "p", 12)
     pair.backend.held = True
     pull = pair.target.pull(pair.spec)
     address = successor.address
@@ -381,13 +386,7 @@ async def test_a_source_that_digests_otherwise_is_verified_with_its_function(
     """As a source does whose KV lies on a GPU, read by a target whose KV does not."""
     with monkeypatch.context() as patch:
         patch.setattr("pdserve.transfer.service.digest_kind", lambda *_: DigestKind.KEYED_SUM)
-        other = await LocalTransferService.open(
-            engine_id="q",
-            epoch=33,
-            layout=pair.source.layout,
-            memory=HostMemory(pair.source_memory.nbytes),
-            backends=(LoopbackBackend(),),
-        )
+        other = await another_source(pair, "q", 33)
     try:
         await pair.target.connect(other.address)
         digest = await other.digest((1, 2), 8, seed=99)

@@ -9,12 +9,13 @@ import uvloop
 from pdserve.core.batch import Batch
 from pdserve.core.errors import EngineDied
 from pdserve.core.layout import KVGroup, KVLayout
-from pdserve.core.protocols import PeerAddress, PullSpec, RankAddress
+from pdserve.core.protocols import PeerAddress, RankAddress
 from pdserve.core.shards import sole_shard
 from pdserve.worker.frames import Ping
 from pdserve.worker.remote import RemoteExecutor
 from pdserve.worker.remote_transfer import RemoteTransfer
 from tests.clocks import settle
+from tests.pulls import PULL
 from tests.scripted_worker import ScriptedWorker, scripted_worker
 
 LAYOUT = KVLayout(group=KVGroup(num_layers=1, num_kv_heads=1, head_dim=4, dtype="float32"), block_size=4, num_blocks=8)
@@ -23,16 +24,6 @@ ADDRESS = PeerAddress(
     epoch=1,
     layout_hash=LAYOUT.wire_hash,
     ranks=(RankAddress(shard=sole_shard(LAYOUT), backends=()),),
-)
-PULL = PullSpec(
-    peer="p0",
-    epoch=1,
-    source_blocks=(1,),
-    target_blocks=(2,),
-    digest=bytes(16),
-    seed=0,
-    deadline=30,
-    start_within=30,
 )
 
 
